@@ -1,0 +1,242 @@
+"""ScaleDense, the network of both stages, as released and as in the paper's figure."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from model.layers import ScaleDenseBlock
+
+MODELS = ("scaledense", "scaledense_paper")
+STEM_SHRINKAGE = 10  # voxels: a 7x7x7 kernel with dilation 2 spans 13, padding gives back 2
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Everything that is needed to build a network again; stored in its checkpoint.
+
+    Parameters
+    ----------
+    stage : {1, 2}
+        1 estimates the age, 2 the residual to a discretized age.
+    model : {"scaledense", "scaledense_paper"}
+        The topology of the released code, or the lighter one of the paper's
+        figure 2: no stem, no stem's padding loss, and narrower blocks.
+    use_sex : bool
+        Whether the head takes the sex of the subject.
+    volume_shape : tuple of 3 int
+        Voxels along each axis of the input volumes.
+    blocks, filters : int
+        Number of blocks; channels of the stem (``scaledense``) or of the
+        first block (``scaledense_paper``).
+    age_mean, age_sd : float, years
+        Mean and standard deviation of the training ages. The first stage's
+        raw output is multiplied by `age_sd` and shifted by `age_mean`, so
+        that it starts near the ages it must reach; the second stage's
+        discretized age is standardized by them. Released checkpoints have
+        0 and 1, which changes nothing.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range, or the volume does not survive the
+        pooling.
+    """
+
+    stage: int
+    model: str = "scaledense"
+    use_sex: bool = True
+    volume_shape: tuple[int, int, int] = (91, 109, 91)
+    blocks: int = 5
+    filters: int = 8
+    age_mean: float = 0.0
+    age_sd: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "volume_shape", tuple(self.volume_shape))
+        if self.stage not in (1, 2):
+            raise ValueError(f"stage is {self.stage}; expected 1 or 2")
+        if self.model not in MODELS:
+            raise ValueError(f"model is '{self.model}'; expected one of {', '.join(MODELS)}")
+        if self.blocks < 1 or self.filters < 1:
+            raise ValueError(
+                f"{self.blocks} blocks of {self.filters} filters; expected at least one of each"
+            )
+        if not self.age_sd > 0:
+            raise ValueError(f"age_sd is {self.age_sd}; expected a positive number of years")
+        minimum = 2**self.blocks + (STEM_SHRINKAGE if self.has_stem else 0)
+        if min(self.volume_shape) < minimum:
+            raise ValueError(
+                f"a volume of {'x'.join(map(str, self.volume_shape))} voxels does not survive "
+                f"{self.model} with {self.blocks} blocks: every axis needs at least {minimum} "
+                "voxels; use fewer blocks or a finer grid"
+            )
+
+    @property
+    def has_stem(self) -> bool:
+        """Whether a convolution stands before the first block."""
+        return self.model == "scaledense"
+
+    @property
+    def widths(self) -> list[tuple[int, int]]:
+        """Input and output channels of every block's own path."""
+        channels = self.filters if self.has_stem else 1
+        widths = []
+        for index in range(self.blocks):
+            out_channels = 2 * channels if self.has_stem else self.filters * 2**index
+            widths.append((channels, out_channels))
+            channels += out_channels
+        return widths
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain Python values."""
+        return asdict(self)
+
+
+class ScaleDenseTrunk(nn.Module):
+    """Turn volumes into pooled features.
+
+    Every block sees the max-pooled outputs of the stem (or the image) and of
+    all earlier blocks.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+
+    Notes
+    -----
+    The released network pools everything that its last block has behind it,
+    1944 features with 8 filters and 5 blocks; the paper's figure pools the
+    last block's own path alone, 128 features.
+
+    References
+    ----------
+    Cheng et al. 2021, section III-B and figure 2.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.stem: nn.Module = nn.Identity()
+        if config.has_stem:
+            self.stem = nn.Sequential(nn.Conv3d(1, config.filters, 7, padding=1, dilation=2), nn.ELU())
+        self.blocks = nn.ModuleList(ScaleDenseBlock(*width) for width in config.widths)
+        self.pool_all = config.has_stem
+        last_in, last_out = config.widths[-1]
+        self.features = last_in + last_out if self.pool_all else last_out
+
+    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
+        """Compute features.
+
+        Parameters
+        ----------
+        volumes : (B, 1, D, H, W) float tensor, MNI152 space, z-scored
+
+        Returns
+        -------
+        (B, features) float32 tensor (float64 for float64 volumes)
+        """
+        x = self.stem(volumes)
+        for block in self.blocks:
+            path = block(x)
+            x = torch.cat([functional.max_pool3d(x, 2), path], 1)
+        pooled = x if self.pool_all else path
+        return pooled.mean((2, 3, 4), dtype=torch.promote_types(pooled.dtype, torch.float32))
+
+
+class ScaleDense(nn.Module):
+    """The first or the second stage: a trunk and the head of that stage.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+
+    Notes
+    -----
+    The head always runs in float32: bfloat16 tells ages near 64 years apart
+    by no less than half a year.
+
+    References
+    ----------
+    Cheng et al. 2021, sections III-B and III-C.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = ScaleDenseTrunk(config)
+        self.image_layer = nn.Sequential(nn.Linear(self.trunk.features, 32), nn.ELU())
+        width = 32
+        if config.stage == 2:
+            self.discretized_age_layer = nn.Sequential(
+                nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()
+            )
+            width += 16
+        if config.use_sex:
+            self.sex_layer = nn.Sequential(nn.Linear(2, 16), nn.Linear(16, 8), nn.ELU())
+            width += 8
+        self.output_layer = nn.Sequential(nn.Linear(width, 16), nn.Linear(16, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights as the authors do: Kaiming, Xavier, biases zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+            if isinstance(module, nn.Conv3d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        volumes: torch.Tensor,
+        sex: torch.Tensor | None = None,
+        discretized_age: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Estimate ages (first stage) or residuals (second stage).
+
+        Parameters
+        ----------
+        volumes : (B, 1, D, H, W) float32 tensor, MNI152 space, z-scored
+        sex : (B,) int64 tensor, 0 female, 1 male; unused without the sex input
+        discretized_age : (B,) float32 tensor, years; second stage only
+
+        Returns
+        -------
+        (B,) float32 tensor, years
+            Brain age of the first stage, residual age of the second.
+        """
+        features = self.trunk(volumes)
+        with torch.autocast(volumes.device.type, enabled=False):
+            return self._head(features, sex, discretized_age)
+
+    def _head(
+        self,
+        features: torch.Tensor,
+        sex: torch.Tensor | None,
+        discretized_age: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Join the image's features, the sex and the discretized age, in that order."""
+        config = self.config
+        parts = [self.image_layer(features)]
+        if config.use_sex:
+            if sex is None:
+                raise ValueError("this network needs the sex of each subject; none was given")
+            parts.append(self.sex_layer(functional.one_hot(sex.long(), 2).to(features.dtype)))
+        if config.stage == 2:
+            if discretized_age is None:
+                raise ValueError("the second stage needs discretized ages; none were given")
+            standardized = (discretized_age.to(features.dtype) - config.age_mean) / config.age_sd
+            parts.append(self.discretized_age_layer(standardized[:, None]))
+        output = self.output_layer(torch.cat(parts, 1))[:, 0]
+        if config.stage == 2:
+            return output
+        return functional.relu(config.age_mean + config.age_sd * output)
+
+
+def describe_size(shape: Sequence[int]) -> str:
+    """Return a shape as people write it, such as ``91x109x91``."""
+    return "x".join(str(size) for size in shape)
