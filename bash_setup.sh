@@ -1,0 +1,34 @@
+# Sourced by the other bash scripts: sets PYTHON, and can set up the environment.
+# shellcheck shell=bash
+
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# The Python that runs everything: the active virtual environment's, or that of .venv here.
+if [[ -z "${PYTHON:-}" ]]; then
+  PYTHON=python3
+  if [[ -n "${VIRTUAL_ENV:-}" ]]; then
+    PYTHON="$VIRTUAL_ENV/bin/python"
+  elif [[ -x "$HERE/.venv/bin/python" ]]; then
+    PYTHON="$HERE/.venv/bin/python"
+  fi
+fi
+
+# Make .venv here unless a virtual environment is active, and install the named requirements files.
+set_up_environment() {
+  if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+    local base
+    for base in python3.12 python3.11 python3; do
+      "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && break
+      base=""
+    done
+    if [[ -z "$base" ]]; then
+      echo "error: Python 3.11 or 3.12 is needed; install one, or activate a virtual environment that has it" >&2
+      exit 2
+    fi
+    [[ -x "$HERE/.venv/bin/python" ]] || "$base" -m venv "$HERE/.venv"
+    PYTHON="$HERE/.venv/bin/python"
+  fi
+  local file
+  for file in "$@"; do
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$HERE/$file"
+  done
+}

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Estimate brain ages with the first stage, and write its discretized ages.
+# Edit the variables, or set them in the environment; further flags are passed on.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
+
+DATA="${DATA:-data}"                                  # folder with test/, labels.csv
+TEST_FOLDER="${TEST_FOLDER:-$DATA/test}"              # scans, .nii or .nii.gz
+LABEL_TABLE="${LABEL_TABLE-$DATA/labels.csv}"         # subject, age in years, sex; empty: none
+CHECKPOINT="${CHECKPOINT:-runs/first_stage/best.pt}"  # of the trained first stage
+OUTPUT_DIR="${OUTPUT_DIR:-runs/first_stage/test}"     # folder for the results
+SPLIT="${SPLIT:-test}"                                # name of the split: <split>_discretized_age.npy
+AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages
+BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
+NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"  # which GPU; none is needed
+
+"$PYTHON" "$HERE/test_first_stage.py" \
+  --test_folder "$TEST_FOLDER" \
+  --label_table "$LABEL_TABLE" \
+  --checkpoint "$CHECKPOINT" \
+  --output_dir "$OUTPUT_DIR" \
+  --split "$SPLIT" \
+  --age_interval "$AGE_INTERVAL" \
+  --batch_size "$BATCH_SIZE" \
+  --num_workers "$NUM_WORKERS" \
+  "$@"

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Estimate brain ages with the whole cascade: first stage, discretization, second stage.
+# Edit the variables, or set them in the environment; further flags are passed on.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
+
+DATA="${DATA:-data}"                                  # folder with test/, labels.csv
+TEST_FOLDER="${TEST_FOLDER:-$DATA/test}"              # scans, .nii or .nii.gz
+LABEL_TABLE="${LABEL_TABLE-$DATA/labels.csv}"         # subject, age in years, sex; empty: none
+CHECKPOINT="${CHECKPOINT:-runs/second_stage/best.pt}" # of the trained second stage
+FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # that it was trained on
+OUTPUT_DIR="${OUTPUT_DIR:-runs/second_stage/test}"    # folder for the results
+BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
+NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"  # which GPU; none is needed
+
+"$PYTHON" "$HERE/test_second_stage.py" \
+  --test_folder "$TEST_FOLDER" \
+  --label_table "$LABEL_TABLE" \
+  --checkpoint "$CHECKPOINT" \
+  --first_stage_checkpoint "$FIRST_STAGE_CHECKPOINT" \
+  --output_dir "$OUTPUT_DIR" \
+  --batch_size "$BATCH_SIZE" \
+  --num_workers "$NUM_WORKERS" \
+  "$@"

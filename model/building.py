@@ -1,0 +1,115 @@
+"""Build networks and losses from flags or from a checkpoint."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from model.ranking import CascadeLoss, SoftRank
+from model.released import convert_released, is_released
+from model.scaledense import NetworkConfig, ScaleDense
+from model.sorter import load_sorter
+
+
+def make_network(
+    args: Namespace, stage: int, volume_shape: tuple[int, int, int], train_ages: Sequence[float], seed: int
+) -> ScaleDense:
+    """Make a network with new weights.
+
+    Parameters
+    ----------
+    args : Namespace with ``model``, ``use_sex``, ``blocks``, ``filters``
+    stage : {1, 2}
+    volume_shape : tuple of 3 int
+    train_ages : sequence of float, years
+        The chronological ages of the training subjects.
+    seed : int
+        Of the weights; the global generator of torch is set to it.
+
+    Raises
+    ------
+    ValueError
+        If the flags and the volume do not go together.
+    """
+    ages = torch.tensor(train_ages, dtype=torch.float64)
+    sd = float(ages.std(correction=0))
+    config = NetworkConfig(
+        stage=stage,
+        model=args.model,
+        use_sex=args.use_sex,
+        volume_shape=volume_shape,
+        blocks=args.blocks,
+        filters=args.filters,
+        age_mean=float(ages.mean()),
+        age_sd=sd if sd > 0 else 1.0,
+    )
+    torch.manual_seed(seed)
+    return ScaleDense(config)
+
+
+def make_loss(args: Namespace) -> CascadeLoss:
+    """Make the loss that the flags name.
+
+    Parameters
+    ----------
+    args : Namespace with ``loss``, ``ranking``, ``sorter``, ``rank_temperature``,
+        ``ranking_weight``, ``age_difference_weight``
+
+    Raises
+    ------
+    ValueError
+        If the sorter is missing or unusable.
+    """
+    ranker: torch.nn.Module | None = None
+    if args.ranking == "soft":
+        ranker = SoftRank(args.rank_temperature)
+    elif args.ranking == "sodeep":
+        if args.sorter is None:
+            raise ValueError("--ranking sodeep needs --sorter; make one with bash_train_sorter.sh")
+        ranker = load_sorter(args.sorter)
+    return CascadeLoss(args.loss, ranker, args.ranking_weight, args.age_difference_weight)
+
+
+def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None = None) -> ScaleDense:
+    """Rebuild the network of a checkpoint, ours or the authors'.
+
+    Parameters
+    ----------
+    checkpoint : mapping
+        With ``state_dict``, and ``network`` unless the authors released it.
+    stage : {1, 2}
+        The stage that it must be of.
+    use_sex : bool or None
+        Which head of a released checkpoint to take; None takes that with
+        sex. Checkpoints of this project have one head.
+
+    Returns
+    -------
+    ScaleDense in evaluation mode
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint is of the other stage, contradicts `use_sex`, or
+        its weights do not fit.
+    """
+    weights = checkpoint["state_dict"]
+    if "network" in checkpoint:
+        config = NetworkConfig(**checkpoint["network"])
+        if use_sex not in (None, config.use_sex):
+            raise ValueError(f"was trained with --use_sex {config.use_sex}; leave the flag out")
+    elif is_released(weights):
+        config, weights = convert_released(weights, use_sex is not False)
+    else:
+        raise ValueError("is no checkpoint of this project or of the authors")
+    if config.stage != stage:
+        names = {1: "first", 2: "second"}
+        raise ValueError(f"holds a {names[config.stage]} stage; expected a {names[stage]} stage")
+    with torch.device("meta"):
+        network = ScaleDense(config)
+    try:
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"its weights do not fit its network ({str(error).splitlines()[1].strip()})") from error
+    return network.eval()

@@ -1,0 +1,50 @@
+"""Estimate brain ages with the first stage, and write its discretized ages."""
+
+from utils.errors import run_command, user_errors
+from utils.options import testing_parser
+
+
+def main() -> None:
+    args = testing_parser(stage=1).parse_args()
+    # Imported here, so that --help and wrong flags answer at once.
+    from model.building import load_network
+    from utils import distributed
+    from utils.checkpoints import data_settings, load_checkpoint
+    from utils.cohort import load_cohort
+    from utils.dataset import ScanDataset
+    from utils.discretization import write_discretized_ages
+    from utils.engine import predict
+    from utils.files import sha256_of
+    from utils.reports import announce_report, write_report
+    from utils.stages import FirstStage
+
+    device = distributed.start(args.device)
+    checkpoint = load_checkpoint(args.checkpoint)
+    with user_errors(str(args.checkpoint)):
+        network = load_network(checkpoint, stage=1, use_sex=args.use_sex)
+        voxel_size, normalization = data_settings(checkpoint, args.normalization)
+    subjects = load_cohort(
+        {"test": args.test_folder},
+        args.label_table,
+        voxel_size=voxel_size,
+        use_sex=network.config.use_sex,
+        sex_of_all=args.sex,
+        workers=args.num_workers,
+    )["test"]
+    dataset = ScanDataset(subjects, voxel_size, normalization)
+    predictions = predict(network.to(device), FirstStage(), dataset, args, device, "first stage")
+    metrics = write_report(
+        args.output_dir, subjects, predictions, "First stage", npz_name=args.npz_name, plot_name=args.plot_name
+    )
+    write_discretized_ages(
+        args.output_dir / f"{args.split}_discretized_age.npy",
+        [subject.subject_id for subject in subjects],
+        predictions["brain_age"],
+        args.age_interval,
+        sha256_of(args.checkpoint),
+    )
+    announce_report(args.output_dir, "first stage", metrics)
+
+
+if __name__ == "__main__":
+    run_command(main)

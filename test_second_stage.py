@@ -1,0 +1,62 @@
+"""Estimate brain ages with the whole cascade."""
+
+from utils.errors import InputError, run_command, user_errors
+from utils.options import testing_parser
+
+
+def main() -> None:
+    args = testing_parser(stage=2).parse_args()
+    # Imported here, so that --help and wrong flags answer at once.
+    from model.building import load_network
+    from utils import distributed
+    from utils.checkpoints import data_settings, load_checkpoint
+    from utils.cohort import add_first_stage_ages, load_cohort
+    from utils.dataset import ScanDataset
+    from utils.discretization import discretize_age, read_discretized_ages
+    from utils.engine import predict
+    from utils.files import sha256_of
+    from utils.reports import announce_report, write_report
+    from utils.stages import FirstStage, SecondStage
+
+    device = distributed.start(args.device)
+    checkpoints = {1: load_checkpoint(args.first_stage_checkpoint), 2: load_checkpoint(args.checkpoint)}
+    networks, data = {}, {}
+    for stage, path in ((1, args.first_stage_checkpoint), (2, args.checkpoint)):
+        with user_errors(str(path)):
+            networks[stage] = load_network(checkpoints[stage], stage, args.use_sex)
+            data[stage] = data_settings(checkpoints[stage], args.normalization)
+    sha256 = sha256_of(args.first_stage_checkpoint)
+    if checkpoints[2].get("first_stage_sha256", sha256) != sha256:
+        raise InputError(
+            f"{args.checkpoint}: was trained on the ages of another first stage than "
+            f"{args.first_stage_checkpoint} (SHA-256 {sha256[:12]}...); give that one as --first_stage_checkpoint"
+        )
+    age_interval = checkpoints[2].get("age_interval", args.age_interval or 5.0)
+    if args.age_interval not in (None, age_interval):
+        raise InputError(f"{args.checkpoint}: was trained with --age_interval {age_interval:g}; leave the flag out")
+    subjects = load_cohort(
+        {"test": args.test_folder},
+        args.label_table,
+        voxel_size=max(data[1][0], data[2][0]),
+        use_sex=any(network.config.use_sex for network in networks.values()),
+        sex_of_all=args.sex,
+        workers=args.num_workers,
+    )["test"]
+    if args.discretized_age_file:
+        ids = [subject.subject_id for subject in subjects]
+        brain_age = read_discretized_ages(args.discretized_age_file, ids, age_interval, sha256)["brain_age"]
+    else:
+        dataset = ScanDataset(subjects, *data[1])
+        brain_age = predict(networks[1].to(device), FirstStage(), dataset, args, device, "first stage")["brain_age"]
+    subjects = add_first_stage_ages(subjects, brain_age, discretize_age(brain_age, age_interval))
+    stage = SecondStage(age_interval)
+    dataset = ScanDataset(subjects, *data[2])
+    predictions = predict(networks[2].to(device), stage, dataset, args, device, "second stage")
+    metrics = write_report(
+        args.output_dir, subjects, predictions, "Cascade", stage.columns, args.npz_name, args.plot_name, stage.report
+    )
+    announce_report(args.output_dir, "cascade", metrics)
+
+
+if __name__ == "__main__":
+    run_command(main)

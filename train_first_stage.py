@@ -1,0 +1,77 @@
+"""Train the first stage: brain age from a T1-weighted scan."""
+
+from pathlib import Path
+
+from utils.errors import run_command, user_errors
+from utils.options import training_parser
+
+
+def main() -> None:
+    args = training_parser(stage=1).parse_args()
+    # Imported here, so that --help and wrong flags answer at once.
+    import numpy as np
+
+    from model.building import load_network, make_loss, make_network
+    from utils import distributed
+    from utils.checkpoints import describe_checkpoint, load_checkpoint
+    from utils.cohort import load_cohort, split_into_folds
+    from utils.dataset import ScanDataset
+    from utils.discretization import write_discretized_ages
+    from utils.engine import check_run_folder, fit, predict
+    from utils.files import sha256_of
+    from utils.images import model_grid
+    from utils.stages import FirstStage
+    from utils.subjects import Subject
+
+    with user_errors():
+        grid = model_grid(args.voxel_size)
+        make_network(args, 1, grid.shape, [0.0, 1.0], args.seed)
+        criterion = make_loss(args)
+    check_run_folder(args.output_dir, args.resume)
+    device = distributed.start(args.device)
+    criterion.to(device)
+    folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
+    cohort = load_cohort(
+        {split: folder for split, folder in folders.items() if folder},
+        args.label_table,
+        voxel_size=args.voxel_size,
+        use_sex=args.use_sex,
+        workers=args.num_workers,
+    )
+
+    def dataset(subjects: list[Subject]) -> ScanDataset:
+        return ScanDataset(subjects, args.voxel_size, args.normalization)
+
+    def train(train_subjects: list[Subject], folder: Path, seed: int) -> Path:
+        ages = [subject.chronological_age for subject in train_subjects]
+        network = make_network(args, 1, grid.shape, ages, seed)
+        identity = describe_checkpoint(network.config.to_dict(), args, train_subjects, cohort["valid"])
+        datasets = dataset(train_subjects), dataset(cohort["valid"])
+        return fit(network, FirstStage(), criterion, *datasets, folder, args, device, identity)
+
+    def estimate(checkpoint: Path, subjects: list[Subject], label: str) -> np.ndarray:
+        network = load_network(load_checkpoint(checkpoint), stage=1).to(device)
+        return predict(network, FirstStage(), dataset(subjects), args, device, label)["brain_age"]
+
+    best = train(cohort["train"], args.output_dir, args.seed)
+    ages = {split: estimate(best, subjects, split) for split, subjects in cohort.items()}
+    for number, (rest, part) in enumerate(split_into_folds(cohort["train"], args.folds, args.seed), 1):
+        print(f"fold {number} of {args.folds}: {len(rest)} subjects to train on, {len(part)} to estimate")
+        fold = train([cohort["train"][i] for i in rest], args.output_dir / f"fold_{number}", args.seed + number)
+        ages["train"][part] = estimate(fold, [cohort["train"][i] for i in part], f"fold {number}")
+    if distributed.rank() == 0:
+        for split, subjects in cohort.items():
+            write_discretized_ages(
+                args.output_dir / f"{split}_discretized_age.npy",
+                [subject.subject_id for subject in subjects],
+                ages[split],
+                args.age_interval,
+                sha256_of(best),
+                out_of_fold=split != "train" or args.folds > 0,
+            )
+        print(f"best weights: {best}\ndiscretized ages: {args.output_dir}/<{'|'.join(cohort)}>_discretized_age.npy")
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    run_command(main)

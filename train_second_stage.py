@@ -1,0 +1,67 @@
+"""Train the second stage: the residual to the first stage's discretized ages."""
+
+from utils.errors import run_command, user_errors
+from utils.options import training_parser
+
+
+def main() -> None:
+    args = training_parser(stage=2).parse_args()
+    # Imported here, so that --help and wrong flags answer at once.
+    from model.building import load_network, make_loss, make_network
+    from utils import distributed
+    from utils.checkpoints import data_settings, describe_checkpoint, load_checkpoint
+    from utils.cohort import add_first_stage_ages, load_cohort
+    from utils.dataset import ScanDataset
+    from utils.discretization import read_discretized_ages
+    from utils.engine import check_run_folder, fit
+    from utils.files import sha256_of
+    from utils.images import model_grid
+    from utils.stages import SecondStage
+
+    first_stage = load_checkpoint(args.first_stage_checkpoint)
+    with user_errors(str(args.first_stage_checkpoint)):
+        load_network(first_stage, stage=1)
+        args.voxel_size, args.normalization = data_settings(first_stage, args.normalization)
+    with user_errors():
+        grid = model_grid(args.voxel_size)
+        make_network(args, 2, grid.shape, [0.0, 1.0], args.seed)
+        criterion = make_loss(args)
+    check_run_folder(args.output_dir, args.resume)
+    device = distributed.start(args.device)
+    cohort = load_cohort(
+        {"train": args.train_folder, "valid": args.valid_folder},
+        args.label_table,
+        voxel_size=args.voxel_size,
+        use_sex=args.use_sex,
+        workers=args.num_workers,
+    )
+    folder = args.discretized_age_folder or args.first_stage_checkpoint.parent
+    sha256 = sha256_of(args.first_stage_checkpoint)
+    for split, subjects in cohort.items():
+        path = folder / f"{split}_discretized_age.npy"
+        table = read_discretized_ages(path, [s.subject_id for s in subjects], args.age_interval, sha256)
+        if not table["out_of_fold"].all():
+            print(
+                f"note: {path} holds in-sample ages, on which the first stage errs less than on new subjects; "
+                "train it with --folds 5, so that the second stage learns on the errors it will meet"
+            )
+        cohort[split] = add_first_stage_ages(subjects, table["brain_age"], table["discretized_age"])
+    ages = [subject.chronological_age for subject in cohort["train"]]
+    network = make_network(args, 2, grid.shape, ages, args.seed)
+    best = fit(
+        network,
+        SecondStage(args.age_interval),
+        criterion.to(device),
+        *(ScanDataset(cohort[split], args.voxel_size, args.normalization) for split in ("train", "valid")),
+        args.output_dir,
+        args,
+        device,
+        describe_checkpoint(network.config.to_dict(), args, cohort["train"], cohort["valid"], sha256),
+    )
+    if distributed.rank() == 0:
+        print(f"best weights: {best}")
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,102 @@
+"""Write and read checkpoints: atomically, and without running code."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import InputError
+from utils.files import replacing
+from utils.subjects import Subject
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all."""
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project or of the authors, on the CPU.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged, holds anything but tensors and
+        plain values, or has no ``state_dict``.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; give the best.pt of a finished training")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises many types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path}: cannot be loaded without running code, or is damaged ({reason}); "
+            "give a checkpoint that holds tensors and plain values only"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise InputError(f"{path}: has no 'state_dict'; give a checkpoint of a training")
+    return content
+
+
+def describe_checkpoint(
+    network: dict[str, Any],
+    args: Namespace,
+    train_subjects: Sequence[Subject],
+    valid_subjects: Sequence[Subject],
+    first_stage_sha256: str | None = None,
+) -> dict[str, Any]:
+    """Collect what a checkpoint must say of itself besides its weights.
+
+    Parameters
+    ----------
+    network : dict
+        The fields of the network's configuration.
+    args : Namespace with ``voxel_size``, ``normalization``, ``age_interval``
+    train_subjects, valid_subjects : sequence of Subject
+    first_stage_sha256 : str, for a second stage
+
+    Returns
+    -------
+    dict of plain values
+    """
+    second = {}
+    if first_stage_sha256 is not None:
+        second = {
+            "first_stage_sha256": first_stage_sha256,
+            "train_discretized_ages": [subject.discretized_age for subject in train_subjects],
+        }
+    return {
+        "network": network,
+        "voxel_size": args.voxel_size,
+        "normalization": args.normalization,
+        "age_interval": args.age_interval,
+        "train_subjects": [subject.subject_id for subject in train_subjects],
+        "train_ages": [subject.chronological_age for subject in train_subjects],
+        "valid_subjects": [subject.subject_id for subject in valid_subjects],
+        **second,
+    }
+
+
+def data_settings(checkpoint: Mapping[str, Any], normalization: str | None) -> tuple[int, str]:
+    """Return the voxel size in mm and the normalization that a network expects.
+
+    Parameters
+    ----------
+    checkpoint : mapping
+        One that the authors released works at 2 mm.
+    normalization : str or None
+        For a released checkpoint; None means ``brain``.
+
+    Raises
+    ------
+    ValueError
+        If `normalization` contradicts the checkpoint.
+    """
+    own = checkpoint.get("normalization", normalization or "brain")
+    if normalization not in (None, own):
+        raise ValueError(f"was trained with --normalization {own}; leave the flag out")
+    return checkpoint.get("voxel_size", 2), own

@@ -1,0 +1,195 @@
+"""Match scans to the rows of a label table, and find every problem before training."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+from tqdm import tqdm
+
+from utils.errors import InputError
+from utils.images import load_volume
+from utils.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
+from utils.tables import SEXES, LabelTable, read_label_table, subject_id_of
+
+def load_cohort(
+    folders: Mapping[str, Path],
+    label_table: Path | None,
+    *,
+    voxel_size: int,
+    use_sex: bool = True,
+    sex_of_all: str | None = None,
+    workers: int = 1,
+) -> dict[str, list[Subject]]:
+    """Find the scans of every split, match and check them all.
+
+    A scan belongs to the row whose subject id is the scan's file name
+    without its extension, or, for a BIDS name such as
+    ``sub-01_ses-1_T1w.nii.gz``, that name without ``_T1w``, or ``sub-01``.
+
+    Parameters
+    ----------
+    folders : mapping of split name to folder
+    label_table : Path or None
+        None leaves ages unknown.
+    voxel_size : int, mm, of the model's grid
+    use_sex : bool
+        Whether the sex of every subject must be known.
+    sex_of_all : str or None
+        Sex of all subjects where there is no table, such as ``F``.
+    workers : int
+        Threads that read scans.
+
+    Returns
+    -------
+    dict of split name to list of Subject, sorted by subject id
+
+    Raises
+    ------
+    InputError
+        With every problem of the table, the folders and the scans.
+    """
+    table = read_label_table(label_table) if label_table else None
+    problems: list[str] = []
+    cohort: dict[str, list[Subject]] = {}
+    for split, folder in folders.items():
+        paths = _find_scans(folder, split, problems)
+        cohort[split] = _match(paths, table, use_sex, sex_of_all, problems)
+    _check_overlap(cohort, problems)
+    _check_scans([s.path for subjects in cohort.values() for s in subjects], voxel_size, workers, problems)
+    if problems:
+        raise InputError(problems)
+    return cohort
+
+
+def _find_scans(folder: Path, split: str, problems: list[str]) -> list[Path]:
+    """List the NIfTI files of a folder."""
+    name = f"{split.upper()}_FOLDER (--{split}_folder)"
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder; set {name} to a folder of .nii or .nii.gz files")
+        return []
+    paths = sorted(
+        path for path in folder.iterdir()
+        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+    )  # fmt: skip
+    if not paths:
+        problems.append(f"{folder}: holds no .nii or .nii.gz file; set {name} to a folder that does")
+    return paths
+
+
+def _match(
+    paths: list[Path],
+    table: LabelTable | None,
+    use_sex: bool,
+    sex_of_all: str | None,
+    problems: list[str],
+) -> list[Subject]:
+    """Give each scan its row, by exact subject id."""
+    subjects: dict[str, Subject] = {}
+    given_sex = SEXES[sex_of_all.lower()] if sex_of_all else UNKNOWN_SEX
+    for path in paths:
+        name = subject_id_of(path.name)
+        candidates = [name]
+        if bids := re.match(r"(sub-[A-Za-z0-9]+)_", name):
+            candidates += [name.removesuffix("_T1w"), bids[1]]
+        known = table.problems if table else {}
+        subject_id = next((c for c in candidates if c in known), candidates[min(1, len(candidates) - 1)])
+        if subject_id in subjects:
+            problems.append(
+                f"{path}: a second scan of {subject_id} beside {subjects[subject_id].path.name}; keep one, "
+                "or give each session a row of its own"
+            )
+            continue
+        age, sex = UNKNOWN_AGE, given_sex
+        if table:
+            if subject_id not in known:
+                problems.append(f"{path}: no row of {table.path} has the subject {subject_id}; add one")
+                continue
+            problems += known[subject_id]
+            age = table.ages.get(subject_id, UNKNOWN_AGE)
+            sex = table.sexes.get(subject_id, given_sex)
+        if use_sex and sex == UNKNOWN_SEX:
+            problems.append(
+                f"{path}: the sex of {subject_id} is not known as 0/1, F/M or female/male"
+                + (f" in {table.path}" if table else "")
+                + "; add it, or use a model without sex (--use_sex false)"
+            )
+        subjects[subject_id] = Subject(subject_id, path, age, sex)
+    return [subjects[key] for key in sorted(subjects)]
+
+
+def _check_overlap(cohort: Mapping[str, list[Subject]], problems: list[str]) -> None:
+    """Find persons who are in more than one split."""
+    seen: dict[str, tuple[str, Path]] = {}
+    for split, subjects in cohort.items():
+        for subject in subjects:
+            person = person_of(subject.subject_id)
+            other, path = seen.setdefault(person, (split, subject.path))
+            if other != split:
+                problems.append(
+                    f"{subject.path}: {person} is in the {split} split and in the {other} split ({path}); "
+                    "keep a person in one split"
+                )
+
+
+def _check_scans(paths: list[Path], voxel_size: int, workers: int, problems: list[str]) -> None:
+    """Read every scan once."""
+
+    def problem_of(path: Path) -> str | None:
+        try:
+            load_volume(path, voxel_size)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        checks = tqdm(
+            pool.map(problem_of, paths), "checking scans", len(paths), unit="scan", disable=None, leave=False
+        )
+        problems += [problem for problem in checks if problem]
+
+
+def add_first_stage_ages(
+    subjects: Sequence[Subject], brain_age: np.ndarray, discretized_age: np.ndarray
+) -> list[Subject]:
+    """Return the subjects with the first stage's ages, (N,) float arrays in years."""
+    return [
+        replace(subject, first_stage_age=float(age), discretized_age=float(discretized))
+        for subject, age, discretized in zip(subjects, brain_age, discretized_age, strict=True)
+    ]
+
+
+def split_into_folds(
+    subjects: Sequence[Subject], folds: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Part subjects into folds of like ages, all scans of a person in one fold.
+
+    Parameters
+    ----------
+    subjects : sequence of N Subject
+    folds : int
+        0 gives none.
+    seed : int
+
+    Yields
+    ------
+    rest, part : int arrays
+        Indices of the other folds' subjects and of this fold's.
+
+    Raises
+    ------
+    InputError
+        If there are fewer persons than folds.
+    """
+    if not folds:
+        return
+    persons = [person_of(subject.subject_id) for subject in subjects]
+    if len(set(persons)) < folds:
+        raise InputError(f"--folds: {folds} folds of {len(set(persons))} training subjects; lower FOLDS (--folds)")
+    ages = np.array([subject.chronological_age for subject in subjects])
+    rank = ages.argsort(kind="stable").argsort(kind="stable")
+    bins = rank * max(1, len(ages) // (2 * folds)) // len(ages)
+    yield from StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(ages, bins, persons)

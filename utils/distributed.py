@@ -1,0 +1,82 @@
+"""One process or many: the same calls, of which most do nothing for one."""
+
+import os
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed.nn.functional
+from torch import distributed, nn
+
+from utils.errors import InputError
+
+T = TypeVar("T")
+
+
+def start(device: str) -> torch.device:
+    """Choose the device, and join the other processes if torchrun started this one.
+
+    Parameters
+    ----------
+    device : {"auto", "cuda", "cpu"}
+        ``auto`` is CUDA where there is a GPU.
+
+    Raises
+    ------
+    InputError
+        If CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError("--device cuda: no CUDA GPU is visible; check CUDA_VISIBLE_DEVICES, or use --device cpu")
+    use_cuda = available and device != "cpu"
+    if use_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.backends.cudnn.benchmark = True
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if use_cuda else "gloo")
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def stop() -> None:
+    """Leave the group of processes."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return which process this is; 0 writes the files."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def wrap(network: nn.Module) -> nn.Module:
+    """Make the backward pass average gradients over the processes."""
+    if world_size() == 1:
+        return network
+    return nn.parallel.DistributedDataParallel(network)
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Join the (N,) tensors of all processes; gradients flow back to each."""
+    if world_size() == 1:
+        return tensor
+    return torch.cat(torch.distributed.nn.functional.all_gather(tensor))
+
+
+def gather_objects(item: T) -> list[T]:
+    """Collect one object of each process, in the order of their ranks."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] = [None] * world_size()
+    distributed.all_gather_object(items, item)
+    return items
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        distributed.barrier()

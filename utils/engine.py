@@ -1,0 +1,473 @@
+"""The training loop of both stages, and prediction with either."""
+
+import csv
+import math
+import platform
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils import distributed
+from utils.checkpoints import load_checkpoint, save_checkpoint
+from utils.dataset import EpochBatches, ScanDataset, flip_and_shift, make_loader, to_device
+from utils.errors import InputError
+from utils.files import replacing, write_json
+from utils.metrics import Predictions
+from utils.reports import plot_ages
+
+# Flags that may differ between a run and its continuation.
+FREE_ON_RESUME = ("resume", "epochs", "num_workers", "device", "save_every_steps", "output_dir",
+                  "train_folder", "valid_folder", "test_folder", "label_table",
+                  "first_stage_checkpoint", "discretized_age_folder", "sorter")  # fmt: skip
+PACKAGES = ("torch", "numpy", "scipy", "nibabel", "pandas", "tensorboard")
+
+
+class Stage(Protocol):
+    """What the engine needs of a stage; see `utils.stages`."""
+
+    columns: tuple[str, ...]
+
+    def predict(self, network: Callable[..., torch.Tensor], batch: Any) -> dict[str, torch.Tensor]:
+        """Turn a batch into predictions."""
+
+    def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
+        """Turn predictions into scalars and a warning."""
+
+
+class Criterion(Protocol):
+    """What the engine needs of a loss; see `model.ranking.CascadeLoss`."""
+
+    batch_size: int | None
+
+    def __call__(
+        self, brain_age: torch.Tensor, chronological_age: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Compute ``loss`` and its parts."""
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Let the network run in bfloat16 where asked for; ``auto`` asks for it on CUDA."""
+    enabled = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def predict(
+    network: nn.Module, stage: Stage, dataset: ScanDataset, args: Namespace, device: torch.device, label: str
+) -> Predictions:
+    """Predict every subject once.
+
+    Parameters
+    ----------
+    network : Module, on `device`
+    stage : Stage
+    dataset : ScanDataset of N subjects
+    args : Namespace with ``batch_size``, ``num_workers``, ``precision``
+    device : torch.device
+    label : str
+        For the progress bar.
+
+    Returns
+    -------
+    dict of str to (N,) float32 array, in the order of the dataset
+        What the stage predicts, and ``chronological_age``,
+        ``first_stage_age``, ``discretized_age`` of the subjects.
+    """
+    network.eval()
+    own = range(distributed.rank(), len(dataset), distributed.world_size())
+    batches = [list(own[i : i + args.batch_size]) for i in range(0, len(own), args.batch_size)]
+    loader = make_loader(dataset, batches, min(args.num_workers, len(batches)), device)
+    parts: list[dict[str, np.ndarray]] = []
+    with torch.inference_mode(), autocast(device, args.precision):
+        for batch in tqdm(loader, label, unit="batch", disable=None, leave=False):
+            outputs = stage.predict(network, to_device(batch, device))
+            parts.append({key: value.float().cpu().numpy() for key, value in outputs.items()})
+    gathered = distributed.gather_objects((list(own), parts))
+    order = np.argsort([index for indices, _ in gathered for index in indices])
+    everything = [part for _, parts in gathered for part in parts]
+    predictions = {key: np.concatenate([part[key] for part in everything])[order] for key in everything[0]}
+    for name in ("chronological_age", "first_stage_age", "discretized_age"):
+        predictions[name] = np.array([getattr(s, name) for s in dataset.subjects], np.float32)
+    return predictions
+
+
+def fit(
+    network: nn.Module,
+    stage: Stage,
+    criterion: Criterion,
+    train_set: ScanDataset,
+    valid_set: ScanDataset,
+    folder: Path,
+    args: Namespace,
+    device: torch.device,
+    identity: dict[str, Any],
+) -> Path:
+    """Train a network; keep the weights of the best validation MAE.
+
+    Parameters
+    ----------
+    network : Module
+    stage : Stage
+    criterion : Criterion
+    train_set, valid_set : ScanDataset
+    folder : Path
+        Of the run: ``best.pt``, ``last.pt``, ``metrics.csv``,
+        ``hyperparameters.json`` and TensorBoard's events go here.
+    args : Namespace
+        The flags of a training script; see `utils.options`.
+    device : torch.device
+    identity : dict
+        What the checkpoint must say of itself besides weights.
+
+    Returns
+    -------
+    Path of ``best.pt``
+
+    Raises
+    ------
+    InputError
+        If the folder holds a run and `args.resume` is not set, if other
+        flags are given on resuming, or if the loss is not finite.
+    """
+    training = Training(network, stage, criterion, train_set, valid_set, folder, args, device, identity)
+    if not training.finished:
+        training.run()
+    distributed.barrier()
+    return training.best_path
+
+
+def check_run_folder(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds a run, unless it is to be resumed."""
+    held = [name for name in ("last.pt", "best.pt", "metrics.csv") if (folder / name).exists()]
+    if held and not resume:
+        raise InputError(
+            f"{folder}: holds a run already ({', '.join(held)}); set another OUTPUT_DIR (--output_dir), "
+            "or go on with it by --resume"
+        )
+
+
+class Training:
+    """The state of one training, which `save` writes and `resume` reads back."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stage: Stage,
+        criterion: Criterion,
+        train_set: ScanDataset,
+        valid_set: ScanDataset,
+        folder: Path,
+        args: Namespace,
+        device: torch.device,
+        identity: dict[str, Any],
+    ) -> None:
+        self.network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.parallel = distributed.wrap(self.network)
+        self.stage, self.criterion = stage, criterion
+        self.train_set, self.valid_set = train_set, valid_set
+        self.folder, self.args, self.device = folder, args, device
+        self.identity = identity
+        self.last_path, self.best_path = folder / "last.pt", folder / "best.pt"
+        self.optimizer = make_optimizer(network.parameters(), args)
+        self.scheduler = make_scheduler(self.optimizer, args)
+        self.batches = EpochBatches(
+            len(train_set), args.batch_size, args.seed, distributed.rank(), distributed.world_size(),
+            drop_last=criterion.batch_size is not None,
+        )  # fmt: skip
+        self._check_batches()
+        self.generator = torch.Generator().manual_seed(args.seed)
+        self.epoch = 0  # the epoch that is under way
+        self.step = 0  # batches of it that are done
+        self.sums: dict[str, float] = {}  # over the subjects of these batches
+        self.best_mae = math.inf
+        self.epochs_without_gain = 0
+        self.history: list[dict[str, float]] = []
+        if self.last_path.exists():
+            self.resume()
+
+    def _check_batches(self) -> None:
+        """Refuse sizes with which no step, or no ranking, could be computed."""
+        joint = self.args.batch_size * distributed.world_size()
+        needed = self.criterion.batch_size
+        if needed is not None and joint != needed:
+            raise InputError(
+                f"--batch_size: {joint} subjects in a step, but the sorter ranks {needed}; "
+                f"set BATCH_SIZE so that all processes together have {needed}, or use --ranking soft"
+            )
+        if len(self.batches) == 0:
+            raise InputError(
+                f"--train_folder: {len(self.train_set)} subjects do not fill one batch of {joint}; "
+                "lower BATCH_SIZE (--batch_size)"
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done or early stopping has struck."""
+        return self.epoch >= self.args.epochs or self.epochs_without_gain >= self.args.early_stopping_epochs
+
+    def resume(self) -> None:
+        """Go back to the state that `save` wrote."""
+        check_run_folder(self.folder, self.args.resume)
+        state = load_checkpoint(self.last_path)
+        now = flags_of(self.args)
+        changed = [
+            f"--{name} was {state['flags'][name]}, is {now.get(name)}"
+            for name in state["flags"]
+            if name not in FREE_ON_RESUME and state["flags"][name] != now.get(name)
+        ]
+        if changed or state["identity"] != self.identity:
+            raise InputError(
+                f"{self.last_path}: was made by a run with other "
+                + (f"flags ({'; '.join(changed)})" if changed else "data (its subjects or ages differ)")
+                + "; resume with the same ones, or start anew in another OUTPUT_DIR (--output_dir)"
+            )
+        self.network.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        for name in ("epoch", "step", "sums", "best_mae", "epochs_without_gain", "history"):
+            setattr(self, name, state[name])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_random"])
+        if self.device.type == "cuda" and state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+
+    def save(self) -> None:
+        """Write ``last.pt``, from which the run can go on bit for bit."""
+        if distributed.rank():
+            return
+        save_checkpoint(
+            self.last_path,
+            {
+                "identity": self.identity,
+                "flags": flags_of(self.args),
+                "state_dict": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "sums": self.sums,
+                "best_mae": self.best_mae,
+                "epochs_without_gain": self.epochs_without_gain,
+                "history": self.history,
+                "generator": self.generator.get_state(),
+                "torch_random": torch.get_rng_state(),
+                "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+        )
+
+    def run(self) -> None:
+        """Train epoch by epoch until done."""
+        args = self.args
+        if distributed.rank() == 0:
+            write_json(self.folder / "hyperparameters.json", {**flags_of(args), **describe_run(self.device)})
+        loader = make_loader(self.train_set, self.batches, args.num_workers, self.device)
+        with _writer(self.folder, self.epoch) as writer:
+            while not self.finished:
+                started, done = time.perf_counter(), self.sums.get("subjects", 0.0)
+                self.train_epoch(loader)
+                count = self.sums["subjects"]
+                speed = (count - done) / (time.perf_counter() - started)
+                row = {"epoch": float(self.epoch), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+                row |= {f"train/{key}": total / count for key, total in self.sums.items() if key != "subjects"}
+                predictions = predict(self.network, self.stage, self.valid_set, args, self.device, "validation")
+                own, warning = self.stage.report(predictions)
+                scalars = self.validate(predictions) | own
+                row |= {f"valid/{key}": value for key, value in scalars.items()} | {"scans_per_second": speed}
+                notes = "".join(f"  {key} {value:.2f}" for key, value in own.items())
+                self.finish_epoch(row, predictions, notes + (f"\n{warning}" if warning else ""), writer)
+            writer.add_hparams(
+                {key: value if isinstance(value, int | float | bool) else str(value) for key, value in flags_of(args).items()},
+                {"final/valid_mae": self.best_mae},
+                run_name=".",
+            )
+
+    def train_epoch(self, loader: Any) -> None:
+        """Take the steps that remain of the epoch under way."""
+        self.network.train()
+        self.batches.epoch, self.batches.start = self.epoch, self.step
+        bar = tqdm(
+            loader, f"epoch {self.epoch + 1}/{self.args.epochs}", total=len(self.batches), initial=self.step,
+            unit="batch", disable=None if distributed.rank() == 0 else True, leave=False,
+        )  # fmt: skip
+        for batch in bar:
+            losses, mae, count = self.train_step(to_device(batch, self.device))
+            for key, value in {**losses, "mae": mae}.items():
+                self.sums[key] = self.sums.get(key, 0.0) + value * count
+            self.sums["subjects"] = self.sums.get("subjects", 0.0) + count
+            bar.set_postfix(loss=f"{losses['loss']:.3g}", mae=f"{mae:.2f}", refresh=False)
+            self.step += 1
+            if self.step % self.args.save_every_steps == 0 and self.step < len(self.batches):
+                self.save()
+
+    def train_step(self, batch: dict[str, Any]) -> tuple[dict[str, float], float, int]:
+        """Take one step of the optimizer; return the losses, the MAE and the number of subjects."""
+        if self.args.augmentation == "flip_shift":
+            batch["volume"] = flip_and_shift(batch["volume"], self.generator)
+        with autocast(self.device, self.args.precision):
+            brain_age = self.stage.predict(self.parallel, batch)["brain_age"]
+        brain_age = distributed.gather(brain_age)
+        age = distributed.gather(batch["chronological_age"])
+        losses = self.criterion(brain_age, age, self.generator)
+        values = {key: value.item() for key, value in losses.items()}
+        if not math.isfinite(values["loss"]):
+            names = ", ".join(sum(distributed.gather_objects(batch["subject_id"]), []))
+            kept = f"{self.last_path} holds the last good state" if self.last_path.exists() else "nothing was saved yet"
+            raise InputError(
+                f"the loss is {values['loss']} in epoch {self.epoch + 1}, batch {self.step + 1}, with the "
+                f"subjects {names}; look at their scans and ages, or lower --learning_rate; {kept}"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        self.optimizer.step()
+        return values, (brain_age.detach() - age).abs().mean().item(), len(age)
+
+    def validate(self, predictions: Predictions) -> dict[str, float]:
+        """Compute the losses and the MAE of the validation split."""
+        brain_age = torch.from_numpy(predictions["brain_age"])
+        age = torch.from_numpy(predictions["chronological_age"])
+        size = self.args.batch_size * distributed.world_size()
+        generator = torch.Generator().manual_seed(self.args.seed)
+        totals: dict[str, float] = {}
+        count = 0
+        for part, target in zip(brain_age.split(size), age.split(size), strict=True):
+            if self.criterion.batch_size in (None, len(part)):
+                losses = self.criterion(part.to(self.device), target.to(self.device), generator)
+                for key, value in losses.items():
+                    totals[key] = totals.get(key, 0.0) + value.item() * len(part)
+                count += len(part)
+        scalars = {key: total / count for key, total in totals.items()}
+        scalars["mae"] = (brain_age - age).abs().mean().item()
+        return scalars
+
+    def finish_epoch(
+        self, row: dict[str, float], predictions: Predictions, notes: str, writer: Any
+    ) -> None:
+        """Adapt the learning rate, keep the best weights, write everything down."""
+        epoch, mae = self.epoch, row["valid/mae"]
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(mae)
+        else:
+            self.scheduler.step()
+        improved = mae < self.best_mae
+        self.epochs_without_gain = 0 if improved else self.epochs_without_gain + 1
+        self.best_mae = min(mae, self.best_mae)
+        self.history.append(row)
+        self.epoch, self.step, self.sums = epoch + 1, 0, {}
+        if distributed.rank() == 0:
+            for key, value in row.items():
+                if key != "epoch":
+                    writer.add_scalar(key, value, epoch)
+            if improved or self.finished:
+                figure = plot_ages(predictions["chronological_age"], predictions["brain_age"], f"Validation, epoch {epoch + 1}")
+                writer.add_figure("valid/brain_age", figure, epoch)
+            writer.flush()
+            self._write_history()
+            if improved:
+                save_checkpoint(
+                    self.best_path,
+                    {**self.identity, "state_dict": self.network.state_dict(), "epoch": epoch, "valid_mae": mae},
+                )
+            tqdm.write(_describe_epoch(row, self.args.epochs, improved) + notes)
+        self.save()
+
+    def _write_history(self) -> None:
+        """Write ``metrics.csv``, a row for each epoch."""
+        with replacing(self.folder / "metrics.csv") as temporary, temporary.open("w", newline="") as file:
+            columns = list(dict.fromkeys(key for row in self.history for key in row))
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(self.history)
+
+
+def make_optimizer(parameters: Any, args: Namespace) -> torch.optim.Optimizer:
+    """Make the optimizer that the flags name."""
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(parameters, args.learning_rate, args.momentum, weight_decay=args.weight_decay)
+    kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, args.learning_rate, weight_decay=args.weight_decay, amsgrad=args.amsgrad)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, args: Namespace) -> Any:
+    """Make the schedule that the flags name, in steps of epochs."""
+    if args.scheduler == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=args.plateau_factor, patience=args.plateau_epochs, min_lr=args.minimum_learning_rate
+        )
+    lowest = args.minimum_learning_rate / args.learning_rate
+
+    def factor(epoch: int) -> float:
+        if epoch < args.warmup_epochs:
+            return (epoch + 1) / (args.warmup_epochs + 1)
+        if args.scheduler == "constant":
+            return 1.0
+        part = (epoch - args.warmup_epochs) / max(1, args.epochs - args.warmup_epochs)
+        return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def flags_of(args: Namespace) -> dict[str, Any]:
+    """Return the flags as plain values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+
+
+def describe_run(device: torch.device) -> dict[str, Any]:
+    """Tell versions, device, command and git commit."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "missing"
+    root = Path(__file__).resolve().parent.parent
+    commit = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ) if (root / ".git").exists() else None  # fmt: skip
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "versions": versions,
+        "device_name": name,
+        "world_size": distributed.world_size(),
+        "command": sys.argv,
+        "git_commit": commit.stdout.strip() if commit and commit.returncode == 0 else None,
+    }
+
+
+class _NoWriter:
+    """Stands for a `SummaryWriter` in the processes that write nothing."""
+
+    def __enter__(self) -> "_NoWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def add_hparams(self, *args: Any, **options: Any) -> None:
+        pass
+
+
+def _writer(folder: Path, epoch: int) -> Any:
+    """Open TensorBoard's writer; what it holds of `epoch` and later is void."""
+    if distributed.rank():
+        return _NoWriter()
+    return SummaryWriter(str(folder), purge_step=epoch)
+
+
+def _describe_epoch(row: dict[str, float], epochs: int, improved: bool) -> str:
+    """Say one epoch in a line."""
+    return (
+        f"epoch {int(row['epoch']) + 1:>3}/{epochs}  loss {row['train/loss']:.2f}  "
+        f"MAE train {row['train/mae']:.2f} valid {row['valid/mae']:.2f} years{' (best)' if improved else ''}  "
+        f"learning rate {row['learning_rate']:.1e}  {row['scans_per_second']:.1f} scans/s"
+    )

@@ -1,0 +1,56 @@
+"""What a user did wrong, said in one place and in one way."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+MOST_PROBLEMS_SHOWN = 100
+
+
+class InputError(Exception):
+    """A problem that the user can put right.
+
+    Parameters
+    ----------
+    problems : str or sequence of str
+        One line for each problem: what was found, where, and what to do.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@contextmanager
+def user_errors(where: str = "") -> Iterator[None]:
+    """Turn a `ValueError` about what the user asked for into an `InputError`.
+
+    Parameters
+    ----------
+    where : str
+        The flag or file that the value came from; put before the message.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from error
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run an entry point; on an `InputError`, print it and exit with status 2."""
+    try:
+        main()
+    except InputError as error:
+        lines = error.problems
+        if len(lines) == 1:
+            print(f"error: {lines[0]}", file=sys.stderr)
+        else:
+            print(f"error: {len(lines)} problems were found:", file=sys.stderr)
+            for line in lines[:MOST_PROBLEMS_SHOWN]:
+                print(f"  - {line}", file=sys.stderr)
+            if len(lines) > MOST_PROBLEMS_SHOWN:
+                print(f"  ... and {len(lines) - MOST_PROBLEMS_SHOWN} more", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; a training run goes on with --resume", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,182 @@
+"""Read NIfTI images onto the model's grid and normalize them."""
+
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from utils.errors import InputError
+
+NORMALIZATIONS = ("brain", "legacy")
+READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError)
+
+
+class Grid(NamedTuple):
+    """A voxel grid: its shape, and the affine from voxel indices to mm."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+MNI152_T1_2MM = Grid(
+    (91, 109, 91),
+    np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]]),
+)
+STORAGE_ORDER = "LAS"  # FSL's MNI152_T1_2mm: the first axis runs to the left
+
+
+def model_grid(voxel_size: int) -> Grid:
+    """Return the grid on which a network of this voxel size works.
+
+    Parameters
+    ----------
+    voxel_size : int, mm
+        2 gives the grid of FSL's ``MNI152_T1_2mm``; a multiple of 2 gives
+        the grid of its averages over cubes of that size, the last one
+        filled up with zeros.
+
+    Raises
+    ------
+    ValueError
+        If `voxel_size` is no positive multiple of 2.
+    """
+    if voxel_size < 2 or voxel_size % 2:
+        raise ValueError(f"voxel size is {voxel_size} mm; expected 2, 4 or another multiple of 2")
+    factor = voxel_size // 2
+    affine = MNI152_T1_2MM.affine @ np.diag([factor, factor, factor, 1.0])
+    affine[:3, 3] = (MNI152_T1_2MM.affine @ [*[(factor - 1) / 2] * 3, 1])[:3]
+    width, depth, height = (-(-size // factor) for size in MNI152_T1_2MM.shape)
+    return Grid((width, depth, height), affine)
+
+
+def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
+    """Average cubes of `factor` voxels a side, the last filled up with zeros.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float array
+    factor : int
+
+    Returns
+    -------
+    (ceil(D / factor), ceil(H / factor), ceil(W / factor)) float array
+    """
+    padded = np.pad(volume, [(0, -size % factor) for size in volume.shape])
+    d, h, w = (size // factor for size in padded.shape)
+    return padded.reshape(d, factor, h, factor, w, factor).mean((1, 3, 5))
+
+
+def load_volume(path: Path, voxel_size: int) -> np.ndarray:
+    """Read a scan onto the model's grid.
+
+    Axes in another order or direction are put right without resampling; a
+    scan on the 2 mm grid is averaged down to a coarser model grid.
+
+    Parameters
+    ----------
+    path : Path to a ``.nii`` or ``.nii.gz`` file
+    voxel_size : int, mm
+
+    Returns
+    -------
+    (D, H, W) float32 array, in the axis order of FSL's ``MNI152_T1_2mm``
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, its grid is another one, or its voxels
+        are empty, constant inside the brain, or not finite.
+    """
+    grid = model_grid(voxel_size)
+    try:
+        image = nibabel.load(path)
+        data = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
+        affine = np.asarray(image.affine, dtype=float)  # type: ignore[attr-defined]
+    except READ_ERRORS as error:
+        raise InputError(f"{path}: not a readable NIfTI image ({error}); write it again") from error
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise InputError(f"{path}: has {data.ndim} dimensions; expected one 3-D volume")
+    volume = _to_grid(path, data, affine, grid)
+    inside = volume[volume > 0]
+    if not np.isfinite(volume).all():
+        raise InputError(f"{path}: holds voxels that are not finite; replace them, by 0 outside the brain")
+    if inside.size == 0:
+        raise InputError(f"{path}: is empty, no voxel is above 0; repeat its preprocessing")
+    if np.ptp(inside) == 0:
+        raise InputError(
+            f"{path}: is constant, every voxel above 0 is {inside[0]:g}; "
+            "give a T1-weighted image, not a mask"
+        )
+    return volume
+
+
+def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
+    """Bring data to the storage order and, from 2 mm, to the model's voxel size."""
+    axes = np.abs(affine[:3, :3]) > 1e-3 * np.abs(affine[:3, :3]).max()
+    if not np.isfinite(affine).all() or (axes.sum(0) != 1).any() or (axes.sum(1) != 1).any():
+        raise InputError(
+            f"{path}: its affine is not a scaled permutation of the axes, so the scan lies oblique "
+            "to MNI152 space; register it to MNI152 first"
+        )
+    change = ornt_transform(io_orientation(affine), axcodes2ornt(STORAGE_ORDER))
+    affine = affine @ inv_ornt_aff(change, data.shape)
+    data = np.ascontiguousarray(apply_orientation(data, change))
+    for candidate in (grid, MNI152_T1_2MM):
+        if data.shape == candidate.shape and np.allclose(
+            np.diag(affine)[:3], np.diag(candidate.affine)[:3], atol=1e-2
+        ):
+            shift = np.abs(affine[:3, 3] - candidate.affine[:3, 3]).max()
+            if shift > 1:
+                raise InputError(
+                    f"{path}: its origin lies {shift:g} mm off that of MNI152_T1_2mm; "
+                    "register it to MNI152, or correct its header"
+                )
+            factor = round(grid.affine[1, 1] / candidate.affine[1, 1])
+            return coarsen_volume(data, factor) if factor > 1 else data
+    sizes = "x".join(f"{abs(size):g}" for size in np.diag(affine)[:3])
+    expected = " or ".join(
+        f"{'x'.join(map(str, shape))} voxels of {size} mm"
+        for shape, size in dict.fromkeys(
+            (candidate.shape, round(candidate.affine[1, 1])) for candidate in (MNI152_T1_2MM, grid)
+        )
+    )
+    raise InputError(
+        f"{path}: has {'x'.join(map(str, data.shape))} voxels of {sizes} mm; expected {expected} "
+        "in MNI152 space; register it to MNI152_T1_2mm"
+    )
+
+
+def normalize_volume(volume: np.ndarray, normalization: str = "brain") -> np.ndarray:
+    """Give the voxels above 0 zero mean and unit standard deviation.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float array, not constant where it is above 0
+    normalization : {"brain", "legacy"}
+        ``legacy`` divides by the deviation that the authors' code used until
+        2023-11-21, which weights of that time expect.
+
+    Returns
+    -------
+    (D, H, W) float array
+        Voxels at or below 0 as they were.
+
+    Notes
+    -----
+    With mask m, mean M over the mask and n voxels in it, ``legacy`` takes
+    sqrt(sum over all voxels of (v m - M)^2 / n): each voxel outside adds M^2.
+    """
+    mask = volume > 0
+    inside = volume[mask].astype(np.float64)
+    mean = inside.mean()
+    variance = inside.var()
+    if normalization == "legacy":
+        variance += (volume.size - inside.size) * mean**2 / inside.size
+    result = volume.copy()
+    result[mask] = (inside - mean) / np.sqrt(variance)
+    return result

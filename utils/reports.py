@@ -1,0 +1,134 @@
+"""Write predictions, metrics and the figure that shows them."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+from utils.files import replacing, write_json
+from utils.metrics import Predictions, evaluate_ages
+from utils.subjects import UNKNOWN_SEX, Subject
+
+SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
+
+
+def plot_ages(chronological_age: np.ndarray, brain_age: np.ndarray, title: str, lines: Sequence[str] = ()) -> Figure:
+    """Draw brain age against chronological age, with the identity and the fit.
+
+    Parameters
+    ----------
+    chronological_age, brain_age : (N,) float arrays, years
+    title : str
+    lines : sequence of str
+        Written into the figure.
+    """
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    both = np.concatenate([chronological_age, brain_age])
+    low, high = float(both.min()) - 3, float(both.max()) + 3
+    axes.plot([low, high], [low, high], color="0.4", linewidth=1, label="identity")
+    if len(brain_age) > 1 and np.ptp(chronological_age) > 0:
+        slope, intercept = np.polyfit(chronological_age, brain_age, 1)
+        ends = np.array([chronological_age.min(), chronological_age.max()])
+        axes.plot(ends, slope * ends + intercept, "--", color="#c44e52", linewidth=1.5, label=f"fit, slope {slope:.2f}")
+    axes.scatter(chronological_age, brain_age, s=18, alpha=0.7, color="#4c72b0", edgecolors="none")
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", title=title,
+             xlabel="Chronological age (years)", ylabel="Brain age (years)")  # fmt: skip
+    axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=9)
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def describe_metrics(metrics: dict[str, Any]) -> list[str]:
+    """Return the metrics as short lines for people."""
+
+    def number(key: str, digits: int = 2) -> str:
+        return "undefined" if metrics[key] is None else f"{metrics[key]:.{digits}f}"
+
+    return [
+        f"N = {metrics['n']}, {metrics['age_min']:.1f} to {metrics['age_max']:.1f} years (SD {number('age_sd', 1)})",
+        f"MAE = {number('mae')} years (95 % interval {number('mae_low')} to {number('mae_high')})",
+        f"RMSE = {number('rmse')}, mean gap = {number('mean_gap')} years",
+        f"Pearson = {number('pearson', 3)}, Spearman = {number('spearman', 3)}",
+        f"Spearman of gap and age = {number('gap_age_spearman', 3)}",
+    ]
+
+
+def write_report(
+    folder: Path,
+    subjects: Sequence[Subject],
+    predictions: Predictions,
+    title: str,
+    columns: Sequence[str] = (),
+    npz_name: str = "predictions.npz",
+    plot_name: str = "brain_age.png",
+    stage_report: Callable[[Predictions], tuple[dict[str, float], str]] | None = None,
+) -> dict[str, Any] | None:
+    """Write ``predictions.csv``, the same as ``.npz``, and, where ages are known, metrics and figure.
+
+    Parameters
+    ----------
+    folder : Path
+    subjects : sequence of N Subject
+    predictions : dict of str to (N,) float array, years
+    title : str
+        Of the figure.
+    columns : sequence of str
+        Predictions that are written besides the brain age.
+    npz_name, plot_name : str
+        File names.
+    stage_report : callable
+        Gives further metrics, and a warning that is written with them.
+
+    Returns
+    -------
+    dict or None
+        The metrics of the subjects whose age is known, if any is.
+    """
+    age = predictions["chronological_age"]
+    table: dict[str, np.ndarray] = {
+        "subject_id": np.array([subject.subject_id for subject in subjects]),
+        "chronological_age": age,
+        "sex": np.array([SEX_NAMES[subject.sex] for subject in subjects]),
+        "brain_age": predictions["brain_age"],
+        "brain_age_gap": predictions["brain_age"] - age,
+        **{name: predictions[name] for name in columns},
+    }
+    with replacing(folder / "predictions.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        for row in zip(*table.values(), strict=True):
+            writer.writerow([cell if isinstance(cell, str) else "" if np.isnan(cell) else f"{cell:.4f}" for cell in row])
+    with replacing(folder / npz_name) as temporary, temporary.open("wb") as file:
+        np.savez(file, **table)  # type: ignore[arg-type]
+    known = np.isfinite(age)
+    if not known.any():
+        return None
+    metrics = evaluate_ages(age[known], predictions["brain_age"][known])
+    if stage_report:
+        scalars, warning = stage_report({name: values[known] for name, values in predictions.items()})
+        metrics |= scalars
+        metrics["warning"] = warning or None
+    write_json(folder / "metrics.json", metrics)
+    figure = plot_ages(age[known], predictions["brain_age"][known], title, describe_metrics(metrics))
+    with replacing(folder / plot_name) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return metrics
+
+
+def announce_report(folder: Path, name: str, metrics: dict[str, Any] | None) -> None:
+    """Print the metrics and where the files lie."""
+    print(f"{name}: predictions in {folder / 'predictions.csv'}")
+    if metrics is None:
+        print("  no age is known, so there are no metrics")
+        return
+    for line in describe_metrics(metrics):
+        print(f"  {line}")
+    if metrics.get("warning"):
+        print(metrics["warning"])

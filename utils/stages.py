@@ -1,0 +1,80 @@
+"""What tells the two stages apart in training and testing."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from utils.metrics import Predictions, residual_sd_within_bins
+
+Batch = Mapping[str, torch.Tensor]
+COLLAPSED_SD = 0.1  # of the age interval
+
+
+class FirstStage:
+    """Estimate the brain age from the volume and the sex."""
+
+    columns: tuple[str, ...] = ()
+
+    def predict(self, network: Callable[..., torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
+        """Return ``brain_age``, (B,) float32 tensor, years."""
+        return {"brain_age": network(batch["volume"], batch["sex"])}
+
+    def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
+        """Return no scalars and no warning beyond those of every stage."""
+        return {}, ""
+
+
+class SecondStage:
+    """Refine the discretized age of the first stage by a residual.
+
+    Parameters
+    ----------
+    age_interval : float, years
+        The step of the discretized ages.
+    """
+
+    columns = ("first_stage_age", "discretized_age", "residual_age")
+
+    def __init__(self, age_interval: float) -> None:
+        self.age_interval = age_interval
+
+    def predict(self, network: Callable[..., torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
+        """Return ``residual_age`` and ``brain_age``, (B,) float32 tensors, years."""
+        residual_age = network(batch["volume"], batch["sex"], batch["discretized_age"])
+        return {
+            "residual_age": residual_age,
+            "brain_age": batch["discretized_age"] + residual_age,
+        }
+
+    def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
+        """Tell what the second stage adds to the first, and whether it collapsed.
+
+        Parameters
+        ----------
+        predictions : dict of str to (N,) float array, years
+            ``chronological_age``, ``brain_age``, ``first_stage_age``,
+            ``discretized_age``, ``residual_age``.
+
+        Returns
+        -------
+        scalars : dict
+            ``residual_sd`` within equal discretized ages, and
+            ``gain_over_first_stage``, the first stage's MAE minus this one's.
+        warning : str
+            Empty unless the stage has collapsed: `residual_sd` below a tenth
+            of the age interval, so that it does little but add a constant
+            to each discretized age.
+        """
+        age = predictions["chronological_age"]
+        sd = residual_sd_within_bins(predictions["residual_age"], predictions["discretized_age"])
+        gain = np.abs(predictions["first_stage_age"] - age).mean() - np.abs(predictions["brain_age"] - age).mean()
+        scalars = {"residual_sd": sd, "gain_over_first_stage": float(gain)}
+        if not sd < COLLAPSED_SD * self.age_interval:
+            return scalars, ""
+        return scalars, (
+            f"SECOND STAGE COLLAPSED: within equal discretized ages its residual varies by {sd:.3f} "
+            f"years only (below {COLLAPSED_SD * self.age_interval:g}); it adds a constant to each "
+            "discretized age. Train longer, with a higher --learning_rate, and on out-of-fold "
+            "first-stage ages (--folds of the first stage)."
+        )

@@ -1,0 +1,146 @@
+"""Read label tables: subject, age and sex from CSV, TSV or Excel files."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.errors import InputError
+
+COLUMN_NAMES = {
+    "subject_id": ("subject_id", "subjectid", "participant_id", "subject", "id", "filename", "file_name", "file", "name"),
+    "age": ("age", "chronological_age", "age_years"),
+    "sex": ("sex", "gender", "male"),
+}
+SEXES = {"0": 0, "f": 0, "female": 0, "1": 1, "m": 1, "male": 1}
+OLDEST_AGE = 130.0  # years
+TABLE_KINDS = (".csv", ".tsv", ".txt", ".xlsx", ".xls")
+
+
+@dataclass
+class LabelTable:
+    """The usable content of a label table, and what is wrong with the rest.
+
+    Parameters
+    ----------
+    path : Path
+    ages : dict of subject_id to float, years
+    sexes : dict of subject_id to int, 0 female, 1 male
+    problems : dict of subject_id to list of str
+        What is wrong with a subject's rows; matters only where a scan needs
+        the row.
+    """
+
+    path: Path
+    ages: dict[str, float] = field(default_factory=dict)
+    sexes: dict[str, int] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+
+def subject_id_of(file_name: str) -> str:
+    """Return a file's name without folder and NIfTI extension.
+
+    >>> subject_id_of("data/sub-0001.nii.gz")
+    'sub-0001'
+    """
+    return re.sub(r"\.nii(\.gz)?$", "", file_name.replace("\\", "/").rsplit("/", 1)[-1].strip())
+
+
+def read_label_table(path: Path) -> LabelTable:
+    """Read subjects, ages and sexes.
+
+    Parameters
+    ----------
+    path : Path
+        ``.csv``, ``.tsv`` or ``.txt`` (commas, semicolons or tabs), ``.xlsx``
+        or ``.xls``. With a header row,
+        the columns are found by name; without one they are subject or file
+        name, age, sex.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or unreadable, or has no subject or age column.
+    """
+    cells = _read_cells(path)
+    if cells.empty:
+        raise InputError(f"{path}: holds no rows; expected subject, age and sex")
+    names = [re.sub(r"[\s\-]+", "_", str(name).lower().strip("\ufeff \t")) for name in cells.iloc[0]]
+    columns = {
+        role: next((names.index(name) for name in known if name in names), None)
+        for role, known in COLUMN_NAMES.items()
+    }
+    has_header = columns["age"] is not None
+    if not has_header:
+        if not any(_to_age(str(cell)) is not None for cell in cells.iloc[0]) and len(cells) > 1:
+            raise InputError(
+                f"{path}, row 1: looks like a header without an age column (found {', '.join(names)}); "
+                f"name the columns {', '.join(COLUMN_NAMES)}"
+            )
+        columns = {"subject_id": 0, "age": 1, "sex": 2 if cells.shape[1] > 2 else None}
+    if columns["subject_id"] is None or cells.shape[1] < 2:
+        raise InputError(f"{path}: has no subject column; name it subject_id")
+    table = LabelTable(path)
+    first_row: dict[str, int] = {}
+    for number, row in enumerate(cells.itertuples(index=False), start=1):
+        if (number == 1 and has_header) or not any(str(cell).strip() for cell in row):
+            continue
+        subject_id = subject_id_of(str(row[columns["subject_id"]]))
+        where = f"{path}, row {number}"
+        problems = table.problems.setdefault(subject_id, [])
+        if subject_id in first_row:
+            problems.append(
+                f"{where}: {subject_id} stands in row {first_row[subject_id]} already; keep one row"
+            )
+            continue
+        first_row[subject_id] = number
+        age_cell = str(row[columns["age"]]).strip()  # type: ignore[index]
+        age = _to_age(age_cell)
+        if age is None:
+            problems.append(
+                f"{where}: age '{age_cell}' of {subject_id} is not a number of years between 0 and "
+                f"{OLDEST_AGE:g}; correct or remove the row"
+            )
+        else:
+            table.ages[subject_id] = age
+        if columns["sex"] is not None:
+            sex_cell = str(row[columns["sex"]]).strip()
+            sex = SEXES.get(re.sub(r"\.0+$", "", sex_cell.lower()))
+            if sex is not None:
+                table.sexes[subject_id] = sex
+    return table
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """Read every cell as text; nothing is taken for a header or a missing value."""
+    options: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise InputError(f"{path}: no such label table; set LABEL_TABLE (--label_table) to your table")
+    if suffix not in TABLE_KINDS:
+        raise InputError(f"{path}: '{suffix}' is no kind of table known here; use {', '.join(TABLE_KINDS)}")
+    try:
+        if suffix.startswith(".xls"):
+            return pd.read_excel(path, **options).fillna("")
+        with path.open(encoding="utf-8-sig") as file:
+            first_line = file.readline()
+        separator = max("\t,;", key=first_line.count)
+        return pd.read_csv(
+            path, sep=separator, skip_blank_lines=False, encoding="utf-8-sig", **options
+        ).fillna("")
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except Exception as error:  # the readers of pandas raise dozens of types
+        raise InputError(f"{path}: cannot be read as {suffix} ({error}); save it again") from error
+
+
+def _to_age(cell: str) -> float | None:
+    """Return a usable age in years, or None."""
+    try:
+        age = float(cell)
+    except ValueError:
+        return None
+    return age if math.isfinite(age) and 0 < age < OLDEST_AGE else None
