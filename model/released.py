@@ -7,22 +7,38 @@ import torch
 
 from model.scaledense import NetworkConfig
 
-_SE_LAYERS = {"FC1": "0", "FC2": "2"}
 _RENAMINGS = (
-    (r"^module\.", ""),
-    (r"^pre\.", "trunk.stem."),
+    (r"^pre\.", r"trunk.stem."),
     (r"^block\.(\d+)\.block\.", r"trunk.blocks.\1."),
-    (r"\.conv([1-4])\.", lambda match: f".branches.{int(match[1]) - 1}."),
-    (r"\.(FC[12])\.", lambda match: f".gate.{_SE_LAYERS[match[1]]}."),
-    (r"^(deep_fc|fc)\.", "image_layer."),
-    (r"^dis_fc\.", "discretized_age_layer."),
-    (r"^male_fc\.", "sex_layer."),
+    (r"\.conv1\.", r".branches.0."),
+    (r"\.conv2\.", r".branches.1."),
+    (r"\.conv3\.", r".branches.2."),
+    (r"\.conv4\.", r".branches.3."),
+    (r"\.FC1\.", r".gate.0."),
+    (r"\.FC2\.", r".gate.2."),
+    (r"^(deep_fc|fc)\.", r"image_layer."),
+    (r"^dis_fc\.", r"discretized_age_layer."),
+    (r"^male_fc\.", r"sex_layer."),
 )
 
 
 def is_released(state_dict: Mapping[str, torch.Tensor]) -> bool:
     """Tell whether the names are those of the authors' code."""
     return any(key.removeprefix("module.").startswith("pre.0.") for key in state_dict)
+
+
+def translate_name(name: str, use_sex: bool = True) -> str | None:
+    """Return our name of a released parameter, or None if it is of the other head."""
+    name = name.removeprefix("module.")
+    used, unused = "end_fc_with_gender.", "end_fc_without_gender."
+    if not use_sex:
+        used, unused = unused, used
+    if name.startswith(unused) or (name.startswith("male_fc.") and not use_sex):
+        return None
+    name = name.replace(used, "output_layer.")
+    for pattern, replacement in _RENAMINGS:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def convert_released(
@@ -42,21 +58,21 @@ def convert_released(
     -------
     config : NetworkConfig
     state_dict : dict of str to tensor
+
+    Raises
+    ------
+    ValueError
+        If it is no state dict of the released network.
     """
-    unused = f"end_fc_with{'out' if use_sex else ''}_gender."
-    wanted = f"end_fc_with{'' if use_sex else 'out'}_gender."
-    converted = {}
-    for key, tensor in state_dict.items():
-        name = key.removeprefix("module.").replace(wanted, "output_layer.")
-        if name.startswith(unused) or (name.startswith("male_fc.") and not use_sex):
-            continue
-        for pattern, replacement in _RENAMINGS:
-            name = re.sub(pattern, replacement, name)  # type: ignore[arg-type]
-        converted[name] = tensor
+    translated = {translate_name(key, use_sex): tensor for key, tensor in state_dict.items()}
+    converted = {name: tensor for name, tensor in translated.items() if name is not None}
+    blocks = {match[1] for name in converted if (match := re.match(r"trunk\.blocks\.(\d+)\.", name))}
+    if "trunk.stem.0.weight" not in converted or not blocks:
+        raise ValueError("is not the state of a released ScaleDense network")
     config = NetworkConfig(
         stage=2 if any(name.startswith("discretized_age_layer.") for name in converted) else 1,
         use_sex=use_sex,
-        blocks=1 + max(int(m[1]) for m in map(re.compile(r"trunk\.blocks\.(\d+)\.").match, converted) if m),
+        blocks=len(blocks),
         filters=converted["trunk.stem.0.weight"].shape[0],
     )
     return config, converted

@@ -181,7 +181,14 @@ class ScaleDense(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights as the authors do: Kaiming, Xavier, biases zero."""
+        """Draw new weights as the authors do: Kaiming, Xavier, biases zero.
+
+        Notes
+        -----
+        The last layer starts at zero instead: the first stage begins at the
+        mean age for everybody, so that its ReLU never starts dead, and the
+        second stage at a residual of zero.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight)
@@ -189,6 +196,7 @@ class ScaleDense(nn.Module):
                 nn.init.xavier_normal_(module.weight)
             if isinstance(module, nn.Conv3d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.output_layer[-1].weight)  # type: ignore[arg-type]
 
     def forward(
         self,

@@ -145,9 +145,11 @@ def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> np
             (candidate.shape, round(candidate.affine[1, 1])) for candidate in (MNI152_T1_2MM, grid)
         )
     )
+    size = round(float(affine[1, 1]))
+    coarser = size > 2 and size % 2 == 0 and data.shape == model_grid(size).shape
     raise InputError(
-        f"{path}: has {'x'.join(map(str, data.shape))} voxels of {sizes} mm; expected {expected} "
-        "in MNI152 space; register it to MNI152_T1_2mm"
+        f"{path}: has {'x'.join(map(str, data.shape))} voxels of {sizes} mm; expected {expected} in MNI152 space; "
+        + (f"train with VOXEL_SIZE={size} (--voxel_size {size})" if coarser else "register it to MNI152_T1_2mm")
     )
 
 

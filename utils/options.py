@@ -201,3 +201,39 @@ def testing_parser(stage: int) -> argparse.ArgumentParser:
         group.add_argument("--age_interval", "--dis_range", type=_positive, default=None, help="step of the discretized ages, years; default: 5")
     add_hardware_flags(parser, batch_size=8)
     return parser
+
+
+def cohort_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``make_demo_cohort.py``."""
+    parser = make_parser(
+        "Write a cohort of SIMULATED brains that age visibly, for trying everything without data.\n\n"
+        "Writes train/, valid/, test/ (70, 15, 15 %), patients/ where asked for, and labels.csv with\n"
+        "age, sex, diagnosis and the true brain age that was drawn."
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="folder for the cohort; new, empty, or holding this very cohort")
+    parser.add_argument("--subjects", type=_count, default=120, help="healthy subjects, 20 to 90 years old")
+    parser.add_argument("--patients", type=_whole, default=0, help="subjects of each patient group, MCI and AD, whose true brain-age gap is raised")
+    parser.add_argument("--voxel_size", type=_count, default=2, help="mm: 2, or 4 for a CPU")
+    parser.add_argument("--seed", type=_whole, default=0, help="of everything random")
+    parser.add_argument("--num_workers", type=_count, default=2, help="processes that simulate")
+    return parser
+
+
+def sorter_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``train_sorter.py``."""
+    parser = make_parser(
+        "Train a SoDeep sorter: a network that ranks a fixed number of ages, differentiably.\n\n"
+        "For --ranking sodeep alone; the default, --ranking soft, needs no sorter. Writes one file\n"
+        "and says how well the sorter ranks ages that it has not seen."
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/sorter_8.pt"), help="file for the sorter; must not exist")
+    parser.add_argument("--length", type=_count, default=8, help="how many ages it ranks: the batch size of the training that will use it")
+    parser.add_argument("--model_type", choices=("lstm", "lstmla"), default="lstmla", help="128 (lstm) or 512 (lstmla, the authors') units")
+    parser.add_argument("--youngest", type=float, default=0.0, help="years, lowest age that is drawn")
+    parser.add_argument("--oldest", type=float, default=110.0, help="years, highest age that is drawn")
+    parser.add_argument("--steps", type=_count, default=3000, help="steps of the optimizer")
+    parser.add_argument("--batch_size", type=_count, default=128, help="sequences in a step")
+    parser.add_argument("--learning_rate", type=_positive, default=2e-3, help="of Adam, at the start; falls to 0 along a cosine")
+    parser.add_argument("--seed", type=_whole, default=0, help="of the weights and the ages")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU")
+    return parser

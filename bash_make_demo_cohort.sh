@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Write a cohort of SIMULATED brains, for trying everything without data.
+# Edit the variables, or set them in the environment; further flags are passed on.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
+
+OUTPUT_DIR="${OUTPUT_DIR:-data}"                      # folder for train/, valid/, test/, labels.csv
+SUBJECTS="${SUBJECTS:-120}"                           # healthy subjects, 20 to 90 years old
+PATIENTS="${PATIENTS:-0}"                             # subjects of each patient group, MCI and AD
+VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm: 2, or 4 for a CPU
+SEED="${SEED:-0}"                                     # of everything random
+NUM_WORKERS="${NUM_WORKERS:-2}"                       # processes that simulate
+
+"$PYTHON" "$HERE/make_demo_cohort.py" \
+  --output_dir "$OUTPUT_DIR" \
+  --subjects "$SUBJECTS" \
+  --patients "$PATIENTS" \
+  --voxel_size "$VOXEL_SIZE" \
+  --seed "$SEED" \
+  --num_workers "$NUM_WORKERS" \
+  "$@"

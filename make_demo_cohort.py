@@ -1,0 +1,21 @@
+"""Write a cohort of simulated brains, with ages, sexes and true brain ages."""
+
+from utils.errors import run_command, user_errors
+from utils.options import cohort_parser
+
+
+def main() -> None:
+    args = cohort_parser().parse_args()
+    # Imported here, so that --help and wrong flags answer at once.
+    from utils.images import model_grid
+    from utils.simulation import draw_subjects, write_cohort
+
+    with user_errors("--voxel_size"):
+        model_grid(args.voxel_size)
+    subjects = draw_subjects(args.subjects, args.patients, args.seed)
+    written = write_cohort(args.output_dir, subjects, args.seed, args.voxel_size, args.num_workers)
+    print(f"{len(subjects)} simulated brains {'written to' if written else 'are already in'} {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run_command(main)

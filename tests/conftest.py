@@ -1,0 +1,109 @@
+"""Fixtures: small seeded cohorts, and where reference numbers and real scans lie."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from utils.images import MNI152_T1_2MM, model_grid
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("TSAN_SHARED", ROOT.parent / "shared"))
+VOXEL_SIZE = 8  # mm: 23x28x23 voxels, the grid of the small cohorts
+SMALL_NETWORK = ["--model", "scaledense_paper", "--blocks", "3", "--filters", "4"]
+QUICK = ["--batch_size", "4", "--num_workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def mni_affine() -> np.ndarray:
+    return MNI152_T1_2MM.affine.copy()
+
+
+@pytest.fixture(scope="session")
+def reference_folder() -> Path:
+    folder = SHARED / "reference"
+    if not folder.is_dir():
+        pytest.skip(f"reference numbers are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_scans() -> Path:
+    folder = SHARED / "data" / "ixi_hh"
+    if not folder.is_dir():
+        pytest.skip(f"real scans (IXI, CC BY-SA 3.0) are not at {folder}")
+    return folder
+
+
+def save_scan(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(volume, affine), path)
+
+
+def small_volume(rng: np.random.Generator, age: float) -> np.ndarray:
+    """A ball with a hollow that grows with the age."""
+    grid = model_grid(VOXEL_SIZE)
+    indices = np.indices(grid.shape) - np.array(grid.shape)[:, None, None, None] / 2
+    radius = np.linalg.norm(indices, axis=0)
+    volume = np.where(radius < 2 + age / 15, 40, 120) * (radius < 10)
+    return np.where(volume > 0, volume + rng.normal(0, 5, volume.shape), 0).clip(0).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train (12), valid (5), test (5) and labels.csv, on the 8 mm grid."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(0)
+    rows = ["subject_id,age,sex"]
+    number = 0
+    for split, size in (("train", 12), ("valid", 5), ("test", 5)):
+        for age in np.linspace(22, 84, size) + rng.uniform(-2, 2, size):
+            number += 1
+            save_scan(folder / split / f"sub-{number:02d}.nii.gz", small_volume(rng, age), model_grid(VOXEL_SIZE).affine)
+            rows.append(f"sub-{number:02d},{age:.2f},{'FM'[number % 2]}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def data_flags(cohort: Path, *splits: str) -> list[str]:
+    flags = ["--label_table", str(cohort / "labels.csv")]
+    for split in splits:
+        flags += [f"--{split}_folder", str(cohort / split)]
+    return flags
+
+
+def run_script(script: str, *flags: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run an entry point as a user does, on one thread, and check its exit status."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, flags)],
+        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == status, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture(scope="session")
+def first_stage(synthetic_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a first stage, trained with two folds."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    run_script(
+        "train_first_stage.py", *data_flags(synthetic_cohort, "train", "valid", "test"), *SMALL_NETWORK, *QUICK,
+        "--voxel_size", VOXEL_SIZE, "--output_dir", folder, "--epochs", 3, "--folds", 2,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def second_stage(synthetic_cohort: Path, first_stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a second stage on `first_stage`."""
+    folder = tmp_path_factory.mktemp("runs") / "second"
+    run_script(
+        "train_second_stage.py", *data_flags(synthetic_cohort, "train", "valid"), *SMALL_NETWORK, *QUICK,
+        "--first_stage_checkpoint", first_stage / "best.pt", "--output_dir", folder, "--epochs", 3,
+    )  # fmt: skip
+    return folder

@@ -1,0 +1,206 @@
+"""The network: shapes, sizes, a live first stage, and the released code's numbers."""
+
+import json
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from model.building import load_network, make_network
+from model.released import convert_released, translate_name
+from model.scaledense import NetworkConfig, ScaleDense
+
+KEYS = {1: "first_stage_keys.json", 2: "second_stage_keys.json"}
+
+
+def released_state_dict(folder: Path, stage: int) -> dict[str, torch.Tensor]:
+    """Fill the released names as the reference's README says."""
+    weights = {}
+    for key, shape in json.loads((folder / KEYS[stage]).read_text()).items():
+        rng = np.random.default_rng(zlib.crc32(key.encode()))
+        last = key.rsplit(".", 1)[1]
+        if last == "num_batches_tracked":
+            values = np.zeros(shape)
+        elif last == "running_mean" or last.startswith("bias"):
+            values = 0.1 * rng.standard_normal(shape)
+        elif last == "running_var" or len(shape) < 2:
+            values = rng.uniform(0.5, 1.5, shape)
+        else:
+            values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        weights[key] = torch.from_numpy(np.asarray(values, dtype=np.float32))
+    if stage == 1:
+        for head in ("with", "without"):
+            weights[f"end_fc_{head}_gender.1.bias"] = torch.full((1,), 60.0)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def reference(reference_folder: Path) -> dict[str, np.ndarray]:
+    with np.load(reference_folder / "scaledense_reference.npz") as stored:
+        return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def inputs(reference: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(int(reference["seed"]))
+    volumes = rng.standard_normal((2, 1, 91, 109, 91)).astype(np.float32)
+    return {
+        "volumes": torch.from_numpy(volumes),
+        "sex": torch.from_numpy(reference["sex"]),
+        "age": torch.from_numpy(reference["chronological_age"].ravel()),
+        "discretized_age": torch.from_numpy(reference["discretized_age"].ravel()),
+    }
+
+
+def relative_error(value: torch.Tensor | float, expected: np.ndarray) -> float:
+    difference = np.asarray(value, np.float64).ravel() - np.asarray(expected, np.float64).ravel()
+    return float(np.linalg.norm(difference) / max(np.linalg.norm(expected), 1e-12))
+
+
+def test_evaluation_numbers_of_the_released_code(reference_folder, reference, inputs) -> None:
+    """In float64, for these weights amplify the rounding of float32 about a thousand times."""
+    first = {sex: convert_released(released_state_dict(reference_folder, 1), sex) for sex in (True, False)}
+    second = {sex: convert_released(released_state_dict(reference_folder, 2), sex) for sex in (True, False)}
+    network = ScaleDense(first[True][0]).eval()
+    network.load_state_dict(first[True][1])
+    network.double()
+    with torch.inference_mode():
+        stem = network.trunk.stem(inputs["volumes"].double())
+        assert relative_error(stem.mean((1, 2, 3, 4)), reference["stem_mean"]) < 1e-4
+        assert relative_error(stem.std((1, 2, 3, 4)), reference["stem_std"]) < 1e-4
+        features = network.trunk(inputs["volumes"].double())
+        assert relative_error(features, reference["features"]) < 1e-4
+        for with_sex, suffix in ((True, ""), (False, "_without_sex")):
+            for config, weights in (first[with_sex], second[with_sex]):
+                head = ScaleDense(config).eval()
+                head.load_state_dict(weights)
+                output = head.double()._head(features, inputs["sex"], inputs["discretized_age"])
+                if config.stage == 1:
+                    assert relative_error(output, reference[f"first_stage_eval{suffix}"]) < 1e-4
+                    continue
+                if with_sex:
+                    assert relative_error(output, reference["second_stage_residual_eval"]) < 1e-4
+                age = output + inputs["discretized_age"]
+                assert relative_error(age, reference[f"second_stage_age_eval{suffix}"]) < 1e-4
+
+
+def test_training_numbers_of_the_released_code(reference_folder, reference, inputs) -> None:
+    config, weights = convert_released(released_state_dict(reference_folder, 1))
+    network = ScaleDense(config).train()
+    network.load_state_dict(weights)
+    brain_age = network(inputs["volumes"], inputs["sex"])
+    loss = nn.functional.mse_loss(brain_age, inputs["age"])
+    loss.backward()
+    assert relative_error(brain_age.detach(), reference["first_stage_train"]) < 1e-4
+    assert relative_error(loss.detach(), reference["first_stage_train_mse"]) < 1e-4
+    running = network.trunk.blocks[1][1].running_var
+    assert relative_error(running, reference["running_var_after/block.1.block.1"]) < 1e-4
+    parameters = dict(network.named_parameters())
+    names = [key.removeprefix("grad_norm/") for key in reference if key.startswith("grad_norm/")]
+    assert len(names) == 7
+    for name in names:
+        norm = parameters[translate_name(name)].grad.norm()
+        assert relative_error(norm, reference[f"grad_norm/{name}"]) < 1e-3, name
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("use_sex", [True, False])
+def test_every_released_name_loads(reference_folder, stage, use_sex) -> None:
+    weights = released_state_dict(reference_folder, stage)
+    prefixed = {f"module.{key}": value for key, value in weights.items()}
+    network = load_network({"state_dict": prefixed}, stage, use_sex)
+    unused = [k for k in weights if k.startswith("end_fc_without" if use_sex else ("end_fc_with_", "male_fc"))]
+    assert len(network.state_dict()) == len(weights) - len(unused)
+
+
+def test_size_of_the_released_network(reference_folder) -> None:
+    heads_with_sex = sum(p.numel() for p in ScaleDense(NetworkConfig(stage=1)).parameters())
+    other_head = 32 * 16 + 16 + 16 + 1
+    assert round((heads_with_sex + other_head) / 1e6, 3) == 102.378
+
+
+def test_paper_topology() -> None:
+    config = NetworkConfig(stage=1, model="scaledense_paper")
+    assert config.widths == [(1, 8), (9, 16), (25, 32), (57, 64), (121, 128)]
+    network = ScaleDense(config)
+    assert network.trunk.features == 128
+    assert 1.4e6 < sum(p.numel() for p in network.parameters()) < 1.6e6
+
+
+@pytest.mark.parametrize("model", ["scaledense", "scaledense_paper"])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("use_sex", [True, False])
+def test_any_size_that_survives(model, stage, use_sex) -> None:
+    config = NetworkConfig(stage, model, use_sex, (26, 19, 22), blocks=3, filters=2, age_mean=50.0)
+    network = ScaleDense(config)
+    names = " ".join(name for name, _ in network.named_parameters())
+    assert ("sex_layer" in names) == use_sex
+    assert ("discretized_age_layer" in names) == (stage == 2)
+    output = network(torch.randn(2, 1, 26, 19, 22), torch.tensor([0, 1]), torch.tensor([40.0, 55.0]))
+    assert output.shape == (2,)
+    output.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    assert network.output_layer[-1].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "smallest"), [("scaledense", 2**3 + 10), ("scaledense_paper", 2**3)]
+)
+def test_sizes_at_the_edge(model, smallest) -> None:
+    config = NetworkConfig(1, model, False, (smallest,) * 3, blocks=3, filters=1)
+    assert ScaleDense(config).eval()(torch.randn(1, 1, *config.volume_shape)).shape == (1,)
+    with pytest.raises(ValueError, match="does not survive"):
+        NetworkConfig(1, model, False, (smallest, smallest, smallest - 1), blocks=3)
+
+
+@pytest.mark.parametrize("change", [{"stage": 3}, {"model": "vgg"}, {"blocks": 0}, {"age_sd": 0.0}])
+def test_wrong_configurations(change) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        NetworkConfig(**{"stage": 1, **change})
+
+
+@pytest.mark.parametrize("model", ["scaledense", "scaledense_paper"])
+def test_no_seed_starts_dead(model) -> None:
+    """The last ReLU lets every subject through at the start and after a step, whatever the seed."""
+    volumes = torch.randn(4, 1, 26, 26, 26, generator=torch.Generator().manual_seed(0))
+    sex, age = torch.tensor([0, 1, 0, 1]), torch.tensor([25.0, 44.0, 58.0, 79.0])
+    dead = []
+    for seed in range(50):
+        network = make_network(flags(model), 1, (26, 26, 26), age.tolist(), seed)
+        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+        for _ in range(2):
+            output = network(volumes, sex)
+            dead += [seed] if (output <= 0).any() else []
+            optimizer.zero_grad()
+            (output - age).square().mean().backward()
+            optimizer.step()
+        assert network.output_layer[0].weight.grad.abs().sum() > 0
+    assert not dead
+
+
+def flags(model: str) -> SimpleNamespace:
+    return SimpleNamespace(model=model, use_sex=True, blocks=3, filters=4)
+
+
+def test_the_head_stays_in_float32() -> None:
+    config = NetworkConfig(1, "scaledense_paper", False, (16, 16, 16), blocks=2, filters=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ScaleDense(config)(torch.randn(2, 1, 16, 16, 16)).dtype == torch.float32
+
+
+def test_a_checkpoint_of_the_other_stage_is_refused() -> None:
+    config = NetworkConfig(2, "scaledense_paper", False, (16, 16, 16), blocks=2, filters=2)
+    checkpoint = {"network": config.to_dict(), "state_dict": ScaleDense(config).state_dict()}
+    with pytest.raises(ValueError, match="holds a second stage; expected a first stage"):
+        load_network(checkpoint, 1)
+    with pytest.raises(ValueError, match="leave the flag out"):
+        load_network(checkpoint, 2, use_sex=True)
+    del checkpoint["state_dict"]["trunk.blocks.0.0.branches.0.0.weight"]
+    with pytest.raises(ValueError, match="do not fit"):
+        load_network(checkpoint, 2)
+    with pytest.raises(ValueError, match="no checkpoint of this project"):
+        load_network({"state_dict": {"a": torch.ones(1)}}, 1)
