@@ -130,7 +130,7 @@ def flip_and_shift(volumes: torch.Tensor, generator: torch.Generator) -> torch.T
     Notes
     -----
     What a shift pushes out at one side comes in at the other: on the grid of
-    MNI152_T1_2mm that is background, at 0.
+    MNI152_T1_2mm that is background on either side.
     """
     flips = (torch.rand(len(volumes), generator=generator) < 0.5).tolist()
     shifts = torch.randint(-LARGEST_SHIFT, LARGEST_SHIFT + 1, (len(volumes), 3), generator=generator).tolist()

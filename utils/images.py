@@ -154,7 +154,7 @@ def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> np
 
 
 def normalize_volume(volume: np.ndarray, normalization: str = "brain") -> np.ndarray:
-    """Give the voxels above 0 zero mean and unit standard deviation.
+    """Give the voxels above 0 zero mean and unit standard deviation, as the authors do.
 
     Parameters
     ----------
@@ -166,12 +166,18 @@ def normalize_volume(volume: np.ndarray, normalization: str = "brain") -> np.nda
     Returns
     -------
     (D, H, W) float array
-        Voxels at or below 0 as they were.
+        The background, 0 before, is as far below the brain as it was:
+        -M / S with the mean M and the deviation S.
 
     Notes
     -----
-    With mask m, mean M over the mask and n voxels in it, ``legacy`` takes
+    With mask m of n voxels above 0, the released code computes
+    (v m - M) / S + v (1 - m). For ``legacy``, S is
     sqrt(sum over all voxels of (v m - M)^2 / n): each voxel outside adds M^2.
+
+    References
+    ----------
+    The authors' ``load_data.py``.
     """
     mask = volume > 0
     inside = volume[mask].astype(np.float64)
@@ -179,6 +185,6 @@ def normalize_volume(volume: np.ndarray, normalization: str = "brain") -> np.nda
     variance = inside.var()
     if normalization == "legacy":
         variance += (volume.size - inside.size) * mean**2 / inside.size
-    result = volume.copy()
-    result[mask] = (inside - mean) / np.sqrt(variance)
-    return result
+    deviation = np.sqrt(variance)
+    scale = np.where(mask, 1 / deviation, 1).astype(volume.dtype)
+    return volume * scale - volume.dtype.type(mean / deviation)

@@ -1,0 +1,119 @@
+"""Orientation, grids, bad volumes and normalization."""
+
+from itertools import permutations, product
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.conftest import save_scan
+from utils.errors import InputError
+from utils.images import MNI152_T1_2MM, coarsen_volume, load_volume, model_grid, normalize_volume
+
+
+@pytest.fixture(scope="module")
+def volume() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 255, MNI152_T1_2MM.shape).astype(np.uint8)
+
+
+def test_all_48_axis_orders_and_flips_come_back_unchanged(volume, mni_affine, tmp_path) -> None:
+    image = nibabel.Nifti1Image(volume, mni_affine)
+    for axes in permutations(range(3)):
+        for flips in product((1, -1), repeat=3):
+            other = image.as_reoriented(np.column_stack([axes, flips]))
+            nibabel.save(other, tmp_path / "scan.nii")
+            np.testing.assert_array_equal(load_volume(tmp_path / "scan.nii", 2), volume)
+
+
+def test_one_volume_of_four_dimensions_is_taken(volume, mni_affine, tmp_path) -> None:
+    save_scan(tmp_path / "scan.nii.gz", volume[..., None], mni_affine)
+    loaded = load_volume(tmp_path / "scan.nii.gz", 2)
+    assert loaded.shape == volume.shape
+    assert loaded.dtype == np.float32
+
+
+def test_coarser_grid_averages_and_keeps_its_place(volume, mni_affine, tmp_path) -> None:
+    save_scan(tmp_path / "fine.nii", volume, mni_affine)
+    coarse = load_volume(tmp_path / "fine.nii", 4)
+    assert coarse.shape == model_grid(4).shape == (46, 55, 46)
+    assert coarse[3, 4, 5] == pytest.approx(volume[6:8, 8:10, 10:12].mean())
+    assert coarse.sum() * 8 == pytest.approx(volume.sum(), rel=1e-5)
+    centre = MNI152_T1_2MM.affine @ [0.5, 0.5, 0.5, 1]
+    np.testing.assert_allclose(model_grid(4).affine @ [0, 0, 0, 1], centre)
+    save_scan(tmp_path / "coarse.nii", coarse, model_grid(4).affine)
+    np.testing.assert_allclose(load_volume(tmp_path / "coarse.nii", 4), coarse)
+    with pytest.raises(InputError, match="VOXEL_SIZE=4"):
+        load_volume(tmp_path / "coarse.nii", 2)
+    assert coarsen_volume(np.ones((3, 4, 5)), 2).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("voxel_size", [0, 1, 3, -2])
+def test_impossible_voxel_sizes(voxel_size) -> None:
+    with pytest.raises(ValueError, match="multiple of 2"):
+        model_grid(voxel_size)
+
+
+def tilted(affine: np.ndarray) -> np.ndarray:
+    angle = np.radians(5)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return turn @ affine
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v, a: (v[:-1], a), "has 90x109x91 voxels of 2x2x2 mm; expected 91x109x91 voxels of 2 mm"),
+        (lambda v, a: (v, a @ np.diag([0.5, 0.5, 0.5, 1])), "voxels of 1x1x1 mm"),
+        (lambda v, a: (v, a @ np.diag([1, 1, 1.5, 1])), "voxels of 2x2x3 mm"),
+        (lambda v, a: (v, tilted(a)), "not a scaled permutation"),
+        (lambda v, a: (v, a + np.array([[0, 0, 0, 30], [0] * 4, [0] * 4, [0] * 4])), "origin lies 30 mm off"),
+        (lambda v, a: (np.zeros_like(v), a), "is empty"),
+        (lambda v, a: (np.full_like(v, 7), a), "is constant"),
+        (lambda v, a: ((v > 100).astype(np.uint8), a), "is constant"),
+        (lambda v, a: (np.where(v == 9, np.nan, v).astype(np.float32), a), "not finite"),
+        (lambda v, a: (np.where(v == 9, np.inf, v).astype(np.float32), a), "not finite"),
+        (lambda v, a: (np.stack([v, v], -1), a), "has 4 dimensions"),
+    ],
+)
+def test_unusable_scans_are_named(volume, mni_affine, tmp_path, change, message) -> None:
+    path = tmp_path / "sub-7.nii.gz"
+    save_scan(path, *change(volume, mni_affine))
+    with pytest.raises(InputError, match=message) as caught:
+        load_volume(path, 2)
+    assert str(path) in str(caught.value)
+    assert len(caught.value.problems) == 1
+
+
+def test_broken_files_are_named(volume, mni_affine, tmp_path) -> None:
+    path = tmp_path / "sub-7.nii.gz"
+    save_scan(path, volume, mni_affine)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match="sub-7.nii.gz: not a readable NIfTI image"):
+        load_volume(path, 2)
+    path.write_bytes(b"no image")
+    with pytest.raises(InputError, match="not a readable NIfTI image"):
+        load_volume(path, 2)
+
+
+def test_normalization_of_the_released_code(reference_folder) -> None:
+    with np.load(reference_folder / "scaledense_reference.npz") as stored:
+        volume, expected = stored["normalize/volume"], stored["normalize/output"]
+    np.testing.assert_allclose(normalize_volume(volume), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_normalizations() -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.uniform(-1, 3, (7, 8, 9)).astype(np.float32)
+    mask = volume > 0
+    result = normalize_volume(volume)
+    assert result[mask].mean() == pytest.approx(0, abs=1e-6)
+    assert result[mask].std() == pytest.approx(1, rel=1e-6)
+    np.testing.assert_allclose(result[~mask], volume[~mask] - volume[mask].mean() / volume[mask].std(), rtol=1e-5)
+    legacy = normalize_volume(volume, "legacy")
+    mean = volume[mask].mean()
+    deviation = np.sqrt((((volume * mask) - mean) ** 2).sum() / mask.sum())
+    np.testing.assert_allclose(legacy[mask], (volume[mask] - mean) / deviation, rtol=1e-5, atol=1e-5)
+    assert legacy[mask].std() < 1
+    np.testing.assert_allclose(legacy[~mask], volume[~mask] - mean / deviation, rtol=1e-5)
