@@ -102,6 +102,7 @@ def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: to
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # of the workers' seeds; the global one stays as it is
     )
 
 

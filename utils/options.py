@@ -142,7 +142,7 @@ def _add_released_normalization(group: Any) -> None:
 
 def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loss", "error + ranking_weight * (ranking + age_difference_weight * age difference)")
-    group.add_argument("--loss", type=str.lower, choices=("mse", "mae"), default="mse", help="the error")
+    group.add_argument("--loss", type=str.lower, choices=("mse", "mae"), default="mse", help="of the ages: mean squared or mean absolute error")
     group.add_argument("--ranking", "--aux_loss", type=_ranking, choices=("soft", "sodeep", "none"), default="soft", help="how predicted ages are ranked: soft, in closed form, for any batch size; sodeep, by the sorter of the paper; none: no ranking loss")
     group.add_argument("--ranking_weight", "--lbd", type=_not_negative, default=10.0, help="lambda of the paper")
     group.add_argument("--age_difference_weight", "--beta", type=_not_negative, default=1.0, help="beta of the paper")
@@ -157,7 +157,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser, stage: int) -> None
     group.add_argument("--learning_rate", "--lr", type=_positive, default=1e-3, help="at the start, or after the warm-up")
     group.add_argument("--weight_decay", type=_not_negative, default=5e-4, help="L2 penalty (adam, sgd) or decoupled decay (adamw)")
     group.add_argument("--amsgrad", type=_boolean, default=True, metavar="{true,false}", help="of adam and adamw")
-    group.add_argument("--momentum", type=_not_negative, default=0.0, help="of sgd")
+    group.add_argument("--momentum", type=_not_negative, default=0.0, help="of sgd alone")
     group.add_argument("--scheduler", "--schedular", choices=("plateau", "cosine", "constant"), default="plateau", help="plateau: lower the rate when validation MAE stalls; cosine: down to the lowest over all epochs")
     group.add_argument("--plateau_factor", type=_positive, default=0.5, help="what plateau multiplies the rate by")
     group.add_argument("--plateau_epochs", type=_whole, default=5, help="epochs without gain that plateau waits")

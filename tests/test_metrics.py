@@ -1,0 +1,70 @@
+"""Metrics against other implementations, and where they are not defined."""
+
+import csv
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import mean_absolute_error, root_mean_squared_error
+
+from tests.conftest import SHARED
+from utils.metrics import evaluate_ages, residual_sd_within_bins
+
+
+def test_against_scikit_learn_and_scipy() -> None:
+    rng = np.random.default_rng(0)
+    age = rng.uniform(20, 90, 200)
+    brain_age = 0.8 * age + 10 + rng.normal(0, 5, 200)
+    metrics = evaluate_ages(age, brain_age)
+    assert metrics["n"] == 200
+    assert metrics["mae"] == pytest.approx(mean_absolute_error(age, brain_age))
+    assert metrics["rmse"] == pytest.approx(root_mean_squared_error(age, brain_age))
+    assert metrics["pearson"] == pytest.approx(np.corrcoef(age, brain_age)[0, 1])
+    assert metrics["spearman"] == pytest.approx(stats.spearmanr(age, brain_age)[0])
+    assert metrics["gap_age_spearman"] == pytest.approx(stats.spearmanr(age, brain_age - age)[0])
+    assert metrics["mean_gap"] == pytest.approx(np.mean(brain_age - age))
+    assert metrics["age_sd"] == pytest.approx(np.std(age, ddof=1))
+    interval = stats.bootstrap((np.abs(brain_age - age),), np.mean, method="percentile", n_resamples=4000, rng=1)
+    assert metrics["mae_low"] == pytest.approx(interval.confidence_interval.low, abs=0.1)
+    assert metrics["mae_high"] == pytest.approx(interval.confidence_interval.high, abs=0.1)
+    decades = metrics["mae_per_decade"]
+    assert sum(part["n"] for part in decades.values()) == 200
+    thirties = (age >= 30) & (age < 40)
+    assert decades["30-39"]["mae"] == pytest.approx(np.abs(brain_age - age)[thirties].mean())
+
+
+def test_published_predictions_of_real_subjects() -> None:
+    """PAC 2019 (MIT licence, ARAMIS Lab): real ages beside real predictions."""
+    files = sorted((SHARED / "data" / "pac2019_predictions").glob("*_split-*.tsv"))
+    if not files:
+        pytest.skip("the published predictions are not in ../shared/data")
+    with files[0].open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    age, brain_age = (np.array([float(row[key]) for row in rows]) for key in ("true_age", "predicted_age"))
+    metrics = evaluate_ages(age, brain_age)
+    assert metrics["mae"] == pytest.approx(sum(abs(a - b) for a, b in zip(age, brain_age, strict=True)) / len(rows))
+    assert 2 < metrics["mae"] < 10
+    assert metrics["mae_low"] < metrics["mae"] < metrics["mae_high"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_too_few_for_a_correlation(size) -> None:
+    metrics = evaluate_ages(np.full(size, 50.0), np.full(size, 53.0))
+    assert metrics["mae"] == 3
+    assert metrics["pearson"] is None
+    assert (metrics["mae_low"] is None) == (size == 1)
+
+
+def test_constant_predictions_have_no_correlation() -> None:
+    metrics = evaluate_ages(np.arange(20.0, 60), np.full(40, 40.0))
+    assert metrics["pearson"] is None
+    assert metrics["gap_age_spearman"] == pytest.approx(-1)
+
+
+def test_residual_sd_within_bins() -> None:
+    bins = np.repeat([40.0, 60.0], 50)
+    assert residual_sd_within_bins(np.where(bins == 40, 3.0, -2.0), bins) == 0  # collapsed
+    residual = np.random.default_rng(0).normal(0, 2, 100) + bins
+    expected = np.sqrt((residual[:50].var(ddof=1) + residual[50:].var(ddof=1)) / 2)
+    assert residual_sd_within_bins(residual, bins) == pytest.approx(expected)
+    assert np.isnan(residual_sd_within_bins(np.ones(2), np.array([1.0, 2.0])))

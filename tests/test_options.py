@@ -1,0 +1,86 @@
+"""Flags: the authors' names, wrong values, and the defaults of the bash scripts."""
+
+import re
+import subprocess
+import time
+
+import pytest
+
+from tests.conftest import ROOT, run_script
+from utils import options
+
+PARSERS = {
+    "train_first_stage": options.training_parser(1),
+    "train_second_stage": options.training_parser(2),
+    "test_first_stage": options.testing_parser(1),
+    "test_second_stage": options.testing_parser(2),
+    "make_demo_cohort": options.cohort_parser(),
+    "train_sorter": options.sorter_parser(),
+}
+
+
+def test_the_authors_flags_work() -> None:
+    released = (
+        "--batch_size 8 --epochs 150 --lr 1e-5 --weight_decay 5e-4 --loss mse --aux_loss ranking --lbd 10 --beta 0.1 "
+        "--first_stage_net a/best.pth.tar --train_folder t --valid_folder v --excel_path x.xls --model ScaleDense "
+        "--output_dir o --dis_range 10 --sorter s.pt --use_gender False --schedular cosine --warmup_epoch 2 --min_lr 1e-6"
+    )
+    args = PARSERS["train_second_stage"].parse_args(released.split())
+    assert (args.ranking_weight, args.age_difference_weight, args.age_interval) == (10, 0.1, 10)
+    assert (args.ranking, args.model, args.use_sex) == ("sodeep", "scaledense", False)
+    assert (str(args.first_stage_checkpoint), str(args.label_table)) == ("a/best.pth.tar", "x.xls")
+    assert (args.scheduler, args.warmup_epochs, args.minimum_learning_rate) == ("cosine", 2, 1e-6)
+    args = PARSERS["test_first_stage"].parse_args("--npz_name a.npz --plot_name b.png --excel_path x.xls".split())
+    assert (args.npz_name, args.plot_name) == ("a.npz", "b.png")
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_bash_variables_agree_with_the_flags(script) -> None:
+    """Each variable is a flag of the same name with the same default."""
+    text = (ROOT / f"bash_{script}.sh").read_text()
+    data = re.search(r'^DATA="\$\{DATA:-(.*)\}"', text, re.M)
+    variables = dict(re.findall(r'^([A-Z_]+)="\$\{[A-Z_]+:?-([^"]*)\}"', text, re.M))
+    parser = PARSERS[script]
+    defaults = {action.dest: action for action in parser._actions}
+    for name, value in variables.items():
+        if name in ("DATA", "PROCESSES"):
+            continue
+        assert f'--{name.lower()} "${name}"' in text, name
+        value = value.replace("$DATA", data[1] if data else "").replace("$LENGTH", variables.get("LENGTH", ""))
+        action = defaults[name.lower()]
+        typed = action.type(value) if action.type and value != "" else value or None
+        assert typed == action.default, name
+    for line in re.findall(r'^[A-Z_]+="\$\{.*$', text, re.M):
+        assert re.search(r" # \w", line), f"a variable without its meaning: {line}"
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_help_teaches_at_once(script) -> None:
+    started = time.perf_counter()
+    text = run_script(f"{script}.py", "--help").stdout
+    assert time.perf_counter() - started < 1.5
+    for action in PARSERS[script]._actions:
+        assert action.help and len(action.help) > 10, action.dest
+    assert "default" in text
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--batch_size 0", "--batch_size x", "--epochs -1", "--lr 0", "--lr nan", "--use_sex maybe", "--model vgg",
+        "--folds 1", "--unknown 1", "--age_interval 0", "--epoch 3",
+    ],
+)  # fmt: skip
+def test_wrong_flags_end_with_status_2(flag) -> None:
+    assert "error:" in run_script("train_first_stage.py", *flag.split(), status=2).stderr
+
+
+def test_shell_scripts_are_strict() -> None:
+    scripts = sorted(ROOT.glob("bash_*.sh"))
+    assert len(scripts) >= 9
+    for script in scripts:
+        text = script.read_text()
+        assert "rm -rf" not in text
+        if script.name != "bash_setup.sh":
+            assert "set -euo pipefail" in text, script.name
+        assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
