@@ -21,10 +21,10 @@ def main() -> None:
     device = distributed.start(args.device)
     checkpoints = {1: load_checkpoint(args.first_stage_checkpoint), 2: load_checkpoint(args.checkpoint)}
     networks, data = {}, {}
-    for stage, path in ((1, args.first_stage_checkpoint), (2, args.checkpoint)):
+    for number, path in ((1, args.first_stage_checkpoint), (2, args.checkpoint)):
         with user_errors(str(path)):
-            networks[stage] = load_network(checkpoints[stage], stage, args.use_sex)
-            data[stage] = data_settings(checkpoints[stage], args.normalization)
+            networks[number] = load_network(checkpoints[number], number, args.use_sex)
+            data[number] = data_settings(checkpoints[number], args.normalization)
     sha256 = sha256_of(args.first_stage_checkpoint)
     if checkpoints[2].get("first_stage_sha256", sha256) != sha256:
         raise InputError(

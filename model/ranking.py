@@ -62,9 +62,7 @@ class SoftRank(nn.Module):
         return (0.5 + above.sum(1)) / len(values)
 
 
-def age_difference_loss(
-    brain_age: torch.Tensor, chronological_age: torch.Tensor, pairs: torch.Tensor
-) -> torch.Tensor:
+def age_difference_loss(brain_age: torch.Tensor, chronological_age: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
     """Compare the age differences within pairs of subjects.
 
     Parameters

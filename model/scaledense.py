@@ -62,9 +62,7 @@ class NetworkConfig:
         if self.model not in MODELS:
             raise ValueError(f"model is '{self.model}'; expected one of {', '.join(MODELS)}")
         if self.blocks < 1 or self.filters < 1:
-            raise ValueError(
-                f"{self.blocks} blocks of {self.filters} filters; expected at least one of each"
-            )
+            raise ValueError(f"{self.blocks} blocks of {self.filters} filters; expected at least one of each")
         if not self.age_sd > 0:
             raise ValueError(f"age_sd is {self.age_sd}; expected a positive number of years")
         minimum = 2**self.blocks + (STEM_SHRINKAGE if self.has_stem else 0)
@@ -170,9 +168,7 @@ class ScaleDense(nn.Module):
         self.image_layer = nn.Sequential(nn.Linear(self.trunk.features, 32), nn.ELU())
         width = 32
         if config.stage == 2:
-            self.discretized_age_layer = nn.Sequential(
-                nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()
-            )
+            self.discretized_age_layer = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
             width += 16
         if config.use_sex:
             self.sex_layer = nn.Sequential(nn.Linear(2, 16), nn.Linear(16, 8), nn.ELU())

@@ -31,14 +31,10 @@ class Sorter(nn.Module):
     surrogates", CVPR 2019.
     """
 
-    def __init__(
-        self, model_type: str, length: int, score_mean: float = 0.0, score_sd: float = 1.0
-    ) -> None:
+    def __init__(self, model_type: str, length: int, score_mean: float = 0.0, score_sd: float = 1.0) -> None:
         super().__init__()
         if model_type not in HIDDEN_UNITS:
-            raise ValueError(
-                f"sorter type is '{model_type}'; expected one of {', '.join(HIDDEN_UNITS)}"
-            )
+            raise ValueError(f"sorter type is '{model_type}'; expected one of {', '.join(HIDDEN_UNITS)}")
         if length < 2:
             raise ValueError(f"sorter length is {length}; expected at least 2")
         self.model_type = model_type
@@ -90,9 +86,7 @@ def load_sorter(path: Path) -> Sorter:
         If the file is missing, holds anything else, or is no sorter.
     """
     if not path.is_file():
-        raise ValueError(
-            f"{path}: no such sorter; make one with bash_train_sorter.sh, or use --ranking soft"
-        )
+        raise ValueError(f"{path}: no such sorter; make one with bash_train_sorter.sh, or use --ranking soft")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -108,17 +102,13 @@ def load_sorter(path: Path) -> Sorter:
         raise ValueError(f"{path}: is no sorter; expected a file of train_sorter.py or of SoDeep")
     sorter = Sorter(**settings)
     try:
-        sorter.load_state_dict(
-            {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
-        )
+        sorter.load_state_dict({name.removeprefix("module."): value for name, value in content["state_dict"].items()})
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{path}: its weights do not fit a {settings['model_type']} sorter") from error
     return sorter
 
 
-def draw_scores(
-    batch_size: int, length: int, low: float, high: float, generator: torch.Generator
-) -> torch.Tensor:
+def draw_scores(batch_size: int, length: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     """Draw synthetic ages as a batch of subjects would have them.
 
     A third each is uniform over the range, normal around a random centre,

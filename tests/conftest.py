@@ -63,7 +63,9 @@ def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, size in (("train", 12), ("valid", 5), ("test", 5)):
         for age in np.linspace(22, 84, size) + rng.uniform(-2, 2, size):
             number += 1
-            save_scan(folder / split / f"sub-{number:02d}.nii.gz", small_volume(rng, age), model_grid(VOXEL_SIZE).affine)
+            save_scan(
+                folder / split / f"sub-{number:02d}.nii.gz", small_volume(rng, age), model_grid(VOXEL_SIZE).affine
+            )
             rows.append(f"sub-{number:02d},{age:.2f},{'FM'[number % 2]}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder

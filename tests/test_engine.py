@@ -36,7 +36,9 @@ def flags(*extra: object) -> Namespace:
 @pytest.fixture
 def datasets(synthetic_cohort):
     cohort = load_cohort(
-        {split: synthetic_cohort / split for split in ("train", "valid")}, synthetic_cohort / "labels.csv", voxel_size=VOXEL_SIZE
+        {split: synthetic_cohort / split for split in ("train", "valid")},
+        synthetic_cohort / "labels.csv",
+        voxel_size=VOXEL_SIZE,
     )
     return [ScanDataset(cohort[split], VOXEL_SIZE, "brain") for split in ("train", "valid")]
 
@@ -118,7 +120,11 @@ def test_what_a_run_writes(first_stage) -> None:
     with (first_stage / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     events = EventAccumulator(str(first_stage), size_guidance={"images": 0}).Reload()
-    parts = [f"{split}/{part}" for split in ("train", "valid") for part in ("loss", "mse_loss", "ranking", "age_difference", "mae")]
+    parts = [
+        f"{split}/{part}"
+        for split in ("train", "valid")
+        for part in ("loss", "mse_loss", "ranking", "age_difference", "mae")
+    ]
     for tag in [*parts, "learning_rate", "scans_per_second"]:
         scalars = events.Scalars(tag)
         assert [scalar.step for scalar in scalars] == [0, 1, 2]
@@ -194,7 +200,10 @@ def test_killed_and_resumed_equals_uninterrupted(synthetic_cohort, first_stage, 
 
     command = [sys.executable, ROOT / script, *common, "--output_dir", tmp_path / "killed"]
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        list(map(str, command)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline, seen = time.monotonic() + 120, (0, 0)
     last = tmp_path / "killed" / "last.pt"

@@ -147,9 +147,7 @@ def test_any_size_that_survives(model, stage, use_sex) -> None:
     assert network.output_layer[-1].weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    ("model", "smallest"), [("scaledense", 2**3 + 10), ("scaledense_paper", 2**3)]
-)
+@pytest.mark.parametrize(("model", "smallest"), [("scaledense", 2**3 + 10), ("scaledense_paper", 2**3)])
 def test_sizes_at_the_edge(model, smallest) -> None:
     config = NetworkConfig(1, model, False, (smallest,) * 3, blocks=3, filters=1)
     assert ScaleDense(config).eval()(torch.randn(1, 1, *config.volume_shape)).shape == (1,)

@@ -30,7 +30,11 @@ def test_a_useful_stage_is_not() -> None:
 
 
 def test_predictions_of_both_stages() -> None:
-    batch = {"volume": torch.ones(2, 1, 2, 2, 2), "sex": torch.tensor([0, 1]), "discretized_age": torch.tensor([50.0, 60])}
+    batch = {
+        "volume": torch.ones(2, 1, 2, 2, 2),
+        "sex": torch.tensor([0, 1]),
+        "discretized_age": torch.tensor([50.0, 60]),
+    }
     first = FirstStage().predict(lambda volume, sex: volume.mean((1, 2, 3, 4)) + sex, batch)
     assert first["brain_age"].tolist() == [1, 2]
     second = SecondStage(5.0).predict(lambda volume, sex, age: age / 10, batch)

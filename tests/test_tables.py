@@ -54,7 +54,9 @@ def test_semicolons_and_a_byte_order_mark(tmp_path) -> None:
 
 @pytest.mark.parametrize("age", ["NA", "", "-3", "0", "nan", "inf", "200", "63,5", "old"])
 def test_unusable_ages_name_their_row(tmp_path, age) -> None:
-    table = read_label_table(write(tmp_path / "labels.tsv", [["s1", "50", "F"], ["s2", age, "F"]], ["id", "age", "sex"]))
+    table = read_label_table(
+        write(tmp_path / "labels.tsv", [["s1", "50", "F"], ["s2", age, "F"]], ["id", "age", "sex"])
+    )
     assert table.problems["s2"] == [
         f"{tmp_path}/labels.tsv, row 3: age '{age}' of s2 is not a number of years between 0 and 130; "
         "correct or remove the row"

@@ -15,6 +15,7 @@ from utils.images import load_volume
 from utils.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
 from utils.tables import SEXES, LabelTable, read_label_table, subject_id_of
 
+
 def load_cohort(
     folders: Mapping[str, Path],
     label_table: Path | None,
@@ -146,9 +147,7 @@ def _check_scans(paths: list[Path], voxel_size: int, workers: int, problems: lis
         return None
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        checks = tqdm(
-            pool.map(problem_of, paths), "checking scans", len(paths), unit="scan", disable=None, leave=False
-        )
+        checks = tqdm(pool.map(problem_of, paths), "checking scans", len(paths), unit="scan", disable=None, leave=False)
         problems += [problem for problem in checks if problem]
 
 
@@ -162,9 +161,7 @@ def add_first_stage_ages(
     ]
 
 
-def split_into_folds(
-    subjects: Sequence[Subject], folds: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def split_into_folds(subjects: Sequence[Subject], folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Part subjects into folds of like ages, all scans of a person in one fold.
 
     Parameters

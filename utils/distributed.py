@@ -4,7 +4,6 @@ import os
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed.nn.functional
 from torch import distributed, nn
 
 from utils.errors import InputError
@@ -61,10 +60,17 @@ def wrap(network: nn.Module) -> nn.Module:
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Join the (N,) tensors of all processes; gradients flow back to each."""
+    """Join the (N,) tensors of all processes; gradients flow back to one's own part.
+
+    The gradient of a joint loss is then `world_size` times the mean over
+    processes that `wrap` computes.
+    """
     if world_size() == 1:
         return tensor
-    return torch.cat(torch.distributed.nn.functional.all_gather(tensor))
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    distributed.all_gather(parts, tensor.detach().contiguous())
+    parts[rank()] = tensor
+    return torch.cat(parts)
 
 
 def gather_objects(item: T) -> list[T]:

@@ -37,8 +37,6 @@ PACKAGES = ("torch", "numpy", "scipy", "nibabel", "pandas", "tensorboard")
 class Stage(Protocol):
     """What the engine needs of a stage; see `utils.stages`."""
 
-    columns: tuple[str, ...]
-
     def predict(self, network: Callable[..., torch.Tensor], batch: Any) -> dict[str, torch.Tensor]:
         """Turn a batch into predictions."""
 
@@ -49,7 +47,9 @@ class Stage(Protocol):
 class Criterion(Protocol):
     """What the engine needs of a loss; see `model.ranking.CascadeLoss`."""
 
-    batch_size: int | None
+    @property
+    def batch_size(self) -> int | None:
+        """The one number of subjects in a step that it takes, or None for any."""
 
     def __call__(
         self, brain_age: torch.Tensor, chronological_age: torch.Tensor, generator: torch.Generator
@@ -287,7 +287,10 @@ class Training:
                 notes = "".join(f"  {key} {value:.2f}" for key, value in own.items())
                 self.finish_epoch(row, predictions, notes + (f"\n{warning}" if warning else ""), writer)
             writer.add_hparams(
-                {key: value if isinstance(value, int | float | bool) else str(value) for key, value in flags_of(args).items()},
+                {
+                    key: value if isinstance(value, int | float | bool) else str(value)
+                    for key, value in flags_of(args).items()
+                },
                 {"final/valid_mae": self.best_mae},
                 run_name=".",
             )
@@ -321,14 +324,14 @@ class Training:
         losses = self.criterion(brain_age, age, self.generator)
         values = {key: value.item() for key, value in losses.items()}
         if not math.isfinite(values["loss"]):
-            names = ", ".join(sum(distributed.gather_objects(batch["subject_id"]), []))
+            names = ", ".join(name for names in distributed.gather_objects(batch["subject_id"]) for name in names)
             kept = f"{self.last_path} holds the last good state" if self.last_path.exists() else "nothing was saved yet"
             raise InputError(
                 f"the loss is {values['loss']} in epoch {self.epoch + 1}, batch {self.step + 1}, with the "
                 f"subjects {names}; look at their scans and ages, or lower --learning_rate; {kept}"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        (losses["loss"] * distributed.world_size()).backward()  # processes average their gradients
         self.optimizer.step()
         return values, (brain_age.detach() - age).abs().mean().item(), len(age)
 
@@ -350,9 +353,7 @@ class Training:
         scalars["mae"] = (brain_age - age).abs().mean().item()
         return scalars
 
-    def finish_epoch(
-        self, row: dict[str, float], predictions: Predictions, notes: str, writer: Any
-    ) -> None:
+    def finish_epoch(self, row: dict[str, float], predictions: Predictions, notes: str, writer: Any) -> None:
         """Adapt the learning rate, keep the best weights, write everything down."""
         epoch, mae = self.epoch, row["valid/mae"]
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -369,7 +370,9 @@ class Training:
                 if key != "epoch":
                     writer.add_scalar(key, value, epoch)
             if improved or self.finished:
-                figure = plot_ages(predictions["chronological_age"], predictions["brain_age"], f"Validation, epoch {epoch + 1}")
+                figure = plot_ages(
+                    predictions["chronological_age"], predictions["brain_age"], f"Validation, epoch {epoch + 1}"
+                )
                 writer.add_figure("valid/brain_age", figure, epoch)
             writer.flush()
             self._write_history()

@@ -93,8 +93,8 @@ def load_volume(path: Path, voxel_size: int) -> np.ndarray:
     grid = model_grid(voxel_size)
     try:
         image = nibabel.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-        affine = np.asarray(image.affine, dtype=float)  # type: ignore[attr-defined]
+        data = image.get_fdata(dtype=np.float32, caching="unchanged")  # type: ignore[attr-defined]
+        affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
     except READ_ERRORS as error:
         raise InputError(f"{path}: not a readable NIfTI image ({error}); write it again") from error
     if data.ndim == 4 and data.shape[3] == 1:
@@ -109,8 +109,7 @@ def load_volume(path: Path, voxel_size: int) -> np.ndarray:
         raise InputError(f"{path}: is empty, no voxel is above 0; repeat its preprocessing")
     if np.ptp(inside) == 0:
         raise InputError(
-            f"{path}: is constant, every voxel above 0 is {inside[0]:g}; "
-            "give a T1-weighted image, not a mask"
+            f"{path}: is constant, every voxel above 0 is {inside[0]:g}; give a T1-weighted image, not a mask"
         )
     return volume
 
@@ -127,9 +126,7 @@ def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> np
     affine = affine @ inv_ornt_aff(change, data.shape)
     data = np.ascontiguousarray(apply_orientation(data, change))
     for candidate in (grid, MNI152_T1_2MM):
-        if data.shape == candidate.shape and np.allclose(
-            np.diag(affine)[:3], np.diag(candidate.affine)[:3], atol=1e-2
-        ):
+        if data.shape == candidate.shape and np.allclose(np.diag(affine)[:3], np.diag(candidate.affine)[:3], atol=1e-2):
             shift = np.abs(affine[:3, 3] - candidate.affine[:3, 3]).max()
             if shift > 1:
                 raise InputError(

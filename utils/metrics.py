@@ -10,9 +10,7 @@ BOOTSTRAP_RESAMPLES = 2000
 FEWEST_FOR_CORRELATION = 3
 
 
-def evaluate_ages(
-    chronological_age: np.ndarray, brain_age: np.ndarray, seed: int = 0
-) -> dict[str, Any]:
+def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Compute the accuracy of brain ages, without any bias correction.
 
     Parameters

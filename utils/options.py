@@ -29,7 +29,9 @@ def _number(text: str, low: float, strict: bool, kind: type) -> float:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number") from error
     if not (value > low if strict else value >= low) or value == float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is too small; expected {'more than' if strict else 'at least'} {low:g}")
+        raise argparse.ArgumentTypeError(
+            f"{text} is too small; expected {'more than' if strict else 'at least'} {low:g}"
+        )
     return value  # type: ignore[no-any-return]
 
 
@@ -77,9 +79,21 @@ def add_hardware_flags(parser: argparse.ArgumentParser, batch_size: int) -> None
     """Add what depends on the machine alone."""
     group = parser.add_argument_group("machine")
     group.add_argument("--batch_size", type=_count, default=batch_size, help="scans in a batch, of each process")
-    group.add_argument("--num_workers", type=_whole, default=8, help="processes that read scans, at most one for each processor; 0 reads in the main one")
-    group.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU")
-    group.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto", help="of the network; the head and the losses always run in float32. auto: bfloat16 on CUDA, float32 on a CPU")
+    group.add_argument(
+        "--num_workers",
+        type=_whole,
+        default=8,
+        help="processes that read scans, at most one for each processor; 0 reads in the main one",
+    )
+    group.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="of the network; the head and the losses always run in float32. auto: bfloat16 on CUDA, float32 on a CPU",
+    )
 
 
 def training_parser(stage: int) -> argparse.ArgumentParser:
@@ -107,66 +121,213 @@ def training_parser(stage: int) -> argparse.ArgumentParser:
 
 def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--train_folder", type=Path, default=Path("data/train"), help="folder of .nii or .nii.gz scans to train on")
-    group.add_argument("--valid_folder", type=Path, default=Path("data/valid"), help="folder of scans that choose the best epoch")
+    group.add_argument(
+        "--train_folder", type=Path, default=Path("data/train"), help="folder of .nii or .nii.gz scans to train on"
+    )
+    group.add_argument(
+        "--valid_folder", type=Path, default=Path("data/valid"), help="folder of scans that choose the best epoch"
+    )
     if stage == 1:
-        group.add_argument("--test_folder", type=_optional_path, default=Path("data/test"), help="folder of scans that get discretized ages too; '' for none")
-    group.add_argument("--label_table", "--excel_path", type=Path, default=Path("data/labels.csv"), help="table of subject, age (years), sex: .csv, .tsv, .xlsx, .xls")
-    group.add_argument("--output_dir", type=Path, default=Path(f"runs/{'first' if stage == 1 else 'second'}_stage"), help="folder of the run; must not hold one already, but for --resume")
-    group.add_argument("--resume", action="store_true", help="go on with the run in the output folder, exactly as if it had never stopped")
+        group.add_argument(
+            "--test_folder",
+            type=_optional_path,
+            default=Path("data/test"),
+            help="folder of scans that get discretized ages too; '' for none",
+        )
+    group.add_argument(
+        "--label_table",
+        "--excel_path",
+        type=Path,
+        default=Path("data/labels.csv"),
+        help="table of subject, age (years), sex: .csv, .tsv, .xlsx, .xls",
+    )
+    group.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path(f"runs/{'first' if stage == 1 else 'second'}_stage"),
+        help="folder of the run; must not hold one already, but for --resume",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in the output folder, exactly as if it had never stopped",
+    )
     if stage == 1:
-        group.add_argument("--age_interval", "--dis_range", type=_positive, default=5.0, help="step of the discretized ages, years")
-        group.add_argument("--folds", type=_folds, default=5, help="train this many more networks, each on all but one part of the training set, so that its subjects get discretized ages from networks that never saw them; without, the second stage learns on errors that are too small. 0: none, if no second stage follows")
+        group.add_argument(
+            "--age_interval", "--dis_range", type=_positive, default=5.0, help="step of the discretized ages, years"
+        )
+        group.add_argument(
+            "--folds",
+            type=_folds,
+            default=5,
+            help="train this many more networks, each on all but one part of the training set, so that its subjects get discretized ages from networks that never saw them; without, the second stage learns on errors that are too small. 0: none, if no second stage follows",
+        )
     else:
-        group.add_argument("--first_stage_checkpoint", "--first_stage_net", type=Path, default=Path("runs/first_stage/best.pt"), help="checkpoint of the first stage; the second takes its grid and normalization")
-        group.add_argument("--discretized_age_folder", type=_optional_path, default=None, help="folder of train_ and valid_discretized_age.npy; default: that of the first stage's checkpoint")
-        group.add_argument("--age_interval", "--dis_range", type=_positive, default=5.0, help="step of the discretized ages, years; must be that of the tables")
+        group.add_argument(
+            "--first_stage_checkpoint",
+            "--first_stage_net",
+            type=Path,
+            default=Path("runs/first_stage/best.pt"),
+            help="checkpoint of the first stage; the second takes its grid and normalization",
+        )
+        group.add_argument(
+            "--discretized_age_folder",
+            type=_optional_path,
+            default=None,
+            help="folder of train_ and valid_discretized_age.npy; default: that of the first stage's checkpoint",
+        )
+        group.add_argument(
+            "--age_interval",
+            "--dis_range",
+            type=_positive,
+            default=5.0,
+            help="step of the discretized ages, years; must be that of the tables",
+        )
 
 
 def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
     group = parser.add_argument_group("network")
-    group.add_argument("--model", type=str.lower, choices=("scaledense", "scaledense_paper"), default="scaledense", help="scaledense: that of the authors' code, 102 M parameters; scaledense_paper: the lighter one of the paper's figure, 1.5 M parameters, a tenth of the work")
+    group.add_argument(
+        "--model",
+        type=str.lower,
+        choices=("scaledense", "scaledense_paper"),
+        default="scaledense",
+        help="scaledense: that of the authors' code, 102 M parameters; scaledense_paper: the lighter one of the paper's figure, 1.5 M parameters, a tenth of the work",
+    )
     group.add_argument("--blocks", type=_count, default=5, help="number of blocks; each halves the volume")
-    group.add_argument("--filters", type=_count, default=8, help="channels of the stem (scaledense) or of the first block (scaledense_paper)")
-    group.add_argument("--use_sex", "--use_gender", type=_boolean, default=True, metavar="{true,false}", help="whether the network is told the sex")
+    group.add_argument(
+        "--filters",
+        type=_count,
+        default=8,
+        help="channels of the stem (scaledense) or of the first block (scaledense_paper)",
+    )
+    group.add_argument(
+        "--use_sex",
+        "--use_gender",
+        type=_boolean,
+        default=True,
+        metavar="{true,false}",
+        help="whether the network is told the sex",
+    )
     if stage == 1:
-        group.add_argument("--voxel_size", type=_count, default=2, help="mm, of the grid the network works on: 2, or 4 for a CPU; scans at 2 mm are averaged down to it")
-        group.add_argument("--normalization", choices=("brain", "legacy"), default="brain", help="of the voxels above 0: zero mean, unit deviation; legacy: as the authors' code before 2023-11-21")
+        group.add_argument(
+            "--voxel_size",
+            type=_count,
+            default=2,
+            help="mm, of the grid the network works on: 2, or 4 for a CPU; scans at 2 mm are averaged down to it",
+        )
+        group.add_argument(
+            "--normalization",
+            choices=("brain", "legacy"),
+            default="brain",
+            help="of the voxels above 0: zero mean, unit deviation; legacy: as the authors' code before 2023-11-21",
+        )
     else:
         _add_released_normalization(group)
 
 
 def _add_released_normalization(group: Any) -> None:
-    group.add_argument("--normalization", choices=("brain", "legacy"), default=None, help="of a released checkpoint; legacy: for weights from before 2023-11-21; default: brain")
+    group.add_argument(
+        "--normalization",
+        choices=("brain", "legacy"),
+        default=None,
+        help="of a released checkpoint; legacy: for weights from before 2023-11-21; default: brain",
+    )
 
 
 def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("loss", "error + ranking_weight * (ranking + age_difference_weight * age difference)")
-    group.add_argument("--loss", type=str.lower, choices=("mse", "mae"), default="mse", help="of the ages: mean squared or mean absolute error")
-    group.add_argument("--ranking", "--aux_loss", type=_ranking, choices=("soft", "sodeep", "none"), default="soft", help="how predicted ages are ranked: soft, in closed form, for any batch size; sodeep, by the sorter of the paper; none: no ranking loss")
+    group = parser.add_argument_group(
+        "loss", "error + ranking_weight * (ranking + age_difference_weight * age difference)"
+    )
+    group.add_argument(
+        "--loss",
+        type=str.lower,
+        choices=("mse", "mae"),
+        default="mse",
+        help="of the ages: mean squared or mean absolute error",
+    )
+    group.add_argument(
+        "--ranking",
+        "--aux_loss",
+        type=_ranking,
+        choices=("soft", "sodeep", "none"),
+        default="soft",
+        help="how predicted ages are ranked: soft, in closed form, for any batch size; sodeep, by the sorter of the paper; none: no ranking loss",
+    )
     group.add_argument("--ranking_weight", "--lbd", type=_not_negative, default=10.0, help="lambda of the paper")
     group.add_argument("--age_difference_weight", "--beta", type=_not_negative, default=1.0, help="beta of the paper")
-    group.add_argument("--rank_temperature", type=_positive, default=1.0, help="of the soft ranks, years: ages further apart have sharp ranks")
-    group.add_argument("--sorter", type=_optional_path, default=None, help="sorter file for --ranking sodeep; its length must be the batch size")
+    group.add_argument(
+        "--rank_temperature",
+        type=_positive,
+        default=1.0,
+        help="of the soft ranks, years: ages further apart have sharp ranks",
+    )
+    group.add_argument(
+        "--sorter",
+        type=_optional_path,
+        default=None,
+        help="sorter file for --ranking sodeep; its length must be the batch size",
+    )
 
 
 def _add_optimization_flags(parser: argparse.ArgumentParser, stage: int) -> None:
     group = parser.add_argument_group("optimization")
     group.add_argument("--epochs", type=_count, default=150, help="passes over the training set, at most")
-    group.add_argument("--optimizer", choices=("adam", "adamw", "sgd"), default="adam", help="the authors use adam for the first stage, sgd at 1e-5 for the second, which then hardly learns")
-    group.add_argument("--learning_rate", "--lr", type=_positive, default=1e-3, help="at the start, or after the warm-up")
-    group.add_argument("--weight_decay", type=_not_negative, default=5e-4, help="L2 penalty (adam, sgd) or decoupled decay (adamw)")
+    group.add_argument(
+        "--optimizer",
+        choices=("adam", "adamw", "sgd"),
+        default="adam",
+        help="the authors use adam for the first stage, sgd at 1e-5 for the second, which then hardly learns",
+    )
+    group.add_argument(
+        "--learning_rate", "--lr", type=_positive, default=1e-3, help="at the start, or after the warm-up"
+    )
+    group.add_argument(
+        "--weight_decay", type=_not_negative, default=5e-4, help="L2 penalty (adam, sgd) or decoupled decay (adamw)"
+    )
     group.add_argument("--amsgrad", type=_boolean, default=True, metavar="{true,false}", help="of adam and adamw")
     group.add_argument("--momentum", type=_not_negative, default=0.0, help="of sgd alone")
-    group.add_argument("--scheduler", "--schedular", choices=("plateau", "cosine", "constant"), default="plateau", help="plateau: lower the rate when validation MAE stalls; cosine: down to the lowest over all epochs")
+    group.add_argument(
+        "--scheduler",
+        "--schedular",
+        choices=("plateau", "cosine", "constant"),
+        default="plateau",
+        help="plateau: lower the rate when validation MAE stalls; cosine: down to the lowest over all epochs",
+    )
     group.add_argument("--plateau_factor", type=_positive, default=0.5, help="what plateau multiplies the rate by")
     group.add_argument("--plateau_epochs", type=_whole, default=5, help="epochs without gain that plateau waits")
-    group.add_argument("--warmup_epochs", "--warmup_epoch", type=_whole, default=0, help="epochs of rising rate before cosine or constant")
-    group.add_argument("--minimum_learning_rate", "--min_lr", type=_not_negative, default=0.0, help="the lowest that plateau and cosine reach")
-    group.add_argument("--early_stopping_epochs", type=_count, default=20, help="stop after this many epochs without a better validation MAE")
-    group.add_argument("--augmentation", choices=("flip_shift", "none"), default="flip_shift", help="of training volumes: mirror left to right, shift by up to 2 voxels; the authors' code has none")
-    group.add_argument("--seed", type=_whole, default=0, help="of the weights, the order, the pairs and the augmentation")
-    group.add_argument("--save_every_steps", type=_count, default=1000, help="write last.pt within an epoch too, after so many batches")
+    group.add_argument(
+        "--warmup_epochs",
+        "--warmup_epoch",
+        type=_whole,
+        default=0,
+        help="epochs of rising rate before cosine or constant",
+    )
+    group.add_argument(
+        "--minimum_learning_rate",
+        "--min_lr",
+        type=_not_negative,
+        default=0.0,
+        help="the lowest that plateau and cosine reach",
+    )
+    group.add_argument(
+        "--early_stopping_epochs",
+        type=_count,
+        default=20,
+        help="stop after this many epochs without a better validation MAE",
+    )
+    group.add_argument(
+        "--augmentation",
+        choices=("flip_shift", "none"),
+        default="flip_shift",
+        help="of training volumes: mirror left to right, shift by up to 2 voxels; the authors' code has none",
+    )
+    group.add_argument(
+        "--seed", type=_whole, default=0, help="of the weights, the order, the pairs and the augmentation"
+    )
+    group.add_argument(
+        "--save_every_steps", type=_count, default=1000, help="write last.pt within an epoch too, after so many batches"
+    )
 
 
 def testing_parser(stage: int) -> argparse.ArgumentParser:
@@ -182,23 +343,62 @@ def testing_parser(stage: int) -> argparse.ArgumentParser:
     folder = "first_stage" if stage == 1 else "second_stage"
     group = parser.add_argument_group("data")
     group.add_argument("--test_folder", type=Path, default=Path("data/test"), help="folder of .nii or .nii.gz scans")
-    group.add_argument("--label_table", "--excel_path", type=_optional_path, default=Path("data/labels.csv"), help="table of subject, age (years), sex; '' where there is none")
-    group.add_argument("--sex", choices=("F", "M"), default=None, help="sex of all subjects that the label table does not tell it of")
-    group.add_argument("--checkpoint", type=Path, default=Path(f"runs/{folder}/best.pt"), help="of the trained network, or one that the authors released; says itself what network it holds")
+    group.add_argument(
+        "--label_table",
+        "--excel_path",
+        type=_optional_path,
+        default=Path("data/labels.csv"),
+        help="table of subject, age (years), sex; '' where there is none",
+    )
+    group.add_argument(
+        "--sex", choices=("F", "M"), default=None, help="sex of all subjects that the label table does not tell it of"
+    )
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path(f"runs/{folder}/best.pt"),
+        help="of the trained network, or one that the authors released; says itself what network it holds",
+    )
     group.add_argument("--output_dir", type=Path, default=Path(f"runs/{folder}/test"), help="folder for the results")
     group.add_argument("--npz_name", default="predictions.npz", help="file name of the predictions as arrays")
     group.add_argument("--plot_name", default="brain_age.png", help="file name of the scatter plot")
     if stage == 1:
         group.add_argument("--split", default="test", help="name of the split: <split>_discretized_age.npy")
-        group.add_argument("--age_interval", "--dis_range", type=_positive, default=5.0, help="step of the discretized ages, years")
+        group.add_argument(
+            "--age_interval", "--dis_range", type=_positive, default=5.0, help="step of the discretized ages, years"
+        )
     else:
-        group.add_argument("--first_stage_checkpoint", "--first_stage_net", type=Path, default=Path("runs/first_stage/best.pt"), help="checkpoint of the first stage that the second was trained on")
-        group.add_argument("--discretized_age_file", type=_optional_path, default=None, help="table of test_first_stage.py for these scans; the first stage is then not run again")
+        group.add_argument(
+            "--first_stage_checkpoint",
+            "--first_stage_net",
+            type=Path,
+            default=Path("runs/first_stage/best.pt"),
+            help="checkpoint of the first stage that the second was trained on",
+        )
+        group.add_argument(
+            "--discretized_age_file",
+            type=_optional_path,
+            default=None,
+            help="table of test_first_stage.py for these scans; the first stage is then not run again",
+        )
     group = parser.add_argument_group("released checkpoints", "Checkpoints of this project know these themselves.")
-    group.add_argument("--use_sex", "--use_gender", type=_boolean, default=None, metavar="{true,false}", help="which of the two heads to use; default: that with sex")
+    group.add_argument(
+        "--use_sex",
+        "--use_gender",
+        type=_boolean,
+        default=None,
+        metavar="{true,false}",
+        help="which of the two heads to use; default: that with sex",
+    )
     _add_released_normalization(group)
     if stage == 2:
-        group.add_argument("--age_interval", "--dis_range", type=_positive, default=None, help="step of the discretized ages, years; default: 5")
+        group.add_argument(
+            "--age_interval",
+            "--dis_range",
+            type=_positive,
+            default=None,
+            help="step of the discretized ages, years; default: 5",
+        )
     add_hardware_flags(parser, batch_size=8)
     return parser
 
@@ -210,9 +410,19 @@ def cohort_parser() -> argparse.ArgumentParser:
         "Writes train/, valid/, test/ (70, 15, 15 %), patients/ where asked for, and labels.csv with\n"
         "age, sex, diagnosis and the true brain age that was drawn."
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="folder for the cohort; new, empty, or holding this very cohort")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("data"),
+        help="folder for the cohort; new, empty, or holding this very cohort",
+    )
     parser.add_argument("--subjects", type=_count, default=120, help="healthy subjects, 20 to 90 years old")
-    parser.add_argument("--patients", type=_whole, default=0, help="subjects of each patient group, MCI and AD, whose true brain-age gap is raised")
+    parser.add_argument(
+        "--patients",
+        type=_whole,
+        default=0,
+        help="subjects of each patient group, MCI and AD, whose true brain-age gap is raised",
+    )
     parser.add_argument("--voxel_size", type=_count, default=2, help="mm: 2, or 4 for a CPU")
     parser.add_argument("--seed", type=_whole, default=0, help="of everything random")
     parser.add_argument("--num_workers", type=_count, default=2, help="processes that simulate")
@@ -226,14 +436,30 @@ def sorter_parser() -> argparse.ArgumentParser:
         "For --ranking sodeep alone; the default, --ranking soft, needs no sorter. Writes one file\n"
         "and says how well the sorter ranks ages that it has not seen."
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/sorter_8.pt"), help="file for the sorter; must not exist")
-    parser.add_argument("--length", type=_count, default=8, help="how many ages it ranks: the batch size of the training that will use it")
-    parser.add_argument("--model_type", choices=("lstm", "lstmla"), default="lstmla", help="128 (lstm) or 512 (lstmla, the authors') units")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/sorter_8.pt"), help="file for the sorter; must not exist"
+    )
+    parser.add_argument(
+        "--length",
+        type=_count,
+        default=8,
+        help="how many ages it ranks: the batch size of the training that will use it",
+    )
+    parser.add_argument(
+        "--model_type",
+        choices=("lstm", "lstmla"),
+        default="lstmla",
+        help="128 (lstm) or 512 (lstmla, the authors') units",
+    )
     parser.add_argument("--youngest", type=float, default=0.0, help="years, lowest age that is drawn")
     parser.add_argument("--oldest", type=float, default=110.0, help="years, highest age that is drawn")
     parser.add_argument("--steps", type=_count, default=3000, help="steps of the optimizer")
     parser.add_argument("--batch_size", type=_count, default=128, help="sequences in a step")
-    parser.add_argument("--learning_rate", type=_positive, default=2e-3, help="of Adam, at the start; falls to 0 along a cosine")
+    parser.add_argument(
+        "--learning_rate", type=_positive, default=2e-3, help="of Adam, at the start; falls to 0 along a cosine"
+    )
     parser.add_argument("--seed", type=_whole, default=0, help="of the weights and the ages")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU")
+    parser.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
+    )
     return parser

@@ -16,6 +16,16 @@ from utils.metrics import Predictions, evaluate_ages
 from utils.subjects import UNKNOWN_SEX, Subject
 
 SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
+METRIC_ROWS = (  # label, key of `evaluate_ages`, digits
+    ("MAE (years)", "mae", 2),
+    ("  95 % interval, from", "mae_low", 2),
+    ("  to", "mae_high", 2),
+    ("RMSE (years)", "rmse", 2),
+    ("mean gap (years)", "mean_gap", 2),
+    ("Pearson correlation", "pearson", 3),
+    ("Spearman correlation", "spearman", 3),
+    ("Spearman correlation of gap and age", "gap_age_spearman", 3),
+)
 
 
 def plot_ages(chronological_age: np.ndarray, brain_age: np.ndarray, title: str, lines: Sequence[str] = ()) -> Figure:
@@ -84,7 +94,8 @@ def write_report(
     npz_name, plot_name : str
         File names.
     stage_report : callable
-        Gives further metrics, and a warning that is written with them.
+        Of the second stage: gives further metrics, and a warning that is
+        written with them. The first stage's metrics then stand beside.
 
     Returns
     -------
@@ -104,7 +115,9 @@ def write_report(
         writer = csv.writer(file)
         writer.writerow(table)
         for row in zip(*table.values(), strict=True):
-            writer.writerow([cell if isinstance(cell, str) else "" if np.isnan(cell) else f"{cell:.4f}" for cell in row])
+            writer.writerow(
+                [cell if isinstance(cell, str) else "" if np.isnan(cell) else f"{cell:.4f}" for cell in row]
+            )
     with replacing(folder / npz_name) as temporary, temporary.open("wb") as file:
         np.savez(file, **table)  # type: ignore[arg-type]
     known = np.isfinite(age)
@@ -115,6 +128,7 @@ def write_report(
         scalars, warning = stage_report({name: values[known] for name, values in predictions.items()})
         metrics |= scalars
         metrics["warning"] = warning or None
+        metrics["first_stage"] = evaluate_ages(age[known], predictions["first_stage_age"][known])
     write_json(folder / "metrics.json", metrics)
     figure = plot_ages(age[known], predictions["brain_age"][known], title, describe_metrics(metrics))
     with replacing(folder / plot_name) as temporary:
@@ -123,12 +137,18 @@ def write_report(
 
 
 def announce_report(folder: Path, name: str, metrics: dict[str, Any] | None) -> None:
-    """Print the metrics and where the files lie."""
-    print(f"{name}: predictions in {folder / 'predictions.csv'}")
+    """Print the metrics, both stages' side by side where there are two, and where the files lie."""
+    print(f"{name}: predictions and figure in {folder}")
     if metrics is None:
         print("  no age is known, so there are no metrics")
         return
-    for line in describe_metrics(metrics):
-        print(f"  {line}")
+    print("  " + describe_metrics(metrics)[0])
+    stages = {"first stage": metrics["first_stage"], name: metrics} if "first_stage" in metrics else {name: metrics}
+    print("  " + " " * 36 + "".join(f"{stage:>14}" for stage in stages))
+    for label, key, digits in METRIC_ROWS:
+        values = ["undefined" if m[key] is None else f"{m[key]:.{digits}f}" for m in stages.values()]
+        print(f"  {label:<36}" + "".join(f"{value:>14}" for value in values))
+    if "residual_sd" in metrics:
+        print(f"  SD of the residual within equal discretized ages: {metrics['residual_sd']:.2f} years")
     if metrics.get("warning"):
         print(metrics["warning"])

@@ -217,7 +217,9 @@ def _smooth_noise(rng: np.random.Generator, channels: int, scale: float) -> np.n
     zoom = [size / (n - 2) for size, n in zip(shape, coarse, strict=True)]
     offset = [1 / z for z in zoom]
     fields = [
-        ndimage.affine_transform(field, offset, offset=rng.uniform(0, 1, 3), output_shape=shape, order=2, mode="nearest")
+        ndimage.affine_transform(
+            field, offset, offset=rng.uniform(0, 1, 3), output_shape=shape, order=2, mode="nearest"
+        )
         for field in noise
     ]
     stacked = np.stack(fields)
@@ -239,9 +241,7 @@ def _lesions(rng: np.random.Generator, where: np.ndarray, expected: float) -> np
     return result * (where > 0)
 
 
-def write_cohort(
-    folder: Path, subjects: Sequence[SimulatedSubject], seed: int, voxel_size: int, workers: int
-) -> bool:
+def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, voxel_size: int, workers: int) -> bool:
     """Write scans, ``labels.csv``, ``cohort.json`` and a note, whole or not at all.
 
     Parameters
@@ -280,9 +280,7 @@ def write_cohort(
     try:
         # Threads of several workers would fight for the processors; "spawn" is safe beside torch.
         with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-            jobs = pool.map(
-                _write_subject, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4
-            )
+            jobs = pool.map(_write_subject, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
             list(tqdm(jobs, "simulating brains", len(subjects), unit="brain", disable=None, leave=False))
         frame = pd.DataFrame(content["subjects"])
         frame["sex"] = frame["sex"].map({0: "F", 1: "M"})

@@ -14,8 +14,6 @@ COLLAPSED_SD = 0.1  # of the age interval
 class FirstStage:
     """Estimate the brain age from the volume and the sex."""
 
-    columns: tuple[str, ...] = ()
-
     def predict(self, network: Callable[..., torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
         """Return ``brain_age``, (B,) float32 tensor, years."""
         return {"brain_age": network(batch["volume"], batch["sex"])}

@@ -11,7 +11,17 @@ import pandas as pd
 from utils.errors import InputError
 
 COLUMN_NAMES = {
-    "subject_id": ("subject_id", "subjectid", "participant_id", "subject", "id", "filename", "file_name", "file", "name"),
+    "subject_id": (
+        "subject_id",
+        "subjectid",
+        "participant_id",
+        "subject",
+        "id",
+        "filename",
+        "file_name",
+        "file",
+        "name",
+    ),
     "age": ("age", "chronological_age", "age_years"),
     "sex": ("sex", "gender", "male"),
 }
@@ -70,8 +80,7 @@ def read_label_table(path: Path) -> LabelTable:
         raise InputError(f"{path}: holds no rows; expected subject, age and sex")
     names = [re.sub(r"[\s\-]+", "_", str(name).lower().strip("\ufeff \t")) for name in cells.iloc[0]]
     columns = {
-        role: next((names.index(name) for name in known if name in names), None)
-        for role, known in COLUMN_NAMES.items()
+        role: next((names.index(name) for name in known if name in names), None) for role, known in COLUMN_NAMES.items()
     }
     has_header = columns["age"] is not None
     if not has_header:
@@ -92,9 +101,7 @@ def read_label_table(path: Path) -> LabelTable:
         where = f"{path}, row {number}"
         problems = table.problems.setdefault(subject_id, [])
         if subject_id in first_row:
-            problems.append(
-                f"{where}: {subject_id} stands in row {first_row[subject_id]} already; keep one row"
-            )
+            problems.append(f"{where}: {subject_id} stands in row {first_row[subject_id]} already; keep one row")
             continue
         first_row[subject_id] = number
         age_cell = str(row[columns["age"]]).strip()  # type: ignore[index]
@@ -128,9 +135,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
         with path.open(encoding="utf-8-sig") as file:
             first_line = file.readline()
         separator = max("\t,;", key=first_line.count)
-        return pd.read_csv(
-            path, sep=separator, skip_blank_lines=False, encoding="utf-8-sig", **options
-        ).fillna("")
+        return pd.read_csv(path, sep=separator, skip_blank_lines=False, encoding="utf-8-sig", **options).fillna("")
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except Exception as error:  # the readers of pandas raise dozens of types

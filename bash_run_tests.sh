@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Set up the environment and run the test suite; arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
+
+set_up_environment requirements.txt requirements-dev.txt
+cd "$HERE"
+"$PYTHON" -m pytest "$@"
