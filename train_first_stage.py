@@ -53,9 +53,10 @@ def main() -> None:
         network = load_network(load_checkpoint(checkpoint), stage=1).to(device)
         return predict(network, FirstStage(), dataset(subjects), args, device, label)["brain_age"]
 
+    folds = list(split_into_folds(cohort["train"], args.folds, args.seed))
     best = train(cohort["train"], args.output_dir, args.seed)
     ages = {split: estimate(best, subjects, split) for split, subjects in cohort.items()}
-    for number, (rest, part) in enumerate(split_into_folds(cohort["train"], args.folds, args.seed), 1):
+    for number, (rest, part) in enumerate(folds, 1):
         print(f"fold {number} of {args.folds}: {len(rest)} subjects to train on, {len(part)} to estimate")
         fold = train([cohort["train"][i] for i in rest], args.output_dir / f"fold_{number}", args.seed + number)
         ages["train"][part] = estimate(fold, [cohort["train"][i] for i in part], f"fold {number}")

@@ -8,8 +8,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from utils.images import MNI152_T1_2MM, model_grid
+
+torch.set_num_threads(1)  # two test processes share the processors
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TSAN_SHARED", ROOT.parent / "shared"))
