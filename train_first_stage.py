@@ -11,7 +11,7 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     import numpy as np
 
-    from model.building import load_network, make_loss, make_network
+    from model.building import load_network, make_config, make_loss, make_network
     from utils import distributed
     from utils.checkpoints import describe_checkpoint, load_checkpoint
     from utils.cohort import load_cohort, split_into_folds
@@ -25,7 +25,7 @@ def main() -> None:
 
     with user_errors():
         grid = model_grid(args.voxel_size)
-        make_network(args, 1, grid.shape, [0.0, 1.0], args.seed)
+        make_config(args, 1, grid.shape, [0.0])
         criterion = make_loss(args)
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
@@ -44,7 +44,7 @@ def main() -> None:
 
     def train(train_subjects: list[Subject], folder: Path, seed: int) -> Path:
         ages = [subject.chronological_age for subject in train_subjects]
-        network = make_network(args, 1, grid.shape, ages, seed)
+        network = make_network(make_config(args, 1, grid.shape, ages), seed)
         identity = describe_checkpoint(network.config.to_dict(), args, train_subjects, cohort["valid"])
         datasets = dataset(train_subjects), dataset(cohort["valid"])
         return fit(network, FirstStage(), criterion, *datasets, folder, args, device, identity)

@@ -7,7 +7,7 @@ from utils.options import training_parser
 def main() -> None:
     args = training_parser(stage=2).parse_args()
     # Imported here, so that --help and wrong flags answer at once.
-    from model.building import load_network, make_loss, make_network
+    from model.building import load_network, make_config, make_loss, make_network
     from utils import distributed
     from utils.checkpoints import data_settings, describe_checkpoint, load_checkpoint
     from utils.cohort import add_first_stage_ages, load_cohort
@@ -24,7 +24,7 @@ def main() -> None:
         args.voxel_size, args.normalization = data_settings(first_stage, args.normalization)
     with user_errors():
         grid = model_grid(args.voxel_size)
-        make_network(args, 2, grid.shape, [0.0, 1.0], args.seed)
+        make_config(args, 2, grid.shape, [0.0])
         criterion = make_loss(args)
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
@@ -47,7 +47,7 @@ def main() -> None:
             )
         cohort[split] = add_first_stage_ages(subjects, table["brain_age"], table["discretized_age"])
     ages = [subject.chronological_age for subject in cohort["train"]]
-    network = make_network(args, 2, grid.shape, ages, args.seed)
+    network = make_network(make_config(args, 2, grid.shape, ages), args.seed)
     best = fit(
         network,
         SecondStage(args.age_interval),

@@ -12,10 +12,10 @@ from model.scaledense import NetworkConfig, ScaleDense
 from model.sorter import load_sorter
 
 
-def make_network(
-    args: Namespace, stage: int, volume_shape: tuple[int, int, int], train_ages: Sequence[float], seed: int
-) -> ScaleDense:
-    """Make a network with new weights.
+def make_config(
+    args: Namespace, stage: int, volume_shape: tuple[int, int, int], train_ages: Sequence[float]
+) -> NetworkConfig:
+    """Make the configuration of a network that is to be trained.
 
     Parameters
     ----------
@@ -24,8 +24,6 @@ def make_network(
     volume_shape : tuple of 3 int
     train_ages : sequence of float, years
         The chronological ages of the training subjects.
-    seed : int
-        Of the weights; the global generator of torch is set to it.
 
     Raises
     ------
@@ -34,7 +32,7 @@ def make_network(
     """
     ages = torch.tensor(train_ages, dtype=torch.float64)
     sd = float(ages.std(correction=0))
-    config = NetworkConfig(
+    return NetworkConfig(
         stage=stage,
         model=args.model,
         use_sex=args.use_sex,
@@ -44,6 +42,10 @@ def make_network(
         age_mean=float(ages.mean()),
         age_sd=sd if sd > 0 else 1.0,
     )
+
+
+def make_network(config: NetworkConfig, seed: int) -> ScaleDense:
+    """Make a network with new weights; sets the seed of torch's global generator."""
     torch.manual_seed(seed)
     return ScaleDense(config)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.building import load_network, make_network
+from model.building import load_network, make_config, make_network
 from model.released import convert_released, translate_name
 from model.scaledense import NetworkConfig, ScaleDense
 
@@ -168,7 +168,7 @@ def test_no_seed_starts_dead(model) -> None:
     sex, age = torch.tensor([0, 1, 0, 1]), torch.tensor([25.0, 44.0, 58.0, 79.0])
     dead = []
     for seed in range(50):
-        network = make_network(flags(model), 1, (26, 26, 26), age.tolist(), seed)
+        network = make_network(make_config(flags(model), 1, (26, 26, 26), age.tolist()), seed)
         optimizer = torch.optim.Adam(network.parameters(), 1e-3)
         for _ in range(2):
             output = network(volumes, sex)
