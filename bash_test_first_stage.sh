@@ -13,7 +13,7 @@ SPLIT="${SPLIT:-test}"                                # name of the split: <spli
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages
 BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"  # which GPU; none is needed
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
 "$PYTHON" "$HERE/test_first_stage.py" \
   --test_folder "$TEST_FOLDER" \

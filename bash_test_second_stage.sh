@@ -12,7 +12,7 @@ FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # 
 OUTPUT_DIR="${OUTPUT_DIR:-runs/second_stage/test}"    # folder for the results
 BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"  # which GPU; none is needed
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
 "$PYTHON" "$HERE/test_second_stage.py" \
   --test_folder "$TEST_FOLDER" \

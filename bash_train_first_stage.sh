@@ -35,7 +35,7 @@ AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discr
 FOLDS="${FOLDS:-5}"                                   # networks for out-of-fold ages; 0 if no second stage follows
 SEED="${SEED:-0}"                                     # of everything random
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"  # which GPUs; none is needed
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
 PROCESSES="${PROCESSES:-1}"                           # one for each GPU in CUDA_VISIBLE_DEVICES
 
 launcher=("$PYTHON")

@@ -11,7 +11,8 @@ TRAIN_FOLDER="${TRAIN_FOLDER:-$DATA/train}"           # scans to train on, .nii 
 VALID_FOLDER="${VALID_FOLDER:-$DATA/valid}"           # scans that choose the best epoch
 LABEL_TABLE="${LABEL_TABLE:-$DATA/labels.csv}"        # subject, age in years, sex; .csv .tsv .xlsx .xls
 OUTPUT_DIR="${OUTPUT_DIR:-runs/second_stage}"         # folder of the run, new for each run
-FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # beside its .npy files
+FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # of the trained first stage
+DISCRETIZED_AGE_FOLDER="${DISCRETIZED_AGE_FOLDER:-}"  # of <split>_discretized_age.npy; empty: beside the checkpoint
 
 # ---- network ----
 MODEL="${MODEL:-scaledense}"                          # scaledense, or scaledense_paper (a tenth of the work)
@@ -33,7 +34,7 @@ SCHEDULER="${SCHEDULER:-plateau}"                     # plateau, cosine or const
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages; as in the first stage
 SEED="${SEED:-0}"                                     # of everything random
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"  # which GPUs; none is needed
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
 PROCESSES="${PROCESSES:-1}"                           # one for each GPU in CUDA_VISIBLE_DEVICES
 
 launcher=("$PYTHON")
@@ -46,6 +47,7 @@ fi
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \
   --first_stage_checkpoint "$FIRST_STAGE_CHECKPOINT" \
+  --discretized_age_folder "$DISCRETIZED_AGE_FOLDER" \
   --model "$MODEL" \
   --use_sex "$USE_SEX" \
   --loss "$LOSS" \

@@ -10,7 +10,7 @@ MODEL_TYPE="${MODEL_TYPE:-lstmla}"                    # lstm (128 units) or lstm
 YOUNGEST="${YOUNGEST:-0}"                             # years, lowest age that is drawn
 OLDEST="${OLDEST:-110}"                               # years, highest age that is drawn
 STEPS="${STEPS:-3000}"                                # steps of the optimizer
-export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"  # which GPU; none is needed
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
 "$PYTHON" "$HERE/train_sorter.py" \
   --length "$LENGTH" \

@@ -9,7 +9,7 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network
     from utils import distributed
-    from utils.checkpoints import data_settings, load_checkpoint
+    from utils.checkpoints import data_settings, load_checkpoint, seen_in_training
     from utils.cohort import load_cohort
     from utils.dataset import ScanDataset
     from utils.discretization import write_discretized_ages
@@ -29,8 +29,10 @@ def main() -> None:
         voxel_size=voxel_size,
         use_sex=network.config.use_sex,
         sex_of_all=args.sex,
+        ages_required=False,
         workers=args.num_workers,
     )["test"]
+    seen = seen_in_training(subjects, args.checkpoint, checkpoint)
     dataset = ScanDataset(subjects, voxel_size, normalization)
     predictions = predict(network.to(device), FirstStage(), dataset, args, device, "first stage")
     metrics = write_report(
@@ -42,6 +44,7 @@ def main() -> None:
         predictions["brain_age"],
         args.age_interval,
         sha256_of(args.checkpoint),
+        out_of_fold=~seen,
     )
     announce_report(args.output_dir, "first stage", metrics)
 

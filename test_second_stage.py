@@ -9,7 +9,7 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network
     from utils import distributed
-    from utils.checkpoints import data_settings, load_checkpoint
+    from utils.checkpoints import data_settings, load_checkpoint, seen_in_training
     from utils.cohort import add_first_stage_ages, load_cohort
     from utils.dataset import ScanDataset
     from utils.discretization import discretize_age, read_discretized_ages
@@ -19,9 +19,10 @@ def main() -> None:
     from utils.stages import FirstStage, SecondStage
 
     device = distributed.start(args.device)
-    checkpoints = {1: load_checkpoint(args.first_stage_checkpoint), 2: load_checkpoint(args.checkpoint)}
+    paths = {1: args.first_stage_checkpoint, 2: args.checkpoint}
+    checkpoints = {number: load_checkpoint(path) for number, path in paths.items()}
     networks, data = {}, {}
-    for number, path in ((1, args.first_stage_checkpoint), (2, args.checkpoint)):
+    for number, path in paths.items():
         with user_errors(str(path)):
             networks[number] = load_network(checkpoints[number], number, args.use_sex)
             data[number] = data_settings(checkpoints[number], args.normalization)
@@ -40,6 +41,7 @@ def main() -> None:
         voxel_size=max(data[1][0], data[2][0]),
         use_sex=any(network.config.use_sex for network in networks.values()),
         sex_of_all=args.sex,
+        ages_required=False,
         workers=args.num_workers,
     )["test"]
     if args.discretized_age_file:
@@ -49,6 +51,8 @@ def main() -> None:
         dataset = ScanDataset(subjects, *data[1])
         brain_age = predict(networks[1].to(device), FirstStage(), dataset, args, device, "first stage")["brain_age"]
     subjects = add_first_stage_ages(subjects, brain_age, discretize_age(brain_age, age_interval))
+    for number, path in paths.items():
+        seen_in_training(subjects, path, checkpoints[number])
     stage = SecondStage(age_interval)
     dataset = ScanDataset(subjects, *data[2])
     predictions = predict(networks[2].to(device), stage, dataset, args, device, "second stage")

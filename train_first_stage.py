@@ -68,7 +68,7 @@ def main() -> None:
                 ages[split],
                 args.age_interval,
                 sha256_of(best),
-                out_of_fold=split != "train" or args.folds > 0,
+                np.full(len(subjects), split != "train" or args.folds > 0),
             )
         print(f"best weights: {best}\ndiscretized ages: {args.output_dir}/<{'|'.join(cohort)}>_discretized_age.npy")
     distributed.stop()

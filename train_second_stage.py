@@ -7,7 +7,7 @@ from utils.options import training_parser
 def main() -> None:
     args = training_parser(stage=2).parse_args()
     # Imported here, so that --help and wrong flags answer at once.
-    from model.building import load_network, make_config, make_loss, make_network
+    from model.building import load_network, make_config, make_loss, make_network, start_from_first_stage
     from utils import distributed
     from utils.checkpoints import data_settings, describe_checkpoint, load_checkpoint
     from utils.cohort import add_first_stage_ages, load_cohort
@@ -20,7 +20,7 @@ def main() -> None:
 
     first_stage = load_checkpoint(args.first_stage_checkpoint)
     with user_errors(str(args.first_stage_checkpoint)):
-        load_network(first_stage, stage=1)
+        first_network = load_network(first_stage, stage=1)
         args.voxel_size, args.normalization = data_settings(first_stage, args.normalization)
     with user_errors():
         grid = model_grid(args.voxel_size)
@@ -48,6 +48,9 @@ def main() -> None:
         cohort[split] = add_first_stage_ages(subjects, table["brain_age"], table["discretized_age"])
     ages = [subject.chronological_age for subject in cohort["train"]]
     network = make_network(make_config(args, 2, grid.shape, ages), args.seed)
+    if args.start_from_first_stage:
+        with user_errors(str(args.first_stage_checkpoint)):
+            start_from_first_stage(network, first_network)
     best = fit(
         network,
         SecondStage(args.age_interval),

@@ -50,6 +50,39 @@ def make_network(config: NetworkConfig, seed: int) -> ScaleDense:
     return ScaleDense(config)
 
 
+def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
+    """Copy the trunk and the layers behind it into a second stage, all but its own head.
+
+    Parameters
+    ----------
+    second : ScaleDense, changed in place
+    first : ScaleDense
+
+    Raises
+    ------
+    ValueError
+        If the two have other layers or another grid.
+
+    Notes
+    -----
+    From new weights the second stage stands on a plateau: the residual is
+    nearly uncorrelated with anything in the image until both the age that
+    the image shows and the discretized age are taken together, so that it
+    goes on predicting a constant.
+    """
+    names = ("model", "volume_shape", "blocks", "filters", "use_sex")
+    different = [name for name in names if getattr(first.config, name) != getattr(second.config, name)]
+    if different:
+        raise ValueError(
+            f"the first stage has another {', '.join(different)}; train the second with the same, "
+            "or start it from new weights (--start_from_first_stage false)"
+        )
+    own = ("output_layer.", "discretized_age_layer.")
+    second.load_state_dict(
+        {name: value for name, value in first.state_dict().items() if not name.startswith(own)}, strict=False
+    )
+
+
 def make_loss(args: Namespace) -> CascadeLoss:
     """Make the loss that the flags name.
 
@@ -97,8 +130,13 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
         its weights do not fit.
     """
     weights = checkpoint["state_dict"]
+    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError("has a 'state_dict' that holds no weights by name")
     if "network" in checkpoint:
-        config = NetworkConfig(**checkpoint["network"])
+        try:
+            config = NetworkConfig(**checkpoint["network"])
+        except TypeError as error:
+            raise ValueError(f"describes its network in an unknown way ({error})") from error
         if use_sex not in (None, config.use_sex):
             raise ValueError(f"was trained with --use_sex {config.use_sex}; leave the flag out")
     elif is_released(weights):

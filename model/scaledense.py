@@ -1,6 +1,5 @@
 """ScaleDense, the network of both stages, as released and as in the paper's figure."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,11 +32,11 @@ class NetworkConfig:
         Number of blocks; channels of the stem (``scaledense``) or of the
         first block (``scaledense_paper``).
     age_mean, age_sd : float, years
-        Mean and standard deviation of the training ages. The first stage's
-        raw output is multiplied by `age_sd` and shifted by `age_mean`, so
-        that it starts near the ages it must reach; the second stage's
-        discretized age is standardized by them. Released checkpoints have
-        0 and 1, which changes nothing.
+        Mean and standard deviation of the training ages. The raw output is
+        multiplied by `age_sd` and, in the first stage, shifted by
+        `age_mean`, so that it starts near the years it must reach; the
+        second stage's discretized age is standardized by them. Released
+        checkpoints have 0 and 1, which changes nothing.
 
     Raises
     ------
@@ -235,12 +234,5 @@ class ScaleDense(nn.Module):
                 raise ValueError("the second stage needs discretized ages; none were given")
             standardized = (discretized_age.to(features.dtype) - config.age_mean) / config.age_sd
             parts.append(self.discretized_age_layer(standardized[:, None]))
-        output = self.output_layer(torch.cat(parts, 1))[:, 0]
-        if config.stage == 2:
-            return output
-        return functional.relu(config.age_mean + config.age_sd * output)
-
-
-def describe_size(shape: Sequence[int]) -> str:
-    """Return a shape as people write it, such as ``91x109x91``."""
-    return "x".join(str(size) for size in shape)
+        output = config.age_sd * self.output_layer(torch.cat(parts, 1))[:, 0]
+        return output if config.stage == 2 else functional.relu(config.age_mean + output)

@@ -6,9 +6,10 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from utils.checkpoints import data_settings, load_checkpoint, save_checkpoint
+from utils.checkpoints import data_settings, load_checkpoint, save_checkpoint, seen_in_training
 from utils.errors import InputError
 from utils.files import replacing, sha256_of
+from utils.subjects import Subject
 
 
 class Harmful:
@@ -56,6 +57,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path) -> None:
         raise RuntimeError
     assert sha256_of(path) == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_subjects_of_the_training_are_told(tmp_path, capsys) -> None:
+    subjects = [Subject(name, tmp_path) for name in ("a", "b", "c", "sub-1_ses-2")]
+    checkpoint = {"train_subjects": ["b", "sub-1_ses-1"], "valid_subjects": ["c"]}
+    assert seen_in_training(subjects, tmp_path / "best.pt", checkpoint).tolist() == [False, True, False, True]
+    shown = capsys.readouterr().out
+    assert "2 of 4 subjects, such as b, were used to train" in shown
+    assert "1 of 4 subjects, such as c, were used to choose the epoch of" in shown
+    assert seen_in_training(subjects[:1], tmp_path / "best.pt", checkpoint).tolist() == [False]
+    assert capsys.readouterr().out == ""
+    assert seen_in_training(subjects, tmp_path / "released.pth.tar", {}).all()
 
 
 def test_data_settings() -> None:

@@ -74,6 +74,22 @@ def test_sex_is_needed_only_where_it_is_used(tmp_path) -> None:
         load(tmp_path, "test")
 
 
+def test_ages_may_be_missing_where_none_is_needed(tmp_path) -> None:
+    make(tmp_path, ["test/a.nii", "test/b.nii"], ["a,NA,F", "b,50,F"])
+    first, second = load(tmp_path, "test", ages_required=False)["test"]
+    assert np.isnan(first.chronological_age)
+    assert second.chronological_age == 50
+    with pytest.raises(InputError, match="age 'NA' of a"):
+        load(tmp_path, "test")
+
+
+@pytest.mark.parametrize("names", [("sub-01_run-1", "sub-01_run-2"), ("sub-01_T1w", "sub-01_ses-2_T1w")])
+def test_scans_of_one_person_stay_in_one_split(tmp_path, names) -> None:
+    make(tmp_path, [f"train/{names[0]}.nii", f"test/{names[1]}.nii"], [f"{name},50,F" for name in names])
+    with pytest.raises(InputError, match="sub-01 is in the test split and in the train split"):
+        load(tmp_path, "train", "test")
+
+
 def test_without_a_table_ages_are_unknown(tmp_path) -> None:
     make(tmp_path, ["test/a.nii"], [])
     (subject,) = load_cohort({"test": tmp_path / "test"}, None, voxel_size=VOXEL_SIZE, sex_of_all="F")["test"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.discretization import AGE_TABLE, discretize_age, read_discretized_ages, write_discretized_ages
+from utils.discretization import discretize_age, read_discretized_ages, write_discretized_ages
 from utils.errors import InputError
 
 IDS = ["sub-1", "sub-10", "sub-2"]
@@ -29,7 +29,7 @@ def test_halves_go_up_and_nothing_moves_further_than_half(interval) -> None:
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "train_discretized_age.npy"
-    write_discretized_ages(path, IDS, AGES, 5.0, SHA, out_of_fold=True)
+    write_discretized_ages(path, IDS, AGES, 5.0, SHA, np.array([True, True, False]))
     return path
 
 
@@ -37,8 +37,7 @@ def test_round_trip_joins_by_subject_without_pickle(table) -> None:
     rows = read_discretized_ages(table, ["sub-2", "sub-1"], 5.0, SHA)
     assert rows["discretized_age"].tolist() == [55.0, 65.0]
     np.testing.assert_allclose(rows["brain_age"], [57.499, 62.5])
-    assert rows["out_of_fold"].all()
-    assert np.load(table, allow_pickle=False).dtype == AGE_TABLE
+    assert rows["out_of_fold"].tolist() == [False, True]
     assert sorted(p.name for p in table.parent.iterdir()) == [table.name]
 
 
@@ -73,5 +72,9 @@ def test_other_files_are_refused(table, tmp_path) -> None:
     np.save(table, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="not a readable"):
         read_discretized_ages(table, IDS, 5.0, SHA)
-    with pytest.raises(InputError, match="longer than 128"):
-        write_discretized_ages(table, ["x" * 129], AGES[:1], 5.0, SHA)
+
+
+def test_long_subject_ids_stay_whole(tmp_path) -> None:
+    path, name = tmp_path / "ages.npy", "x" * 200
+    write_discretized_ages(path, [name], AGES[:1], 5.0, SHA, np.array([True]))
+    assert read_discretized_ages(path, [name], 5.0, SHA)["subject_id"].tolist() == [name]

@@ -75,6 +75,9 @@ def tilted(affine: np.ndarray) -> np.ndarray:
         (lambda v, a: (np.where(v == 9, np.nan, v).astype(np.float32), a), "not finite"),
         (lambda v, a: (np.where(v == 9, np.inf, v).astype(np.float32), a), "not finite"),
         (lambda v, a: (np.stack([v, v], -1), a), "has 4 dimensions"),
+        (lambda v, a: ((v - 128.0).astype(np.float32), a), "of its voxels that are not 0 are negative"),
+        (lambda v, a: (v.astype(np.complex64), a), "no plain numbers"),
+        (lambda v, a: (np.zeros(v.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]), a), "no plain numbers"),
     ],
 )
 def test_unusable_scans_are_named(volume, mni_affine, tmp_path, change, message) -> None:

@@ -57,10 +57,14 @@ def test_unusable_ages_name_their_row(tmp_path, age) -> None:
     table = read_label_table(
         write(tmp_path / "labels.tsv", [["s1", "50", "F"], ["s2", age, "F"]], ["id", "age", "sex"])
     )
-    assert table.problems["s2"] == [
+    complaint = (
         f"{tmp_path}/labels.tsv, row 3: age '{age}' of s2 is not a number of years between 0 and 130; "
         "correct or remove the row"
-    ]
+    )
+    if age in ("NA", "", "nan"):
+        assert table.missing_ages == {"s2": complaint}
+    else:
+        assert table.problems["s2"] == [complaint]
 
 
 def test_a_subject_twice(tmp_path) -> None:
@@ -73,7 +77,7 @@ def test_a_subject_twice(tmp_path) -> None:
     [
         ("labels.ods", "", "no kind of table known here"),
         ("labels.csv", "", "holds no rows"),
-        ("labels.csv", "subject_id,years\ns1,50\n", "without an age column"),
+        ("labels.csv", "s1\ns2\n", "has one column"),
         ("labels.csv", "age,sex\n50,F\n", "has no subject column"),
         ("labels.xlsx", "not a workbook", "cannot be read as .xlsx"),
         ("labels.csv", "s1,50,F\ns2,50,F,1,2\n", "cannot be read as .csv"),
@@ -83,6 +87,14 @@ def test_unusable_tables(tmp_path, name, text, message) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_label_table(tmp_path / name)
+
+
+def test_a_first_row_without_an_age_is_no_header(tmp_path) -> None:
+    table = read_label_table(write(tmp_path / "labels.csv", [["sub-1", "", "F"], ["sub-2", "44", "M"]], None))
+    assert list(table.missing_ages) == ["sub-1"]
+    assert table.ages == {"sub-2": 44.0}
+    table = read_label_table(write(tmp_path / "labels.tsv", [["sub-1", "F"]], ["subject_id", "sex"]))
+    assert (table.ages, table.sexes, list(table.missing_ages)) == ({}, {"sub-1": 0}, ["sub-1"])
 
 
 def test_a_missing_table(tmp_path) -> None:

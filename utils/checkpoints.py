@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from utils.errors import InputError
 from utils.files import replacing
-from utils.subjects import Subject
+from utils.subjects import Subject, person_of
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -76,7 +77,9 @@ def describe_checkpoint(
         "age_interval": args.age_interval,
         "train_subjects": [subject.subject_id for subject in train_subjects],
         "train_ages": [subject.chronological_age for subject in train_subjects],
+        "train_sexes": [subject.sex for subject in train_subjects],
         "valid_subjects": [subject.subject_id for subject in valid_subjects],
+        "valid_ages": [subject.chronological_age for subject in valid_subjects],
         **second,
     }
 
@@ -100,3 +103,33 @@ def data_settings(checkpoint: Mapping[str, Any], normalization: str | None) -> t
     if normalization not in (None, own):
         raise ValueError(f"was trained with --normalization {own}; leave the flag out")
     return checkpoint.get("voxel_size", 2), own
+
+
+def seen_in_training(subjects: Sequence[Subject], path: Path, checkpoint: Mapping[str, Any]) -> np.ndarray:
+    """Tell on which subjects a network was trained; warn of them, and of those who chose its epoch.
+
+    Parameters
+    ----------
+    subjects : sequence of N Subject
+    path : Path of the checkpoint, for the warning
+    checkpoint : mapping
+        One that the authors released does not say whom it has seen; all
+        subjects then count as seen, without a warning.
+
+    Returns
+    -------
+    (N,) bool array
+    """
+    if "train_subjects" not in checkpoint:
+        return np.ones(len(subjects), dtype=bool)
+    seen = {}
+    for key, use in (("train_subjects", "train"), ("valid_subjects", "choose the epoch of")):
+        known = {person_of(subject_id) for subject_id in checkpoint[key]}
+        seen[key] = np.array([person_of(subject.subject_id) in known for subject in subjects], dtype=bool)
+        if seen[key].any():
+            print(
+                f"WARNING: {seen[key].sum()} of {len(subjects)} subjects, such as "
+                f"{subjects[int(seen[key].argmax())].subject_id}, were used to {use} {path}; "
+                "the errors below are smaller than on new subjects"
+            )
+    return seen["train_subjects"]

@@ -1,6 +1,5 @@
 """Match scans to the rows of a label table, and find every problem before training."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +22,7 @@ def load_cohort(
     voxel_size: int,
     use_sex: bool = True,
     sex_of_all: str | None = None,
+    ages_required: bool = True,
     workers: int = 1,
 ) -> dict[str, list[Subject]]:
     """Find the scans of every split, match and check them all.
@@ -41,6 +41,8 @@ def load_cohort(
         Whether the sex of every subject must be known.
     sex_of_all : str or None
         Sex of all subjects where there is no table, such as ``F``.
+    ages_required : bool
+        Whether a row without an age is a problem.
     workers : int
         Threads that read scans.
 
@@ -58,7 +60,7 @@ def load_cohort(
     cohort: dict[str, list[Subject]] = {}
     for split, folder in folders.items():
         paths = _find_scans(folder, split, problems)
-        cohort[split] = _match(paths, table, use_sex, sex_of_all, problems)
+        cohort[split] = _match(paths, table, use_sex, sex_of_all, ages_required, problems)
     _check_overlap(cohort, problems)
     _check_scans([s.path for subjects in cohort.values() for s in subjects], voxel_size, workers, problems)
     if problems:
@@ -86,6 +88,7 @@ def _match(
     table: LabelTable | None,
     use_sex: bool,
     sex_of_all: str | None,
+    ages_required: bool,
     problems: list[str],
 ) -> list[Subject]:
     """Give each scan its row, by exact subject id."""
@@ -94,8 +97,8 @@ def _match(
     for path in paths:
         name = subject_id_of(path.name)
         candidates = [name]
-        if bids := re.match(r"(sub-[A-Za-z0-9]+)_", name):
-            candidates += [name.removesuffix("_T1w"), bids[1]]
+        if person_of(name) != name:
+            candidates += [name.removesuffix("_T1w"), person_of(name)]
         known = table.problems if table else {}
         subject_id = next((c for c in candidates if c in known), candidates[min(1, len(candidates) - 1)])
         if subject_id in subjects:
@@ -110,6 +113,8 @@ def _match(
                 problems.append(f"{path}: no row of {table.path} has the subject {subject_id}; add one")
                 continue
             problems += known[subject_id]
+            if ages_required and subject_id in table.missing_ages:
+                problems.append(table.missing_ages[subject_id])
             age = table.ages.get(subject_id, UNKNOWN_AGE)
             sex = table.sexes.get(subject_id, given_sex)
         if use_sex and sex == UNKNOWN_SEX:

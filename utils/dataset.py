@@ -116,27 +116,35 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return moved
 
 
-def flip_and_shift(volumes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def flip_and_shift(volumes: torch.Tensor, seed: Sequence[int]) -> torch.Tensor:
     """Mirror half of the volumes left to right and shift each by up to two voxels.
 
     Parameters
     ----------
     volumes : (B, 1, D, H, W) float tensor, the first axis left to right
-    generator : torch.Generator, on the CPU
+    seed : sequence of int
+        The same seed gives the same changes.
 
     Returns
     -------
     (B, 1, D, H, W) float tensor
-
-    Notes
-    -----
-    What a shift pushes out at one side comes in at the other: on the grid of
-    MNI152_T1_2mm that is background on either side.
     """
-    flips = (torch.rand(len(volumes), generator=generator) < 0.5).tolist()
-    shifts = torch.randint(-LARGEST_SHIFT, LARGEST_SHIFT + 1, (len(volumes), 3), generator=generator).tolist()
-    changed = [
-        torch.roll(volume.flip(1) if flip else volume, shift, (1, 2, 3))
-        for volume, flip, shift in zip(volumes, flips, shifts, strict=True)
-    ]
-    return torch.stack(changed).contiguous(memory_format=torch.channels_last_3d)
+    rng = np.random.default_rng(seed)
+    flips = rng.random(len(volumes)) < 0.5
+    shifts = rng.integers(-LARGEST_SHIFT, LARGEST_SHIFT + 1, (len(volumes), 3)).tolist()
+    return torch.stack(
+        [
+            _shift(volume.flip(1) if flip else volume, shift)
+            for volume, flip, shift in zip(volumes, flips, shifts, strict=True)
+        ]
+    ).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _shift(volume: torch.Tensor, shift: Sequence[int]) -> torch.Tensor:
+    """Shift a (1, D, H, W) volume; what comes in has the value of its first voxel, the background."""
+    shifted = torch.full_like(volume, float(volume[0, 0, 0, 0]))
+    sizes = volume.shape[1:]
+    target = [slice(max(0, by), size + min(0, by)) for by, size in zip(shift, sizes, strict=True)]
+    source = [slice(max(0, -by), size + min(0, -by)) for by, size in zip(shift, sizes, strict=True)]
+    shifted[:, *target] = volume[:, *source]
+    return shifted

@@ -8,15 +8,13 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import replacing
 
-AGE_TABLE = np.dtype(
-    [
-        ("subject_id", "U128"),
-        ("brain_age", "f4"),
-        ("discretized_age", "f4"),
-        ("age_interval", "f4"),
-        ("out_of_fold", "?"),
-        ("first_stage_sha256", "U64"),
-    ]
+AGE_TABLE = (  # the id takes the length that it needs
+    ("subject_id", "U"),
+    ("brain_age", "f4"),
+    ("discretized_age", "f4"),
+    ("age_interval", "f4"),
+    ("out_of_fold", "?"),
+    ("first_stage_sha256", "U64"),
 )
 
 
@@ -44,32 +42,25 @@ def write_discretized_ages(
     brain_age: np.ndarray,
     age_interval: float,
     first_stage_sha256: str,
-    out_of_fold: bool = False,
+    out_of_fold: np.ndarray,
 ) -> None:
     """Write the table of one split as ``.npy``, without pickled objects.
 
     Parameters
     ----------
     path : Path
-    subject_ids : sequence of N str, at most 128 characters each
+    subject_ids : sequence of N str
     brain_age : (N,) float array, years, of the first stage
     age_interval : float, years
     first_stage_sha256 : str
         Of the checkpoint that made the ages.
-    out_of_fold : bool
+    out_of_fold : (N,) bool array
         Whether each age comes from a network that was not trained on the
         subject.
-
-    Raises
-    ------
-    InputError
-        If a subject id is too long for the table.
     """
-    longest = max(subject_ids, key=len, default="")
-    if len(longest) > 128:
-        raise InputError(f"{path}: subject id {longest} is longer than 128 characters; shorten it")
-    table = np.zeros(len(subject_ids), AGE_TABLE)
-    table["subject_id"] = subject_ids
+    ids = np.array(subject_ids, dtype=str)
+    table = np.zeros(len(ids), [(name, ids.dtype if name == "subject_id" else kind) for name, kind in AGE_TABLE])
+    table["subject_id"] = ids
     table["brain_age"] = brain_age
     table["discretized_age"] = discretize_age(brain_age, age_interval)
     table["age_interval"] = age_interval
@@ -112,7 +103,7 @@ def read_discretized_ages(
         table = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a readable .npy table ({error}); run test_first_stage.py again") from error
-    if not isinstance(table, np.ndarray) or table.dtype.names != AGE_TABLE.names:
+    if not isinstance(table, np.ndarray) or table.dtype.names != tuple(name for name, _ in AGE_TABLE):
         raise InputError(f"{path}: not a table of discretized ages; run test_first_stage.py again")
     problems = []
     other = table["age_interval"][table["age_interval"] != np.float32(age_interval)]

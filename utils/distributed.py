@@ -29,8 +29,15 @@ def start(device: str) -> torch.device:
         raise InputError("--device cuda: no CUDA GPU is visible; check CUDA_VISIBLE_DEVICES, or use --device cpu")
     use_cuda = available and device != "cpu"
     if use_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"{torch.cuda.device_count()} GPUs are visible, but there are more processes; "
+                "name a GPU for each in CUDA_VISIBLE_DEVICES, or lower PROCESSES"
+            )
+        torch.cuda.set_device(local_rank)
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if use_cuda else "gloo")
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
@@ -71,6 +78,13 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     distributed.all_gather(parts, tensor.detach().contiguous())
     parts[rank()] = tensor
     return torch.cat(parts)
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the running statistics of the first, whose weights are saved."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def gather_objects(item: T) -> list[T]:

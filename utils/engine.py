@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from utils.errors import InputError
 from utils.files import replacing, write_json
 from utils.metrics import Predictions
 from utils.reports import plot_ages
+from utils.subjects import AGE_FIELDS
 
 # Flags that may differ between a run and its continuation.
-FREE_ON_RESUME = ("resume", "epochs", "num_workers", "device", "save_every_steps", "output_dir",
+FREE_ON_RESUME = ("resume", "num_workers", "device", "save_every_steps", "output_dir",
                   "train_folder", "valid_folder", "test_folder", "label_table",
                   "first_stage_checkpoint", "discretized_age_folder", "sorter")  # fmt: skip
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "pandas", "tensorboard")
@@ -97,7 +98,7 @@ def predict(
     order = np.argsort([index for indices, _ in gathered for index in indices])
     everything = [part for _, parts in gathered for part in parts]
     predictions = {key: np.concatenate([part[key] for part in everything])[order] for key in everything[0]}
-    for name in ("chronological_age", "first_stage_age", "discretized_age"):
+    for name in AGE_FIELDS:
         predictions[name] = np.array([getattr(s, name) for s in dataset.subjects], np.float32)
     return predictions
 
@@ -185,7 +186,7 @@ class Training:
             len(train_set), args.batch_size, args.seed, distributed.rank(), distributed.world_size(),
             drop_last=criterion.batch_size is not None,
         )  # fmt: skip
-        self._check_batches()
+        self._check_batches(len(valid_set))
         self.generator = torch.Generator().manual_seed(args.seed)
         self.epoch = 0  # the epoch that is under way
         self.step = 0  # batches of it that are done
@@ -196,7 +197,7 @@ class Training:
         if self.last_path.exists():
             self.resume()
 
-    def _check_batches(self) -> None:
+    def _check_batches(self, valid_size: int) -> None:
         """Refuse sizes with which no step, or no ranking, could be computed."""
         joint = self.args.batch_size * distributed.world_size()
         needed = self.criterion.batch_size
@@ -205,6 +206,8 @@ class Training:
                 f"--batch_size: {joint} subjects in a step, but the sorter ranks {needed}; "
                 f"set BATCH_SIZE so that all processes together have {needed}, or use --ranking soft"
             )
+        if needed is not None and valid_size < needed:
+            print(f"note: {valid_size} validation subjects are too few for the sorter, so only their MAE is computed")
         if len(self.batches) == 0:
             raise InputError(
                 f"--train_folder: {len(self.train_set)} subjects do not fill one batch of {joint}; "
@@ -220,13 +223,14 @@ class Training:
         """Go back to the state that `save` wrote."""
         check_run_folder(self.folder, self.args.resume)
         state = load_checkpoint(self.last_path)
-        now = flags_of(self.args)
+        now = self._flags()
+        free = {*FREE_ON_RESUME, *(["epochs"] if self.args.scheduler != "cosine" else [])}
         changed = [
             f"--{name} was {state['flags'][name]}, is {now.get(name)}"
             for name in state["flags"]
-            if name not in FREE_ON_RESUME and state["flags"][name] != now.get(name)
+            if name not in free and state["flags"][name] != now.get(name)
         ]
-        if changed or state["identity"] != self.identity:
+        if changed or any(state.get(name) != value for name, value in self.identity.items()):
             raise InputError(
                 f"{self.last_path}: was made by a run with other "
                 + (f"flags ({'; '.join(changed)})" if changed else "data (its subjects or ages differ)")
@@ -242,6 +246,10 @@ class Training:
         if self.device.type == "cuda" and state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
 
+    def _flags(self) -> dict[str, Any]:
+        """Return what must be the same when the run goes on."""
+        return {**flags_of(self.args), "processes": distributed.world_size()}
+
     def save(self) -> None:
         """Write ``last.pt``, from which the run can go on bit for bit."""
         if distributed.rank():
@@ -249,8 +257,8 @@ class Training:
         save_checkpoint(
             self.last_path,
             {
-                "identity": self.identity,
-                "flags": flags_of(self.args),
+                **self.identity,
+                "flags": self._flags(),
                 "state_dict": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
@@ -281,17 +289,20 @@ class Training:
                 row = {"epoch": float(self.epoch), "learning_rate": self.optimizer.param_groups[0]["lr"]}
                 row |= {f"train/{key}": total / count for key, total in self.sums.items() if key != "subjects"}
                 predictions = predict(self.network, self.stage, self.valid_set, args, self.device, "validation")
+                if not np.isfinite(predictions["brain_age"]).all():
+                    self.stop("brain ages of the validation split are not finite")
                 own, warning = self.stage.report(predictions)
                 scalars = self.validate(predictions) | own
                 row |= {f"valid/{key}": value for key, value in scalars.items()} | {"scans_per_second": speed}
                 notes = "".join(f"  {key} {value:.2f}" for key, value in own.items())
                 self.finish_epoch(row, predictions, notes + (f"\n{warning}" if warning else ""), writer)
+            best = min(self.history, key=lambda row: row["valid/mae"])
             writer.add_hparams(
                 {
                     key: value if isinstance(value, int | float | bool) else str(value)
                     for key, value in flags_of(args).items()
                 },
-                {"final/valid_mae": self.best_mae},
+                {f"best/{key}": value for key, value in best.items() if key != "scans_per_second"},
                 run_name=".",
             )
 
@@ -312,11 +323,13 @@ class Training:
             self.step += 1
             if self.step % self.args.save_every_steps == 0 and self.step < len(self.batches):
                 self.save()
+        distributed.share_buffers(self.network)
 
     def train_step(self, batch: dict[str, Any]) -> tuple[dict[str, float], float, int]:
         """Take one step of the optimizer; return the losses, the MAE and the number of subjects."""
         if self.args.augmentation == "flip_shift":
-            batch["volume"] = flip_and_shift(batch["volume"], self.generator)
+            place = (self.args.seed, self.epoch, self.step, distributed.rank())
+            batch["volume"] = flip_and_shift(batch["volume"], place)
         with autocast(self.device, self.args.precision):
             brain_age = self.stage.predict(self.parallel, batch)["brain_age"]
         brain_age = distributed.gather(brain_age)
@@ -324,16 +337,23 @@ class Training:
         losses = self.criterion(brain_age, age, self.generator)
         values = {key: value.item() for key, value in losses.items()}
         if not math.isfinite(values["loss"]):
-            names = ", ".join(name for names in distributed.gather_objects(batch["subject_id"]) for name in names)
-            kept = f"{self.last_path} holds the last good state" if self.last_path.exists() else "nothing was saved yet"
-            raise InputError(
-                f"the loss is {values['loss']} in epoch {self.epoch + 1}, batch {self.step + 1}, with the "
-                f"subjects {names}; look at their scans and ages, or lower --learning_rate; {kept}"
-            )
+            self.stop(f"the loss is {values['loss']}", batch)
         self.optimizer.zero_grad(set_to_none=True)
         (losses["loss"] * distributed.world_size()).backward()  # processes average their gradients
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        if not nn.utils.get_total_norm(gradients).isfinite():
+            self.stop("a gradient is not finite", batch)
         self.optimizer.step()
         return values, (brain_age.detach() - age).abs().mean().item(), len(age)
+
+    def stop(self, what: str, batch: dict[str, Any] | None = None) -> NoReturn:
+        """End the run before anything that is not finite gets into a checkpoint."""
+        where = f"{what} in epoch {self.epoch + 1}"
+        if batch:
+            names = [name for part in distributed.gather_objects(batch["subject_id"]) for name in part]
+            where += f", batch {self.step + 1}, with the subjects {', '.join(names)}; look at their scans and ages"
+        kept = f"{self.last_path} holds the last good state" if self.last_path.exists() else "nothing was saved yet"
+        raise InputError(f"{where}; lower --learning_rate; {kept}")
 
     def validate(self, predictions: Predictions) -> dict[str, float]:
         """Compute the losses and the MAE of the validation split."""

@@ -1,5 +1,6 @@
 """What a user did wrong, said in one place and in one way."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
+        if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
+            sys.exit(2)
         lines = error.problems
         if len(lines) == 1:
             print(f"error: {lines[0]}", file=sys.stderr)
@@ -50,6 +53,11 @@ def run_command(main: Callable[[], None]) -> None:
                 print(f"  - {line}", file=sys.stderr)
             if len(lines) > MOST_PROBLEMS_SHOWN:
                 print(f"  ... and {len(lines) - MOST_PROBLEMS_SHOWN} more", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print("error: the GPU has too little memory; lower BATCH_SIZE (--batch_size)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; a training run goes on with --resume", file=sys.stderr)

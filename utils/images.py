@@ -1,6 +1,5 @@
 """Read NIfTI images onto the model's grid and normalize them."""
 
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +9,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from utils.errors import InputError
 
-NORMALIZATIONS = ("brain", "legacy")
-READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError)
+MOST_NEGATIVE = 0.05  # of the voxels that are not 0
 
 
 class Grid(NamedTuple):
@@ -88,14 +86,18 @@ def load_volume(path: Path, voxel_size: int) -> np.ndarray:
     ------
     InputError
         If the file cannot be read, its grid is another one, or its voxels
-        are empty, constant inside the brain, or not finite.
+        are empty, constant inside the brain, largely negative, or not finite.
     """
     grid = model_grid(voxel_size)
     try:
         image = nibabel.load(path)
+        if image.get_data_dtype().kind not in "iuf":  # type: ignore[attr-defined]
+            raise InputError(f"{path}: its voxels are no plain numbers; give a T1-weighted image")
         data = image.get_fdata(dtype=np.float32, caching="unchanged")  # type: ignore[attr-defined]
         affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-    except READ_ERRORS as error:
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise many types
         raise InputError(f"{path}: not a readable NIfTI image ({error}); write it again") from error
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
@@ -103,6 +105,7 @@ def load_volume(path: Path, voxel_size: int) -> np.ndarray:
         raise InputError(f"{path}: has {data.ndim} dimensions; expected one 3-D volume")
     volume = _to_grid(path, data, affine, grid)
     inside = volume[volume > 0]
+    negative = np.count_nonzero(volume < 0)
     if not np.isfinite(volume).all():
         raise InputError(f"{path}: holds voxels that are not finite; replace them, by 0 outside the brain")
     if inside.size == 0:
@@ -110,6 +113,11 @@ def load_volume(path: Path, voxel_size: int) -> np.ndarray:
     if np.ptp(inside) == 0:
         raise InputError(
             f"{path}: is constant, every voxel above 0 is {inside[0]:g}; give a T1-weighted image, not a mask"
+        )
+    if negative > MOST_NEGATIVE * (negative + inside.size):
+        raise InputError(
+            f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
+            "but the brain is told from the background by voxels above 0; give the scan before normalization"
         )
     return volume
 

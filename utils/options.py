@@ -177,6 +177,13 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> Non
             help="folder of train_ and valid_discretized_age.npy; default: that of the first stage's checkpoint",
         )
         group.add_argument(
+            "--start_from_first_stage",
+            type=_boolean,
+            default=True,
+            metavar="{true,false}",
+            help="start the trunk with the first stage's weights; from new weights the second stage hardly learns",
+        )
+        group.add_argument(
             "--age_interval",
             "--dis_range",
             type=_positive,

@@ -126,13 +126,13 @@ def write_report(
     metrics = evaluate_ages(age[known], predictions["brain_age"][known])
     if stage_report:
         scalars, warning = stage_report({name: values[known] for name, values in predictions.items()})
-        metrics |= scalars
+        metrics |= {name: value if np.isfinite(value) else None for name, value in scalars.items()}
         metrics["warning"] = warning or None
         metrics["first_stage"] = evaluate_ages(age[known], predictions["first_stage_age"][known])
     write_json(folder / "metrics.json", metrics)
     figure = plot_ages(age[known], predictions["brain_age"][known], title, describe_metrics(metrics))
     with replacing(folder / plot_name) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, format=Path(plot_name).suffix.lstrip(".") or "png")
     return metrics
 
 
@@ -148,7 +148,7 @@ def announce_report(folder: Path, name: str, metrics: dict[str, Any] | None) -> 
     for label, key, digits in METRIC_ROWS:
         values = ["undefined" if m[key] is None else f"{m[key]:.{digits}f}" for m in stages.values()]
         print(f"  {label:<36}" + "".join(f"{value:>14}" for value in values))
-    if "residual_sd" in metrics:
+    if metrics.get("residual_sd") is not None:
         print(f"  SD of the residual within equal discretized ages: {metrics['residual_sd']:.2f} years")
     if metrics.get("warning"):
         print(metrics["warning"])

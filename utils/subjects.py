@@ -6,6 +6,7 @@ from pathlib import Path
 
 UNKNOWN_SEX = -1
 UNKNOWN_AGE = float("nan")
+AGE_FIELDS = ("chronological_age", "first_stage_age", "discretized_age")
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Subject:
 
 
 def person_of(subject_id: str) -> str:
-    """Return whose scan it is: sessions of one BIDS subject are one person.
+    """Return whose scan it is: all scans of one BIDS subject are one person's.
 
     >>> person_of("sub-01_ses-2")
     'sub-01'
     """
-    bids = re.match(r"(sub-[A-Za-z0-9]+)_ses-", subject_id)
+    bids = re.match(r"(sub-[A-Za-z0-9]+)_", subject_id)
     return bids[1] if bids else subject_id

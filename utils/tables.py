@@ -27,6 +27,7 @@ COLUMN_NAMES = {
 }
 SEXES = {"0": 0, "f": 0, "female": 0, "1": 1, "m": 1, "male": 1}
 OLDEST_AGE = 130.0  # years
+MISSING = ("", "na", "n/a", "nan", "none", "null")
 TABLE_KINDS = (".csv", ".tsv", ".txt", ".xlsx", ".xls")
 
 
@@ -42,12 +43,15 @@ class LabelTable:
     problems : dict of subject_id to list of str
         What is wrong with a subject's rows; matters only where a scan needs
         the row.
+    missing_ages : dict of subject_id to str
+        The same of ages that are not given; no problem where none is needed.
     """
 
     path: Path
     ages: dict[str, float] = field(default_factory=dict)
     sexes: dict[str, int] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
+    missing_ages: dict[str, str] = field(default_factory=dict)
 
 
 def subject_id_of(file_name: str) -> str:
@@ -73,7 +77,7 @@ def read_label_table(path: Path) -> LabelTable:
     Raises
     ------
     InputError
-        If the file is missing or unreadable, or has no subject or age column.
+        If the file is missing or unreadable, or has no subject column.
     """
     cells = _read_cells(path)
     if cells.empty:
@@ -82,16 +86,13 @@ def read_label_table(path: Path) -> LabelTable:
     columns = {
         role: next((names.index(name) for name in known if name in names), None) for role, known in COLUMN_NAMES.items()
     }
-    has_header = columns["age"] is not None
+    has_header = any(column is not None for column in columns.values())
     if not has_header:
-        if not any(_to_age(str(cell)) is not None for cell in cells.iloc[0]) and len(cells) > 1:
-            raise InputError(
-                f"{path}, row 1: looks like a header without an age column (found {', '.join(names)}); "
-                f"name the columns {', '.join(COLUMN_NAMES)}"
-            )
+        if cells.shape[1] < 2:
+            raise InputError(f"{path}: has one column; expected subject, age and sex")
         columns = {"subject_id": 0, "age": 1, "sex": 2 if cells.shape[1] > 2 else None}
-    if columns["subject_id"] is None or cells.shape[1] < 2:
-        raise InputError(f"{path}: has no subject column; name it subject_id")
+    if columns["subject_id"] is None:
+        raise InputError(f"{path}: has no subject column (found {', '.join(names)}); name it subject_id")
     table = LabelTable(path)
     first_row: dict[str, int] = {}
     for number, row in enumerate(cells.itertuples(index=False), start=1):
@@ -104,15 +105,19 @@ def read_label_table(path: Path) -> LabelTable:
             problems.append(f"{where}: {subject_id} stands in row {first_row[subject_id]} already; keep one row")
             continue
         first_row[subject_id] = number
-        age_cell = str(row[columns["age"]]).strip()  # type: ignore[index]
+        age_cell = "" if columns["age"] is None else str(row[columns["age"]]).strip()
         age = _to_age(age_cell)
-        if age is None:
-            problems.append(
+        if age is not None:
+            table.ages[subject_id] = age
+        else:
+            complaint = (
                 f"{where}: age '{age_cell}' of {subject_id} is not a number of years between 0 and "
                 f"{OLDEST_AGE:g}; correct or remove the row"
             )
-        else:
-            table.ages[subject_id] = age
+            if age_cell.lower() in MISSING:
+                table.missing_ages[subject_id] = complaint
+            else:
+                problems.append(complaint)
         if columns["sex"] is not None:
             sex_cell = str(row[columns["sex"]]).strip()
             sex = SEXES.get(re.sub(r"\.0+$", "", sex_cell.lower()))
