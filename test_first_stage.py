@@ -14,10 +14,11 @@ def main() -> None:
     from utils.dataset import ScanDataset
     from utils.discretization import write_discretized_ages
     from utils.engine import predict
-    from utils.files import sha256_of
+    from utils.files import check_writable, sha256_of
     from utils.reports import announce_report, write_report
     from utils.stages import FirstStage
 
+    check_writable(args.output_dir)
     device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     with user_errors(str(args.checkpoint)):

@@ -14,10 +14,11 @@ def main() -> None:
     from utils.dataset import ScanDataset
     from utils.discretization import discretize_age, read_discretized_ages
     from utils.engine import predict
-    from utils.files import sha256_of
+    from utils.files import check_writable, sha256_of
     from utils.reports import announce_report, write_report
     from utils.stages import FirstStage, SecondStage
 
+    check_writable(args.output_dir)
     device = distributed.start(args.device)
     paths = {1: args.first_stage_checkpoint, 2: args.checkpoint}
     checkpoints = {number: load_checkpoint(path) for number, path in paths.items()}

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from utils.errors import run_command, user_errors
-from utils.options import training_parser
+from utils.options import parse_training_flags
 
 
 def main() -> None:
-    args = training_parser(stage=1).parse_args()
+    args = parse_training_flags(stage=1)
     # Imported here, so that --help and wrong flags answer at once.
     import numpy as np
 

@@ -1,11 +1,11 @@
 """Train the second stage: the residual to the first stage's discretized ages."""
 
 from utils.errors import run_command, user_errors
-from utils.options import training_parser
+from utils.options import parse_training_flags
 
 
 def main() -> None:
-    args = training_parser(stage=2).parse_args()
+    args = parse_training_flags(stage=2)
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network, make_config, make_loss, make_network, start_from_first_stage
     from utils import distributed

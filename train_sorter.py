@@ -13,7 +13,9 @@ def main() -> None:
     from model.sorter import Sorter, evaluate_sorter, fit_sorter
     from utils import distributed
     from utils.checkpoints import save_checkpoint
+    from utils.files import check_writable
 
+    check_writable(args.output.parent)
     if args.output.exists():
         raise InputError(f"{args.output}: exists already; set another OUTPUT (--output)")
     if not args.youngest < args.oldest:

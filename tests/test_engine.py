@@ -106,6 +106,27 @@ def test_a_loss_that_is_not_finite_stops_the_run(datasets, tmp_path) -> None:
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
+def test_weights_that_overflow_are_never_saved(datasets, tmp_path) -> None:
+    args = flags("--epochs", 3, "--optimizer", "sgd", "--lr", 1e12)
+    with pytest.raises(InputError, match="not finite|loss is"):
+        train(datasets, tmp_path, args)
+    for path in tmp_path.glob("*.pt"):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def test_resuming_checks_what_must_agree(datasets, tmp_path) -> None:
+    train(datasets, tmp_path / "cosine", flags("--epochs", 1, "--scheduler", "cosine"))
+    with pytest.raises(InputError, match="--epochs was 1, is 2"):
+        train(datasets, tmp_path / "cosine", flags("--epochs", 2, "--scheduler", "cosine", "--resume"))
+    train(datasets, tmp_path / "plateau", flags("--epochs", 1))
+    train(datasets, tmp_path / "plateau", flags("--epochs", 2, "--resume"))
+    assert torch.load(tmp_path / "plateau" / "last.pt", weights_only=True)["epoch"] == 2
+    other = ScaleDense(NetworkConfig(1, "scaledense_paper", True, (23, 28, 23), 3, 4, 51.0, 20.0))
+    with pytest.raises(InputError, match="its subjects or ages differ"):
+        train(datasets, tmp_path / "plateau", flags("--epochs", 2, "--resume"), other)
+
+
 def test_a_folder_with_a_run_is_refused(datasets, tmp_path) -> None:
     train(datasets, tmp_path, flags("--epochs", 1))
     with pytest.raises(InputError, match="holds a run already"):
@@ -131,7 +152,7 @@ def test_what_a_run_writes(first_stage) -> None:
         np.testing.assert_allclose([s.value for s in scalars], [float(row[tag]) for row in rows], rtol=1e-5)
     assert events.Images("valid/brain_age")
     best = torch.load(first_stage / "best.pt", weights_only=True)
-    assert events.Scalars("final/valid_mae")[0].value == pytest.approx(best["valid_mae"])
+    assert events.Scalars("best/valid/mae")[0].value == pytest.approx(best["valid_mae"])
     assert len(best["train_subjects"]) == 12
     facts = json.loads((first_stage / "hyperparameters.json").read_text())
     assert facts["batch_size"] == 4

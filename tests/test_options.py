@@ -19,7 +19,7 @@ PARSERS = {
 }
 
 
-def test_the_authors_flags_work() -> None:
+def test_the_authors_flags_work(capsys) -> None:
     released = (
         "--batch_size 8 --epochs 150 --lr 1e-5 --weight_decay 5e-4 --loss mse --aux_loss ranking --lbd 10 --beta 0.1 "
         "--first_stage_net a/best.pth.tar --train_folder t --valid_folder v --excel_path x.xls --model ScaleDense "
@@ -30,6 +30,9 @@ def test_the_authors_flags_work() -> None:
     assert (args.ranking, args.model, args.use_sex) == ("sodeep", "scaledense", False)
     assert (str(args.first_stage_checkpoint), str(args.label_table)) == ("a/best.pth.tar", "x.xls")
     assert (args.scheduler, args.warmup_epochs, args.minimum_learning_rate) == ("cosine", 2, 1e-6)
+    PARSERS["train_second_stage"].parse_args(["--test_folder", "t", "--print_freq", "40", "--warmup_lr_init", "1e-7"])
+    assert "--print_freq is taken from the authors' scripts, and ignored" in capsys.readouterr().out
+    PARSERS["test_second_stage"].parse_args(["--model", "ScaleDense", "--model_name", "m.tar", "--sorter", "s", "--lbd", "10"])
     args = PARSERS["test_first_stage"].parse_args(["--npz_name", "a.npz", "--plot_name", "b.png"])
     assert (args.npz_name, args.plot_name) == ("a.npz", "b.png")
 
@@ -68,7 +71,7 @@ def test_help_teaches_at_once(script) -> None:
     "flag",
     [
         "--batch_size 0", "--batch_size x", "--epochs -1", "--lr 0", "--lr nan", "--use_sex maybe", "--model vgg",
-        "--folds 1", "--unknown 1", "--age_interval 0", "--epoch 3",
+        "--folds 1", "--plateau_factor 1", "--min_lr 1", "--warmup_epochs 2", "--beta inf", "--unknown 1", "--age_interval 0", "--epoch 3",
     ],
 )  # fmt: skip
 def test_wrong_flags_end_with_status_2(flag) -> None:

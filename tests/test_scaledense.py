@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.building import load_network, make_config, make_network
+from model.building import load_network, make_config, make_network, start_from_first_stage
 from model.released import convert_released, translate_name
 from model.scaledense import NetworkConfig, ScaleDense
 
@@ -188,6 +188,19 @@ def test_the_head_stays_in_float32() -> None:
     config = NetworkConfig(1, "scaledense_paper", False, (16, 16, 16), blocks=2, filters=2)
     with torch.autocast("cpu", torch.bfloat16):
         assert ScaleDense(config)(torch.randn(2, 1, 16, 16, 16)).dtype == torch.float32
+
+
+def test_a_second_stage_starts_from_the_first() -> None:
+    first, second = (make_network(make_config(flags("scaledense"), s, (26, 26, 26), [30.0, 60.0]), s) for s in (1, 2))
+    volumes = torch.randn(2, 1, 26, 26, 26)
+    before = second.trunk(volumes)
+    start_from_first_stage(second, first)
+    torch.testing.assert_close(second.trunk(volumes), first.trunk(volumes))
+    assert not torch.equal(second.trunk(volumes), before)
+    assert second(volumes, torch.tensor([0, 1]), torch.tensor([30.0, 60.0])).abs().max() == 0
+    other = make_network(make_config(flags("scaledense_paper"), 1, (26, 26, 26), [30.0, 60.0]), 0)
+    with pytest.raises(ValueError, match="another model; train the second with the same"):
+        start_from_first_stage(second, other)
 
 
 def test_a_checkpoint_of_the_other_stage_is_refused() -> None:

@@ -186,6 +186,7 @@ class Harmful:
         (["--voxel_size", "3"], "voxel size is 3 mm"),
         (["--voxel_size", "2"], "VOXEL_SIZE=8"),
         (["--blocks", "5"], "23x28x23 voxels does not survive scaledense_paper with 5 blocks"),
+        (["--output_dir", "/dev/null/run"], "cannot be written"),
         (["--folds", "13"], "13 folds of 12 training subjects"),
     ],
 )
@@ -207,6 +208,7 @@ def test_a_second_stage_refuses_what_does_not_fit(synthetic_cohort, first_stage,
     assert "made with an age interval of 5 years; expected 10" in error("--age_interval", 10)
     assert "no such checkpoint" in error("--first_stage_checkpoint", tmp_path / "none.pt")
     assert "no such table of discretized ages" in error("--discretized_age_folder", tmp_path)
+    assert "the first stage has another filters" in error("--filters", 8)
     assert "lacks sub-18" in error("--train_folder", synthetic_cohort / "test")
     torch.save({"state_dict": {}, "x": Harmful()}, tmp_path / "bad.pt")
     assert "without running code" in error("--first_stage_checkpoint", tmp_path / "bad.pt")

@@ -23,7 +23,7 @@ from utils import distributed
 from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.dataset import EpochBatches, ScanDataset, flip_and_shift, make_loader, to_device
 from utils.errors import InputError
-from utils.files import replacing, write_json
+from utils.files import check_writable, replacing, write_json
 from utils.metrics import Predictions
 from utils.reports import plot_ages
 from utils.subjects import AGE_FIELDS
@@ -149,7 +149,8 @@ def fit(
 
 
 def check_run_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds a run, unless it is to be resumed."""
+    """Refuse a folder that cannot be written, or holds a run that is not to be resumed."""
+    check_writable(folder)
     held = [name for name in ("last.pt", "best.pt", "metrics.csv") if (folder / name).exists()]
     if held and not resume:
         raise InputError(

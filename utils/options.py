@@ -1,6 +1,7 @@
 """The flags of the entry points: each name, default, unit and meaning, once."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,20 @@ def _number(text: str, low: float, strict: bool, kind: type) -> float:
         value = kind(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number") from error
-    if not (value > low if strict else value >= low) or value == float("inf"):
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
+    if not (value > low if strict else value >= low):
         raise argparse.ArgumentTypeError(
             f"{text} is too small; expected {'more than' if strict else 'at least'} {low:g}"
         )
     return value  # type: ignore[no-any-return]
+
+
+def _fraction(text: str) -> float:
+    value = _number(text, 0, True, float)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is too large; expected less than 1")
+    return value
 
 
 def _positive(text: str) -> float:
@@ -61,6 +71,19 @@ def _folds(text: str) -> float:
 def _optional_path(text: str) -> Path | None:
     """Read a path; nothing at all means none."""
     return Path(text) if text else None
+
+
+class _Ignored(argparse.Action):
+    """A flag of the authors' scripts that has no use here."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(f"note: {option_string} is taken from the authors' scripts, and ignored")
+
+
+def _ignore(parser: argparse.ArgumentParser, *flags: str) -> None:
+    """Accept flags that the authors' scripts pass."""
+    for flag in flags:
+        parser.add_argument(flag, action=_Ignored, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _ranking(text: str) -> str:
@@ -116,7 +139,23 @@ def training_parser(stage: int) -> argparse.ArgumentParser:
     _add_loss_flags(parser)
     _add_optimization_flags(parser, stage)
     add_hardware_flags(parser, batch_size=32)
+    _ignore(parser, "--print_freq", "--warmup_lr_init", "--model_name", "--npz_name", "--plot_name")
+    if stage == 2:
+        _ignore(parser, "--test_folder")
     return parser
+
+
+def parse_training_flags(stage: int) -> argparse.Namespace:
+    """Read the command line of a training script; refuse flags that contradict each other."""
+    parser = training_parser(stage)
+    args = parser.parse_args()
+    if args.minimum_learning_rate > args.learning_rate:
+        parser.error(
+            f"--minimum_learning_rate {args.minimum_learning_rate:g} is above --learning_rate {args.learning_rate:g}"
+        )
+    if args.warmup_epochs and args.scheduler == "plateau":
+        parser.error("--warmup_epochs goes with --scheduler cosine or constant, not with plateau")
+    return args
 
 
 def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> None:
@@ -259,7 +298,7 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
         type=_ranking,
         choices=("soft", "sodeep", "none"),
         default="soft",
-        help="how predicted ages are ranked: soft, in closed form, for any batch size; sodeep, by the sorter of the paper; none: no ranking loss",
+        help="how predicted ages are ranked: soft, in closed form, for any batch size; sodeep, by the sorter of the paper; none: no ranking term, the age difference stays",
     )
     group.add_argument("--ranking_weight", "--lbd", type=_not_negative, default=10.0, help="lambda of the paper")
     group.add_argument("--age_difference_weight", "--beta", type=_not_negative, default=1.0, help="beta of the paper")
@@ -301,7 +340,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser, stage: int) -> None
         default="plateau",
         help="plateau: lower the rate when validation MAE stalls; cosine: down to the lowest over all epochs",
     )
-    group.add_argument("--plateau_factor", type=_positive, default=0.5, help="what plateau multiplies the rate by")
+    group.add_argument("--plateau_factor", type=_fraction, default=0.5, help="what plateau multiplies the rate by")
     group.add_argument("--plateau_epochs", type=_whole, default=5, help="epochs without gain that plateau waits")
     group.add_argument(
         "--warmup_epochs",
@@ -407,6 +446,7 @@ def testing_parser(stage: int) -> argparse.ArgumentParser:
             help="step of the discretized ages, years; default: 5",
         )
     add_hardware_flags(parser, batch_size=8)
+    _ignore(parser, "--model", "--model_name", "--sorter", "--loss", "--aux_loss", "--lbd", "--beta")
     return parser
 
 

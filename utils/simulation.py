@@ -24,7 +24,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files import write_json
+from utils.files import check_writable, write_json
 from utils.images import MNI152_T1_2MM, coarsen_volume, model_grid
 
 FORMAT = 1  # raise it when the same subject and seed give another volume
@@ -269,6 +269,7 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
         "simulated": True, "seed": seed, "voxel_size": voxel_size, "format": FORMAT,
         "subjects": [asdict(subject) for subject in subjects],
     }  # fmt: skip
+    check_writable(folder)
     if folder.exists() and any(folder.iterdir()):
         held = folder / "cohort.json"
         if held.is_file() and json.loads(held.read_text(encoding="utf-8")) == content:
