@@ -14,7 +14,6 @@ export EPOCHS="${EPOCHS:-16}"                         # of each training
 export BATCH_SIZE="${BATCH_SIZE:-8}"                  # scans in a batch
 export LEARNING_RATE="${LEARNING_RATE:-2e-3}"         # at the start
 export SCHEDULER="${SCHEDULER:-cosine}"               # down to 0 over all epochs
-export FOLDS="${FOLDS:-2}"                            # networks for out-of-fold ages
 export NUM_WORKERS="${NUM_WORKERS:-2}"                # processes that simulate and read scans
 
 set_up_environment requirements.txt

@@ -10,7 +10,7 @@ def main() -> None:
     from model.building import load_network, make_config, make_loss, make_network, start_from_first_stage
     from utils import distributed
     from utils.checkpoints import data_settings, describe_checkpoint, load_checkpoint
-    from utils.cohort import add_first_stage_ages, load_cohort
+    from utils.cohort import add_first_stage_ages, load_cohort, warn_of_overfitting
     from utils.dataset import ScanDataset
     from utils.discretization import read_discretized_ages
     from utils.engine import check_run_folder, fit
@@ -40,12 +40,8 @@ def main() -> None:
     for split, subjects in cohort.items():
         path = folder / f"{split}_discretized_age.npy"
         table = read_discretized_ages(path, [s.subject_id for s in subjects], args.age_interval, sha256)
-        if not table["out_of_fold"].all():
-            print(
-                f"note: {path} holds in-sample ages, on which the first stage errs less than on new subjects; "
-                "train it with --folds 5, so that the second stage learns on the errors it will meet"
-            )
         cohort[split] = add_first_stage_ages(subjects, table["brain_age"], table["discretized_age"])
+    warn_of_overfitting(cohort["train"], cohort["valid"])
     ages = [subject.chronological_age for subject in cohort["train"]]
     network = make_network(make_config(args, 2, grid.shape, ages), args.seed)
     if args.start_from_first_stage:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import VOXEL_SIZE, save_scan, small_volume
-from utils.cohort import add_first_stage_ages, load_cohort, split_into_folds
+from utils.cohort import add_first_stage_ages, load_cohort, split_into_folds, warn_of_overfitting
 from utils.errors import InputError
 from utils.images import model_grid
 from utils.subjects import Subject, person_of
@@ -127,6 +127,16 @@ def test_sessions_of_a_person_share_a_fold(tmp_path) -> None:
     with pytest.raises(InputError, match="21 folds of 20 training subjects"):
         list(split_into_folds(subjects, 21, 0))
     assert list(split_into_folds(subjects, 0, 0)) == []
+
+
+def test_a_first_stage_that_knows_its_subjects_by_heart_is_told(tmp_path, capsys) -> None:
+    def subjects(error):
+        return [Subject(f"s{i}", tmp_path, 40.0 + i, 0, 40.0 + i + error) for i in range(4)]
+
+    warn_of_overfitting(subjects(4.0), subjects(6.0))
+    assert capsys.readouterr().out == ""
+    warn_of_overfitting(subjects(0.5), subjects(-6.0))
+    assert "MAE is 0.50 years on the training subjects and 6.00 on the validation" in capsys.readouterr().out
 
 
 def test_first_stage_ages_are_added(tmp_path) -> None:

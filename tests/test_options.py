@@ -32,7 +32,9 @@ def test_the_authors_flags_work(capsys) -> None:
     assert (args.scheduler, args.warmup_epochs, args.minimum_learning_rate) == ("cosine", 2, 1e-6)
     PARSERS["train_second_stage"].parse_args(["--test_folder", "t", "--print_freq", "40", "--warmup_lr_init", "1e-7"])
     assert "--print_freq is taken from the authors' scripts, and ignored" in capsys.readouterr().out
-    PARSERS["test_second_stage"].parse_args(["--model", "ScaleDense", "--model_name", "m.tar", "--sorter", "s", "--lbd", "10"])
+    PARSERS["test_second_stage"].parse_args(
+        ["--model", "ScaleDense", "--model_name", "m.tar", "--sorter", "s", "--lbd", "10"]
+    )
     args = PARSERS["test_first_stage"].parse_args(["--npz_name", "a.npz", "--plot_name", "b.png"])
     assert (args.npz_name, args.plot_name) == ("a.npz", "b.png")
 

@@ -14,6 +14,8 @@ from utils.images import load_volume
 from utils.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
 from utils.tables import SEXES, LabelTable, read_label_table, subject_id_of
 
+LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
+
 
 def load_cohort(
     folders: Mapping[str, Path],
@@ -164,6 +166,20 @@ def add_first_stage_ages(
         replace(subject, first_stage_age=float(age), discretized_age=float(discretized))
         for subject, age, discretized in zip(subjects, brain_age, discretized_age, strict=True)
     ]
+
+
+def warn_of_overfitting(train_subjects: Sequence[Subject], valid_subjects: Sequence[Subject]) -> None:
+    """Warn if the first stage errs so little in training that no residual is left to learn."""
+    train, valid = (
+        float(np.mean([abs(subject.first_stage_age - subject.chronological_age) for subject in subjects]))
+        for subjects in (train_subjects, valid_subjects)
+    )
+    if train < LEAST_TRAINING_ERROR * valid:
+        print(
+            f"WARNING: the first stage's MAE is {train:.2f} years on the training subjects and {valid:.2f} on the "
+            "validation subjects: it leaves the second stage little to learn. Train the first stage with "
+            "--folds 5, for ages from networks that never saw the subject."
+        )
 
 
 def split_into_folds(subjects: Sequence[Subject], folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -198,8 +198,8 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> Non
         group.add_argument(
             "--folds",
             type=_folds,
-            default=5,
-            help="train this many more networks, each on all but one part of the training set, so that its subjects get discretized ages from networks that never saw them; without, the second stage learns on errors that are too small. 0: none, if no second stage follows",
+            default=0,
+            help="train this many more networks, each on all but one part of the training set, so that its subjects get discretized ages from networks that never saw them; for first stages that know their training subjects by heart, see the README. 0: none",
         )
     else:
         group.add_argument(
