@@ -88,6 +88,26 @@ def test_early_stopping_and_best_weights(datasets, tmp_path) -> None:
     assert best["valid_mae"] == pytest.approx(min(maes))
 
 
+def test_a_collapsed_epoch_is_never_better_than_one_that_is_not(datasets, tmp_path) -> None:
+    class Warns(FirstStage):
+        """Warns in its first two epochs, of which the second is the better."""
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def report(self, predictions):
+            self.calls += 1
+            error = {1: 0.0, 2: -1.0, 3: 30.0, 4: 20.0, 5: 25.0}[self.calls]
+            predictions["brain_age"] = predictions["chronological_age"] + np.float32(error)
+            return {"error": error}, "COLLAPSED" if self.calls < 3 else ""
+
+    network = small_network()
+    args = flags("--epochs", 5)
+    best = fit(network, Warns(), CascadeLoss(), *datasets, tmp_path, args, CPU, {"network": network.config.to_dict()})
+    assert torch.load(best, weights_only=True)["epoch"] == 3
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epochs_without_gain"] == 1
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(datasets, tmp_path) -> None:
     class Broken(CascadeLoss):
         calls = 0

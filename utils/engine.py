@@ -192,7 +192,7 @@ class Training:
         self.epoch = 0  # the epoch that is under way
         self.step = 0  # batches of it that are done
         self.sums: dict[str, float] = {}  # over the subjects of these batches
-        self.best_mae = math.inf
+        self.best = [True, math.inf]  # whether the stage warned, and the MAE, of the best epoch
         self.epochs_without_gain = 0
         self.history: list[dict[str, float]] = []
         if self.last_path.exists():
@@ -240,7 +240,7 @@ class Training:
         self.network.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        for name in ("epoch", "step", "sums", "best_mae", "epochs_without_gain", "history"):
+        for name in ("epoch", "step", "sums", "best", "epochs_without_gain", "history"):
             setattr(self, name, state[name])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_random"])
@@ -266,7 +266,7 @@ class Training:
                 "epoch": self.epoch,
                 "step": self.step,
                 "sums": self.sums,
-                "best_mae": self.best_mae,
+                "best": self.best,
                 "epochs_without_gain": self.epochs_without_gain,
                 "history": self.history,
                 "generator": self.generator.get_state(),
@@ -296,8 +296,8 @@ class Training:
                 scalars = self.validate(predictions) | own
                 row |= {f"valid/{key}": value for key, value in scalars.items()} | {"scans_per_second": speed}
                 notes = "".join(f"  {key} {value:.2f}" for key, value in own.items())
-                self.finish_epoch(row, predictions, notes + (f"\n{warning}" if warning else ""), writer)
-            best = min(self.history, key=lambda row: row["valid/mae"])
+                self.finish_epoch(row, predictions, notes, warning, writer)
+            best = next(row for row in self.history if row["valid/mae"] == self.best[1])
             writer.add_hparams(
                 {
                     key: value if isinstance(value, int | float | bool) else str(value)
@@ -374,16 +374,23 @@ class Training:
         scalars["mae"] = (brain_age - age).abs().mean().item()
         return scalars
 
-    def finish_epoch(self, row: dict[str, float], predictions: Predictions, notes: str, writer: Any) -> None:
-        """Adapt the learning rate, keep the best weights, write everything down."""
+    def finish_epoch(
+        self, row: dict[str, float], predictions: Predictions, notes: str, warning: str, writer: Any
+    ) -> None:
+        """Adapt the learning rate, keep the best weights, write everything down.
+
+        The best epoch is that of the lowest validation MAE; one of which the
+        stage warns, as having collapsed, is never better than one without.
+        """
         epoch, mae = self.epoch, row["valid/mae"]
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(mae)
         else:
             self.scheduler.step()
-        improved = mae < self.best_mae
+        place = [bool(warning), mae]
+        improved = place < self.best
         self.epochs_without_gain = 0 if improved else self.epochs_without_gain + 1
-        self.best_mae = min(mae, self.best_mae)
+        self.best = min(place, self.best)
         self.history.append(row)
         self.epoch, self.step, self.sums = epoch + 1, 0, {}
         if distributed.rank() == 0:
@@ -402,7 +409,7 @@ class Training:
                     self.best_path,
                     {**self.identity, "state_dict": self.network.state_dict(), "epoch": epoch, "valid_mae": mae},
                 )
-            tqdm.write(_describe_epoch(row, self.args.epochs, improved) + notes)
+            tqdm.write(_describe_epoch(row, self.args.epochs, improved) + notes + (warning and f"\n{warning}"))
         self.save()
 
     def _write_history(self) -> None:

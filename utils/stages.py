@@ -73,6 +73,6 @@ class SecondStage:
         return scalars, (
             f"SECOND STAGE COLLAPSED: within equal discretized ages its residual varies by {sd:.3f} "
             f"years only (below {COLLAPSED_SD * self.age_interval:g}); it adds a constant to each "
-            "discretized age. Train longer, with a higher --learning_rate, and on out-of-fold "
-            "first-stage ages (--folds of the first stage)."
+            "discretized age. In the first epochs that is usual; later, train longer or with a higher "
+            "--learning_rate, and start from the first stage (--start_from_first_stage true)."
         )
