@@ -323,7 +323,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser, stage: int) -> None
         "--optimizer",
         choices=("adam", "adamw", "sgd"),
         default="adam",
-        help="the authors use adam for the first stage, sgd at 1e-5 for the second, which then hardly learns",
+        help="the authors use adam for the first stage, sgd at 1e-5 for the second",
     )
     group.add_argument(
         "--learning_rate", "--lr", type=_positive, default=1e-3, help="at the start, or after the warm-up"
