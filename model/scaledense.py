@@ -69,7 +69,7 @@ class NetworkConfig:
             raise ValueError(
                 f"a volume of {'x'.join(map(str, self.volume_shape))} voxels does not survive "
                 f"{self.model} with {self.blocks} blocks: every axis needs at least {minimum} "
-                "voxels; use fewer blocks or a finer grid"
+                "voxels; use fewer --blocks or a finer --voxel_size"
             )
 
     @property

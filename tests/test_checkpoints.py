@@ -37,11 +37,11 @@ def test_other_files_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="is damaged"):
         load_checkpoint(tmp_path / "text.pt")
     save_checkpoint(tmp_path / "good.pt", {"state_dict": {"a": torch.ones(1000)}})
     (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:2000])
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="is damaged"):
         load_checkpoint(tmp_path / "cut.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match="has no 'state_dict'"):

@@ -74,6 +74,15 @@ def test_sex_is_needed_only_where_it_is_used(tmp_path) -> None:
         load(tmp_path, "test")
 
 
+def test_a_table_without_an_age_column_is_told_once(tmp_path, capsys) -> None:
+    make(tmp_path, ["test/a.nii", "test/b.nii"], ["a,50,F", "b,60,M"], header="id,AgeAtScan,sex")
+    with pytest.raises(InputError, match=r"has no age column \(found id, ageatscan, sex\); name it age") as caught:
+        load(tmp_path, "test")
+    assert len(caught.value.problems) == 1
+    assert len(load(tmp_path, "test", ages_required=False)["test"]) == 2
+    assert "WARNING" in capsys.readouterr().out
+
+
 def test_ages_may_be_missing_where_none_is_needed(tmp_path) -> None:
     make(tmp_path, ["test/a.nii", "test/b.nii"], ["a,NA,F", "b,50,F"])
     first, second = load(tmp_path, "test", ages_required=False)["test"]

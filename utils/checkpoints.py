@@ -33,10 +33,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{path}: cannot be loaded without running code, or is damaged ({reason}); "
-            "give a checkpoint that holds tensors and plain values only"
+            f"{path}: is no checkpoint, is damaged, or cannot be loaded without running code "
+            f"({type(error).__name__}); give the best.pt of a training, or a checkpoint of tensors and plain values"
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path}: has no 'state_dict'; give a checkpoint of a training")

@@ -58,6 +58,10 @@ def load_cohort(
         With every problem of the table, the folders and the scans.
     """
     table = read_label_table(label_table) if label_table else None
+    if table and table.complaint:
+        if ages_required:
+            raise InputError(table.complaint)
+        print(f"WARNING: {table.complaint}; without it there are no metrics")
     problems: list[str] = []
     cohort: dict[str, list[Subject]] = {}
     for split, folder in folders.items():

@@ -54,6 +54,13 @@ def run_command(main: Callable[[], None]) -> None:
             if len(lines) > MOST_PROBLEMS_SHOWN:
                 print(f"  ... and {len(lines) - MOST_PROBLEMS_SHOWN} more", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        print(
+            f"error: the package {error.name} is not installed for {sys.executable}; run bash bash_demo.sh, or "
+            "install requirements.txt there, or activate the environment that has it",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise

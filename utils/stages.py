@@ -74,5 +74,5 @@ class SecondStage:
             f"SECOND STAGE COLLAPSED: within equal discretized ages its residual varies by {sd:.3f} "
             f"years only (below {COLLAPSED_SD * self.age_interval:g}); it adds a constant to each "
             "discretized age. In the first epochs that is usual; later, train longer or with a higher "
-            "--learning_rate, and start from the first stage (--start_from_first_stage true)."
+            "--learning_rate."
         )

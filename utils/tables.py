@@ -45,6 +45,8 @@ class LabelTable:
         the row.
     missing_ages : dict of subject_id to str
         The same of ages that are not given; no problem where none is needed.
+    complaint : str
+        Not empty if the table has no age column at all.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class LabelTable:
     sexes: dict[str, int] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     missing_ages: dict[str, str] = field(default_factory=dict)
+    complaint: str = ""
 
 
 def subject_id_of(file_name: str) -> str:
@@ -94,6 +97,8 @@ def read_label_table(path: Path) -> LabelTable:
     if columns["subject_id"] is None:
         raise InputError(f"{path}: has no subject column (found {', '.join(names)}); name it subject_id")
     table = LabelTable(path)
+    if columns["age"] is None:
+        table.complaint = f"{path}: has no age column (found {', '.join(names)}); name it age"
     first_row: dict[str, int] = {}
     for number, row in enumerate(cells.itertuples(index=False), start=1):
         if (number == 1 and has_header) or not any(str(cell).strip() for cell in row):
