@@ -17,7 +17,7 @@ def main() -> None:
     from utils.cohort import load_cohort, split_into_folds
     from utils.dataset import ScanDataset
     from utils.discretization import write_discretized_ages
-    from utils.engine import check_run_folder, fit, predict
+    from utils.engine import Training, check_run_folder, predict
     from utils.files import sha256_of
     from utils.images import model_grid
     from utils.stages import FirstStage
@@ -47,7 +47,7 @@ def main() -> None:
         network = make_network(make_config(args, 1, grid.shape, ages), seed)
         identity = describe_checkpoint(network.config.to_dict(), args, train_subjects, cohort["valid"])
         datasets = dataset(train_subjects), dataset(cohort["valid"])
-        return fit(network, FirstStage(), criterion, *datasets, folder, args, device, identity)
+        return Training(network, FirstStage(), criterion, *datasets, folder, args, device, identity).fit()
 
     def estimate(checkpoint: Path, subjects: list[Subject], label: str) -> np.ndarray:
         network = load_network(load_checkpoint(checkpoint), stage=1).to(device)

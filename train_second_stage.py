@@ -13,7 +13,7 @@ def main() -> None:
     from utils.cohort import add_first_stage_ages, load_cohort, warn_of_overfitting
     from utils.dataset import ScanDataset
     from utils.discretization import read_discretized_ages
-    from utils.engine import check_run_folder, fit
+    from utils.engine import Training, check_run_folder
     from utils.files import sha256_of
     from utils.images import model_grid
     from utils.stages import SecondStage
@@ -47,7 +47,7 @@ def main() -> None:
     if args.start_from_first_stage:
         with user_errors(str(args.first_stage_checkpoint)):
             start_from_first_stage(network, first_network)
-    best = fit(
+    best = Training(
         network,
         SecondStage(args.age_interval),
         criterion.to(device),
@@ -57,7 +57,7 @@ def main() -> None:
         args,
         device,
         describe_checkpoint(network.config.to_dict(), args, cohort["train"], cohort["valid"], sha256),
-    )
+    ).fit()
     if distributed.rank() == 0:
         print(f"best weights: {best}")
     distributed.stop()

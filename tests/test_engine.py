@@ -22,7 +22,7 @@ from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags, r
 from utils import options
 from utils.cohort import load_cohort
 from utils.dataset import ScanDataset
-from utils.engine import autocast, fit, make_scheduler, predict
+from utils.engine import Training, autocast, make_scheduler, predict
 from utils.errors import InputError
 from utils.stages import FirstStage
 
@@ -51,7 +51,9 @@ def small_network(seed: int = 0) -> ScaleDense:
 def train(datasets, folder, args, network=None, loss=None):
     network = network or small_network()
     loss = loss or CascadeLoss(ranker=SoftRank())
-    return fit(network, FirstStage(), loss, *datasets, folder, args, CPU, {"network": network.config.to_dict()})
+    return Training(
+        network, FirstStage(), loss, *datasets, folder, args, CPU, {"network": network.config.to_dict()}
+    ).fit()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -103,7 +105,9 @@ def test_a_collapsed_epoch_is_never_better_than_one_that_is_not(datasets, tmp_pa
 
     network = small_network()
     args = flags("--epochs", 5)
-    best = fit(network, Warns(), CascadeLoss(), *datasets, tmp_path, args, CPU, {"network": network.config.to_dict()})
+    best = Training(
+        network, Warns(), CascadeLoss(), *datasets, tmp_path, args, CPU, {"network": network.config.to_dict()}
+    ).fit()
     assert torch.load(best, weights_only=True)["epoch"] == 3
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epochs_without_gain"] == 1
 

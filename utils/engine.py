@@ -103,17 +103,18 @@ def predict(
     return predictions
 
 
-def fit(
-    network: nn.Module,
-    stage: Stage,
-    criterion: Criterion,
-    train_set: ScanDataset,
-    valid_set: ScanDataset,
-    folder: Path,
-    args: Namespace,
-    device: torch.device,
-    identity: dict[str, Any],
-) -> Path:
+def check_run_folder(folder: Path, resume: bool) -> None:
+    """Refuse a folder that cannot be written, or holds a run that is not to be resumed."""
+    check_writable(folder)
+    held = [name for name in ("last.pt", "best.pt", "metrics.csv") if (folder / name).exists()]
+    if held and not resume:
+        raise InputError(
+            f"{folder}: holds a run already ({', '.join(held)}); set another OUTPUT_DIR (--output_dir), "
+            "or go on with it by --resume"
+        )
+
+
+class Training:
     """Train a network; keep the weights of the best validation MAE.
 
     Parameters
@@ -131,36 +132,17 @@ def fit(
     identity : dict
         What the checkpoint must say of itself besides weights.
 
-    Returns
-    -------
-    Path of ``best.pt``
-
     Raises
     ------
     InputError
-        If the folder holds a run and `args.resume` is not set, if other
-        flags are given on resuming, or if the loss is not finite.
+        If the folder holds a run and `args.resume` is not set, or if other
+        flags are given on resuming.
+
+    Notes
+    -----
+    The state lies in the attributes, which `save` writes and `resume` reads
+    back.
     """
-    training = Training(network, stage, criterion, train_set, valid_set, folder, args, device, identity)
-    if not training.finished:
-        training.run()
-    distributed.barrier()
-    return training.best_path
-
-
-def check_run_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder that cannot be written, or holds a run that is not to be resumed."""
-    check_writable(folder)
-    held = [name for name in ("last.pt", "best.pt", "metrics.csv") if (folder / name).exists()]
-    if held and not resume:
-        raise InputError(
-            f"{folder}: holds a run already ({', '.join(held)}); set another OUTPUT_DIR (--output_dir), "
-            "or go on with it by --resume"
-        )
-
-
-class Training:
-    """The state of one training, which `save` writes and `resume` reads back."""
 
     def __init__(
         self,
@@ -274,6 +256,19 @@ class Training:
                 "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             },
         )
+
+    def fit(self) -> Path:
+        """Train until done; return the path of ``best.pt``.
+
+        Raises
+        ------
+        InputError
+            If a loss, a gradient or a validation age is not finite.
+        """
+        if not self.finished:
+            self.run()
+        distributed.barrier()
+        return self.best_path
 
     def run(self) -> None:
         """Train epoch by epoch until done."""

@@ -192,9 +192,7 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> Non
         help="go on with the run in the output folder, exactly as if it had never stopped",
     )
     if stage == 1:
-        group.add_argument(
-            "--age_interval", "--dis_range", type=_positive, default=5.0, help="step of the discretized ages, years"
-        )
+        _add_age_interval(group)
         group.add_argument(
             "--folds",
             type=_folds,
@@ -202,13 +200,7 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> Non
             help="train this many more networks, each on all but one part of the training set, so that its subjects get discretized ages from networks that never saw them; for first stages that know their training subjects by heart, see the README. 0: none",
         )
     else:
-        group.add_argument(
-            "--first_stage_checkpoint",
-            "--first_stage_net",
-            type=Path,
-            default=Path("runs/first_stage/best.pt"),
-            help="checkpoint of the first stage; the second takes its grid and normalization",
-        )
+        _add_first_stage_checkpoint(group, "checkpoint of the first stage; the second takes its grid and normalization")
         group.add_argument(
             "--discretized_age_folder",
             type=_optional_path,
@@ -270,6 +262,22 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
         )
     else:
         _add_released_normalization(group)
+
+
+def _add_age_interval(group: Any) -> None:
+    group.add_argument(
+        "--age_interval", "--dis_range", type=_positive, default=5.0, help="step of the discretized ages, years"
+    )
+
+
+def _add_first_stage_checkpoint(group: Any, meaning: str) -> None:
+    group.add_argument(
+        "--first_stage_checkpoint",
+        "--first_stage_net",
+        type=Path,
+        default=Path("runs/first_stage/best.pt"),
+        help=meaning,
+    )
 
 
 def _add_released_normalization(group: Any) -> None:
@@ -410,17 +418,9 @@ def testing_parser(stage: int) -> argparse.ArgumentParser:
     group.add_argument("--plot_name", default="brain_age.png", help="file name of the scatter plot")
     if stage == 1:
         group.add_argument("--split", default="test", help="name of the split: <split>_discretized_age.npy")
-        group.add_argument(
-            "--age_interval", "--dis_range", type=_positive, default=5.0, help="step of the discretized ages, years"
-        )
+        _add_age_interval(group)
     else:
-        group.add_argument(
-            "--first_stage_checkpoint",
-            "--first_stage_net",
-            type=Path,
-            default=Path("runs/first_stage/best.pt"),
-            help="checkpoint of the first stage that the second was trained on",
-        )
+        _add_first_stage_checkpoint(group, "checkpoint of the first stage that the second was trained on")
         group.add_argument(
             "--discretized_age_file",
             type=_optional_path,
