@@ -1,5 +1,6 @@
 """ScaleDense, the network of both stages, as released and as in the paper's figure."""
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -192,6 +193,16 @@ class ScaleDense(nn.Module):
             if isinstance(module, nn.Conv3d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.output_layer[-1].weight)  # type: ignore[arg-type]
+
+    def folded(self) -> "ScaleDense":
+        """Return this network for evaluation alone, with the convolutions of its blocks folded together.
+
+        See Also
+        --------
+        model.layers.FoldedBlock
+        """
+        blocks = {id(block): block.folded() for block in self.trunk.blocks}
+        return copy.deepcopy(self, blocks).eval()
 
     def forward(
         self,
