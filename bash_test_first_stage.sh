@@ -13,6 +13,7 @@ SPLIT="${SPLIT:-test}"                                # name of the split: <spli
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages
 BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
+CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
 "$PYTHON" "$HERE/test_first_stage.py" \
@@ -24,4 +25,5 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
   --age_interval "$AGE_INTERVAL" \
   --batch_size "$BATCH_SIZE" \
   --num_workers "$NUM_WORKERS" \
+  --cache_folder "$CACHE_FOLDER" \
   "$@"

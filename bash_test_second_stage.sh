@@ -12,6 +12,7 @@ FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # 
 OUTPUT_DIR="${OUTPUT_DIR:-runs/second_stage/test}"    # folder for the results
 BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
+CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
 "$PYTHON" "$HERE/test_second_stage.py" \
@@ -22,4 +23,5 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
   --output_dir "$OUTPUT_DIR" \
   --batch_size "$BATCH_SIZE" \
   --num_workers "$NUM_WORKERS" \
+  --cache_folder "$CACHE_FOLDER" \
   "$@"

@@ -35,6 +35,7 @@ AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discr
 FOLDS="${FOLDS:-0}"                                   # further networks for out-of-fold ages; 0: none
 SEED="${SEED:-0}"                                     # of everything random
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
+CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
 PROCESSES="${PROCESSES:-1}"                           # one for each GPU in CUDA_VISIBLE_DEVICES
 
@@ -65,4 +66,5 @@ fi
   --folds "$FOLDS" \
   --seed "$SEED" \
   --num_workers "$NUM_WORKERS" \
+  --cache_folder "$CACHE_FOLDER" \
   "$@"

@@ -34,6 +34,7 @@ SCHEDULER="${SCHEDULER:-plateau}"                     # plateau, cosine or const
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages; as in the first stage
 SEED="${SEED:-0}"                                     # of everything random
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
+CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
 PROCESSES="${PROCESSES:-1}"                           # one for each GPU in CUDA_VISIBLE_DEVICES
 
@@ -63,4 +64,5 @@ fi
   --age_interval "$AGE_INTERVAL" \
   --seed "$SEED" \
   --num_workers "$NUM_WORKERS" \
+  --cache_folder "$CACHE_FOLDER" \
   "$@"

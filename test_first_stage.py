@@ -16,6 +16,7 @@ def main() -> None:
     from utils.engine import predict
     from utils.files import check_writable, sha256_of
     from utils.reports import announce_report, write_report
+    from utils.scans import ScanStore
     from utils.stages import FirstStage
 
     check_writable(args.output_dir)
@@ -23,18 +24,18 @@ def main() -> None:
     checkpoint = load_checkpoint(args.checkpoint)
     with user_errors(str(args.checkpoint)):
         network = load_network(checkpoint, stage=1, use_sex=args.use_sex)
-        voxel_size, normalization = data_settings(checkpoint, args.normalization)
+        settings = data_settings(checkpoint, args.normalization)
+    scans = ScanStore(*settings, args.cache_folder, args.num_workers)
     subjects = load_cohort(
         {"test": args.test_folder},
         args.label_table,
-        voxel_size=voxel_size,
+        scans,
         use_sex=network.config.use_sex,
         sex_of_all=args.sex,
         ages_required=False,
-        workers=args.num_workers,
     )["test"]
     seen = seen_in_training(subjects, args.checkpoint, checkpoint)
-    dataset = ScanDataset(subjects, voxel_size, normalization)
+    dataset = ScanDataset(subjects, scans)
     predictions = predict(network.to(device), FirstStage(), dataset, args, device, "first stage")
     metrics = write_report(
         args.output_dir, subjects, predictions, "First stage", npz_name=args.npz_name, plot_name=args.plot_name

@@ -16,46 +16,52 @@ def main() -> None:
     from utils.engine import predict
     from utils.files import check_writable, sha256_of
     from utils.reports import announce_report, write_report
+    from utils.scans import ScanStore
     from utils.stages import FirstStage, SecondStage
 
     check_writable(args.output_dir)
     device = distributed.start(args.device)
     paths = {1: args.first_stage_checkpoint, 2: args.checkpoint}
     checkpoints = {number: load_checkpoint(path) for number, path in paths.items()}
-    networks, data = {}, {}
+    networks, settings = {}, {}
     for number, path in paths.items():
         with user_errors(str(path)):
             networks[number] = load_network(checkpoints[number], number, args.use_sex)
-            data[number] = data_settings(checkpoints[number], args.normalization)
+            settings[number] = data_settings(checkpoints[number], args.normalization)
     sha256 = sha256_of(args.first_stage_checkpoint)
     if checkpoints[2].get("first_stage_sha256", sha256) != sha256:
         raise InputError(
             f"{args.checkpoint}: was trained on the ages of another first stage than "
             f"{args.first_stage_checkpoint} (SHA-256 {sha256[:12]}...); give that one as --first_stage_checkpoint"
         )
+    if settings[1] != settings[2]:
+        raise InputError(
+            f"{args.checkpoint}: was trained on scans of another voxel size or normalization than "
+            f"{args.first_stage_checkpoint} ({settings[2]}, not {settings[1]}); give the first stage of its training"
+        )
     age_interval = checkpoints[2].get("age_interval", args.age_interval or 5.0)
     if args.age_interval not in (None, age_interval):
         raise InputError(f"{args.checkpoint}: was trained with --age_interval {age_interval:g}; leave the flag out")
+    scans = ScanStore(*settings[1], args.cache_folder, args.num_workers)
     subjects = load_cohort(
         {"test": args.test_folder},
         args.label_table,
-        voxel_size=max(data[1][0], data[2][0]),
+        scans,
         use_sex=any(network.config.use_sex for network in networks.values()),
         sex_of_all=args.sex,
         ages_required=False,
-        workers=args.num_workers,
     )["test"]
     if args.discretized_age_file:
         ids = [subject.subject_id for subject in subjects]
         brain_age = read_discretized_ages(args.discretized_age_file, ids, age_interval, sha256)["brain_age"]
     else:
-        dataset = ScanDataset(subjects, *data[1])
+        dataset = ScanDataset(subjects, scans)
         brain_age = predict(networks[1].to(device), FirstStage(), dataset, args, device, "first stage")["brain_age"]
     subjects = add_first_stage_ages(subjects, brain_age, discretize_age(brain_age, age_interval))
     for number, path in paths.items():
         seen_in_training(subjects, path, checkpoints[number])
     stage = SecondStage(age_interval)
-    dataset = ScanDataset(subjects, *data[2])
+    dataset = ScanDataset(subjects, scans)
     predictions = predict(networks[2].to(device), stage, dataset, args, device, "second stage")
     metrics = write_report(
         args.output_dir, subjects, predictions, "Cascade", stage.columns, args.npz_name, args.plot_name, stage.report

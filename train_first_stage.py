@@ -20,6 +20,7 @@ def main() -> None:
     from utils.engine import Training, check_run_folder, predict
     from utils.files import sha256_of
     from utils.images import model_grid
+    from utils.scans import ScanStore
     from utils.stages import FirstStage
     from utils.subjects import Subject
 
@@ -31,27 +32,24 @@ def main() -> None:
     device = distributed.start(args.device)
     criterion.to(device)
     folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
+    scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
     cohort = load_cohort(
         {split: folder for split, folder in folders.items() if folder},
         args.label_table,
-        voxel_size=args.voxel_size,
+        scans,
         use_sex=args.use_sex,
-        workers=args.num_workers,
     )
-
-    def dataset(subjects: list[Subject]) -> ScanDataset:
-        return ScanDataset(subjects, args.voxel_size, args.normalization)
 
     def train(train_subjects: list[Subject], folder: Path, seed: int) -> Path:
         ages = [subject.chronological_age for subject in train_subjects]
-        network = make_network(make_config(args, 1, grid.shape, ages), seed)
+        network = make_network(make_config(args, 1, grid.shape, ages), seed, args.activation_checkpointing)
         identity = describe_checkpoint(network.config.to_dict(), args, train_subjects, cohort["valid"])
-        datasets = dataset(train_subjects), dataset(cohort["valid"])
+        datasets = ScanDataset(train_subjects, scans), ScanDataset(cohort["valid"], scans)
         return Training(network, FirstStage(), criterion, *datasets, folder, args, device, identity).fit()
 
     def estimate(checkpoint: Path, subjects: list[Subject], label: str) -> np.ndarray:
         network = load_network(load_checkpoint(checkpoint), stage=1).to(device)
-        return predict(network, FirstStage(), dataset(subjects), args, device, label)["brain_age"]
+        return predict(network, FirstStage(), ScanDataset(subjects, scans), args, device, label)["brain_age"]
 
     folds = list(split_into_folds(cohort["train"], args.folds, args.seed))
     best = train(cohort["train"], args.output_dir, args.seed)

@@ -16,6 +16,7 @@ def main() -> None:
     from utils.engine import Training, check_run_folder
     from utils.files import sha256_of
     from utils.images import model_grid
+    from utils.scans import ScanStore
     from utils.stages import SecondStage
 
     first_stage = load_checkpoint(args.first_stage_checkpoint)
@@ -28,12 +29,12 @@ def main() -> None:
         criterion = make_loss(args)
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
+    scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
     cohort = load_cohort(
         {"train": args.train_folder, "valid": args.valid_folder},
         args.label_table,
-        voxel_size=args.voxel_size,
+        scans,
         use_sex=args.use_sex,
-        workers=args.num_workers,
     )
     folder = args.discretized_age_folder or args.first_stage_checkpoint.parent
     sha256 = sha256_of(args.first_stage_checkpoint)
@@ -43,7 +44,7 @@ def main() -> None:
         cohort[split] = add_first_stage_ages(subjects, table["brain_age"], table["discretized_age"])
     warn_of_overfitting(cohort["train"], cohort["valid"])
     ages = [subject.chronological_age for subject in cohort["train"]]
-    network = make_network(make_config(args, 2, grid.shape, ages), args.seed)
+    network = make_network(make_config(args, 2, grid.shape, ages), args.seed, args.activation_checkpointing)
     if args.start_from_first_stage:
         with user_errors(str(args.first_stage_checkpoint)):
             start_from_first_stage(network, first_network)
@@ -51,8 +52,8 @@ def main() -> None:
         network,
         SecondStage(args.age_interval),
         criterion.to(device),
-        ScanDataset(cohort["train"], args.voxel_size, args.normalization),
-        ScanDataset(cohort["valid"], args.voxel_size, args.normalization),
+        ScanDataset(cohort["train"], scans),
+        ScanDataset(cohort["valid"], scans),
         args.output_dir,
         args,
         device,

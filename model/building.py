@@ -44,10 +44,12 @@ def make_config(
     )
 
 
-def make_network(config: NetworkConfig, seed: int) -> ScaleDense:
+def make_network(config: NetworkConfig, seed: int, activation_checkpointing: bool = False) -> ScaleDense:
     """Make a network with new weights; sets the seed of torch's global generator."""
     torch.manual_seed(seed)
-    return ScaleDense(config)
+    network = ScaleDense(config)
+    network.trunk.activation_checkpointing = activation_checkpointing
+    return network
 
 
 def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:

@@ -1,13 +1,15 @@
 """The layers from which both ScaleDense networks are made."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 Statistics = Callable[[torch.Tensor, torch.Tensor, "BatchNorm3d"], tuple[torch.Tensor, torch.Tensor]]
 
@@ -42,11 +44,11 @@ class BatchNorm3d(nn.BatchNorm3d):
         mean, variance : (C,) tensors
             The variance divided by `size`, the number of voxels.
         """
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * (size / (size - 1)), self.momentum)
+        own: Any = self  # torch declares its statistics as optional
+        with torch.no_grad():
+            own.num_batches_tracked += 1
+            own.running_mean.lerp_(mean, own.momentum)
+            own.running_var.lerp_(variance * (size / (size - 1)), own.momentum)
 
 
 class _WideBatchNorm(torch.autograd.Function):
@@ -73,7 +75,7 @@ class _WideBatchNorm(torch.autograd.Function):
         rows, repeat = _widen(x)
         change = torch.empty_like(x)
         change_rows = _widen(change)[0]
-        gradient_rows, _ = _widen(gradient.contiguous(memory_format=torch.channels_last_3d))
+        gradient_rows = _widen(gradient.contiguous(memory_format=torch.channels_last_3d))[0]
         wide = [part.repeat(repeat) for part in (weight, mean, variance)]
         constant_part, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             gradient_rows, rows, *wide, None, None, False, ctx.eps, [True, True, True]
@@ -100,7 +102,10 @@ def _scale(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mean: t
     """Write (rows - mean) / sqrt(variance + eps) * weight + bias, of C channels each, to output."""
     repeat = rows.shape[1] // len(weight)
     wide = [part.repeat(repeat) for part in (weight, bias, mean, variance)]
-    torch.native_batch_norm(rows, *wide, False, 0.0, eps, out=(output, weight.new_empty(0), weight.new_empty(0)))
+    unused = weight.new_empty(0), weight.new_empty(0)
+    torch.ops.aten.native_batch_norm.out(
+        rows, *wide, False, 0.0, eps, out=output, save_mean=unused[0], save_invstd=unused[1]
+    )
 
 
 class AsymmetricConv3d(nn.Module):
@@ -189,8 +194,10 @@ class ScaleDenseBlock(nn.Sequential):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        convolve, norm, elu, convolve_again, norm_again, elu_again, excite, pool = self
-        if self.training and x.shape[1] == 1 and not x.requires_grad:
+        layers: list[Any] = list(self)
+        convolve, norm, elu, convolve_again, norm_again, elu_again, excite, pool = layers
+        image_alone = x.shape[1] == 1 and not x.requires_grad
+        if self.training and image_alone and not torch.compiler.is_compiling():
             x = elu(convolve_image(x, convolve, norm))
         else:
             x = elu(norm(convolve(x)))
@@ -216,7 +223,8 @@ class FoldedBlock(nn.Module):
 
     def __init__(self, block: ScaleDenseBlock) -> None:
         super().__init__()
-        convolve, norm, _, convolve_again, norm_again, _, self.excite, self.pool = block
+        layers: list[Any] = list(block)
+        convolve, norm, _, convolve_again, norm_again, _, self.excite, self.pool = layers
         self.convolutions = nn.ModuleList(_fold(*pair) for pair in ((convolve, norm), (convolve_again, norm_again)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -225,17 +233,20 @@ class FoldedBlock(nn.Module):
         return self.pool(x) * self.excite.weights(x)
 
 
-def _fold(layer: AsymmetricConv3d, norm: BatchNorm3d) -> nn.Conv3d:
+def _fold(layer: Any, norm: Any) -> nn.Conv3d:
     """Make one convolution of an asymmetric layer and the batch norm behind it, as they are in evaluation mode."""
+
+    def running(_: torch.Tensor, __: torch.Tensor, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return norm.running_mean.double(), norm.running_var.double()
+
     weight = layer.branches[0][0].weight
+    out_channels, in_channels = weight.shape[:2]
+    folded: Any = nn.Conv3d(in_channels, out_channels, 3, padding=1, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
-        kernel, bias = _merge(
-            layer, norm, lambda _, __, norm: (norm.running_mean.double(), norm.running_var.double()), torch.float64
-        )
-        folded = nn.Conv3d(weight.shape[1], weight.shape[0], 3, padding=1, device=weight.device, dtype=weight.dtype)
+        kernel, bias = _merge(layer, norm, running, torch.float64)
         folded.weight.copy_(kernel)
         folded.bias.copy_(bias)
-    return folded.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return folded
 
 
 def convolve_image(volumes: torch.Tensor, layer: AsymmetricConv3d, norm: BatchNorm3d) -> torch.Tensor:
@@ -293,7 +304,8 @@ def patch_moments(volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         padded = functional.pad(volumes[:, 0], (1,) * 6)
         center = padded.mean()  # subtracted before squaring, which keeps the digits of the covariance
-        total, products = 0, 0
+        total: Any = 0
+        products: Any = 0
         for volume in padded - center:
             patches = torch.stack(
                 [volume[i : i + depth, j : j + height, k : k + width] for i, j, k in product(range(3), repeat=3)]
@@ -325,9 +337,30 @@ def _merge(
         scale = norm.weight / torch.sqrt(variance + norm.eps)
         return kernel * scale[:, None, None, None, None], norm.bias + (bias - mean) * scale
 
+    branches: Any = layer.branches
     parts = []
-    for convolution, branch_norm in layer.branches:
+    for convolution, branch_norm in branches:
         missing = [(3 - size) // 2 for size in reversed(convolution.kernel_size) for _ in range(2)]
         kernel = functional.pad(convolution.weight.to(dtype), missing)
         parts.append(absorb(kernel, torch.zeros_like(kernel[:, 0, 0, 0, 0]), branch_norm))
-    return absorb(sum(kernel for kernel, _ in parts), sum(bias for _, bias in parts), norm)
+    kernels, biases = zip(*parts, strict=True)
+    return absorb(torch.stack(kernels).sum(0), torch.stack(biases).sum(0), norm)
+
+
+def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Apply a block, and keep its input alone for the backward pass, which applies it again."""
+
+    @contextmanager
+    def statistics_stay() -> Iterator[None]:
+        norms: list[Any] = [part for part in block.modules() if isinstance(part, nn.BatchNorm3d)]
+        kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum, count in kept:
+                norm.momentum = momentum
+                norm.num_batches_tracked.copy_(count)
+
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), statistics_stay()))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.layers import ScaleDenseBlock
+from model.layers import ScaleDenseBlock, recompute
 
 MODELS = ("scaledense", "scaledense_paper")
 STEM_SHRINKAGE = 10  # voxels: a 7x7x7 kernel with dilation 2 spans 13, padding gives back 2
@@ -124,6 +124,7 @@ class ScaleDenseTrunk(nn.Module):
         self.pool_all = config.has_stem
         last_in, last_out = config.widths[-1]
         self.features = last_in + last_out if self.pool_all else last_out
+        self.activation_checkpointing = False
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         """Compute features.
@@ -138,7 +139,7 @@ class ScaleDenseTrunk(nn.Module):
         """
         x = self.stem(volumes)
         for block in self.blocks:
-            path = block(x)
+            path = recompute(block, x) if self.training and self.activation_checkpointing else block(x)
             x = torch.cat([functional.max_pool3d(x, 2), path], 1)
         pooled = x if self.pool_all else path
         return pooled.mean((2, 3, 4), dtype=torch.promote_types(pooled.dtype, torch.float32))
@@ -201,7 +202,7 @@ class ScaleDense(nn.Module):
         --------
         model.layers.FoldedBlock
         """
-        blocks = {id(block): block.folded() for block in self.trunk.blocks}
+        blocks: Any = {id(block): block.folded() for block in self.trunk.blocks}  # type: ignore[operator]
         return copy.deepcopy(self, blocks).eval()
 
     def forward(

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TSAN_SHARED", ROOT.parent / "shared"))
 VOXEL_SIZE = 8  # mm: 23x28x23 voxels, the grid of the small cohorts
 SMALL_NETWORK = ["--model", "scaledense_paper", "--blocks", "3", "--filters", "4"]
-QUICK = ["--batch_size", "4", "--num_workers", "0", "--device", "cpu"]
+QUICK = ["--batch_size", "4", "--num_workers", "0", "--device", "cpu", "--cache_folder", ""]
 
 
 @pytest.fixture

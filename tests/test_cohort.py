@@ -7,6 +7,7 @@ from tests.conftest import VOXEL_SIZE, save_scan, small_volume
 from utils.cohort import add_first_stage_ages, load_cohort, split_into_folds, warn_of_overfitting
 from utils.errors import InputError
 from utils.images import model_grid
+from utils.scans import ScanStore
 from utils.subjects import Subject, person_of
 
 
@@ -19,7 +20,7 @@ def make(folder, names, rows, header="subject_id,age,sex"):
 
 def load(folder, *splits, **options):
     folders = {split: folder / split for split in splits}
-    return load_cohort(folders, folder / "labels.csv", voxel_size=VOXEL_SIZE, **options)
+    return load_cohort(folders, folder / "labels.csv", ScanStore(VOXEL_SIZE, "brain"), **options)
 
 
 def test_ids_are_exact_never_substrings(tmp_path) -> None:
@@ -101,7 +102,7 @@ def test_scans_of_one_person_stay_in_one_split(tmp_path, names) -> None:
 
 def test_without_a_table_ages_are_unknown(tmp_path) -> None:
     make(tmp_path, ["test/a.nii"], [])
-    (subject,) = load_cohort({"test": tmp_path / "test"}, None, voxel_size=VOXEL_SIZE, sex_of_all="F")["test"]
+    (subject,) = load_cohort({"test": tmp_path / "test"}, None, ScanStore(VOXEL_SIZE, "brain"), sex_of_all="F")["test"]
     assert np.isnan(subject.chronological_age)
     assert subject.sex == 0
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import VOXEL_SIZE
-from utils.dataset import EpochBatches, ScanDataset, flip_and_shift, make_loader, to_device
+from tests.conftest import VOXEL_SIZE, save_scan, small_volume
+from utils.dataset import EpochBatches, ScanDataset, collate, flip_and_shift, make_loader, to_device
+from utils.images import model_grid
+from utils.scans import ScanStore
 from utils.subjects import Subject
 
 
@@ -42,33 +44,48 @@ def test_processes_share_an_epoch_evenly() -> None:
     assert all(len(batch) == 4 for batch in EpochBatches(23, 4, 0, drop_last=True))
 
 
-def test_items_are_normalized_and_named(synthetic_cohort) -> None:
+def test_items_become_normalized_volumes(synthetic_cohort) -> None:
     path = next((synthetic_cohort / "train").iterdir())
-    item = ScanDataset([Subject("sub-x", path, 44.25, 1)], VOXEL_SIZE, "brain")[0]
-    assert item["volume"].shape == (1, 23, 28, 23)
-    assert item["volume"].dtype == torch.float32
-    brain = item["volume"] > item["volume"].min()
-    assert item["volume"][brain].mean().item() == pytest.approx(0, abs=1e-3)
+    item = ScanDataset([Subject("sub-x", path, 44.25, 1)], ScanStore(VOXEL_SIZE, "brain"))[0]
+    assert item["voxels"].shape == (23, 28, 23)
     assert (item["subject_id"], item["sex"], item["chronological_age"]) == ("sub-x", 1, np.float32(44.25))
+    volume = to_device(collate([item]), torch.device("cpu"))["volume"]
+    assert volume.dtype == torch.float32
+    brain = volume > volume.min()
+    assert volume[brain].mean().item() == pytest.approx(0, abs=1e-5)
+    assert volume[brain].std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_scans_of_unlike_types_go_into_one_batch(tmp_path) -> None:
+    volume = small_volume(np.random.default_rng(0), 40)
+    paths = [tmp_path / "a.nii", tmp_path / "b.nii"]
+    save_scan(paths[0], volume.round().astype(np.uint8), model_grid(VOXEL_SIZE).affine)
+    save_scan(paths[1], volume, model_grid(VOXEL_SIZE).affine)
+    dataset = ScanDataset([Subject(p.name, p, 50.0, 0) for p in paths], ScanStore(VOXEL_SIZE, "brain"))
+    assert [item["voxels"].dtype for item in dataset] == [torch.uint8, torch.float32]
+    both = to_device(collate(list(dataset)), torch.device("cpu"))["volume"]
+    for index in (0, 1):
+        torch.testing.assert_close(both[index], to_device(collate([dataset[index]]), torch.device("cpu"))["volume"][0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loaders_keep_order_and_layout(synthetic_cohort, workers) -> None:
     paths = sorted((synthetic_cohort / "valid").iterdir())
-    dataset = ScanDataset([Subject(p.name, p, 50.0, 0) for p in paths], VOXEL_SIZE, "brain")
+    dataset = ScanDataset([Subject(p.name, p, 50.0, 0) for p in paths], ScanStore(VOXEL_SIZE, "brain"))
     loader = make_loader(dataset, [[4, 0], [2]], workers, torch.device("cpu"))
     first, second = (to_device(batch, torch.device("cpu")) for batch in loader)
     assert first["subject_id"] == [paths[4].name, paths[0].name]
-    assert first["volume"].is_contiguous(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(second["volume"][0], dataset[2]["volume"])
+    assert first["volume"].shape == (2, 1, 23, 28, 23)
+    assert first["volume"].stride(1) == 1  # channels last, which shape alone does not tell for one channel
+    torch.testing.assert_close(second["volume"], to_device(collate([dataset[2]]), torch.device("cpu"))["volume"])
 
 
 def test_flip_and_shift() -> None:
-    volumes = torch.zeros(200, 1, 9, 9, 9)
-    volumes[:, :, 2, 4, 4] = 1
+    volumes = torch.zeros(200, 9, 9, 9)
+    volumes[:, 2, 4, 4] = 1
     changed = flip_and_shift(volumes, (0, 1))
     assert changed.sum() == 200
-    places = changed.nonzero()[:, 2:]
+    places = changed.nonzero()[:, 1:]
     flipped = places[:, 0] > 4
     assert 60 < int(flipped.sum()) < 140
     offsets = places - torch.where(flipped[:, None], torch.tensor([6, 4, 4]), torch.tensor([2, 4, 4]))

@@ -21,9 +21,10 @@ from model.scaledense import NetworkConfig, ScaleDense
 from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags, run_script
 from utils import options
 from utils.cohort import load_cohort
-from utils.dataset import ScanDataset
-from utils.engine import Training, autocast, make_scheduler, predict
+from utils.dataset import ScanDataset, make_loader
+from utils.engine import SPEEDS, Training, autocast, make_scheduler, predict
 from utils.errors import InputError
+from utils.scans import ScanStore
 from utils.stages import FirstStage
 
 CPU = torch.device("cpu")
@@ -35,12 +36,13 @@ def flags(*extra: object) -> Namespace:
 
 @pytest.fixture
 def datasets(synthetic_cohort):
+    scans = ScanStore(VOXEL_SIZE, "brain")
     cohort = load_cohort(
         {split: synthetic_cohort / split for split in ("train", "valid")},
         synthetic_cohort / "labels.csv",
-        voxel_size=VOXEL_SIZE,
+        scans,
     )
-    return [ScanDataset(cohort[split], VOXEL_SIZE, "brain") for split in ("train", "valid")]
+    return [ScanDataset(cohort[split], scans) for split in ("train", "valid")]
 
 
 def small_network(seed: int = 0) -> ScaleDense:
@@ -58,7 +60,7 @@ def train(datasets, folder, args, network=None, loss=None):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_batch_can_be_overfitted(datasets, tmp_path, precision) -> None:
-    few = ScanDataset(datasets[0].subjects[::3], VOXEL_SIZE, "brain")
+    few = ScanDataset(datasets[0].subjects[::3], datasets[0].scans)
     args = flags("--epochs", 60, "--lr", 3e-3, "--augmentation", "none", "--precision", precision, "--scheduler", "cosine",
                  "--early_stopping_epochs", 100)  # fmt: skip
     train((few, few), tmp_path, args)
@@ -110,6 +112,64 @@ def test_a_collapsed_epoch_is_never_better_than_one_that_is_not(datasets, tmp_pa
     ).fit()
     assert torch.load(best, weights_only=True)["epoch"] == 3
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epochs_without_gain"] == 1
+
+
+def test_gradients_accumulate_to_those_of_a_larger_batch(datasets, tmp_path) -> None:
+    """For a network without batch statistics and a loss that is a mean: 12 subjects at once, or 3 times 4."""
+    weights = []
+    for size, steps in ((12, 1), (4, 3)):
+        network = small_network()
+        for part in network.modules():
+            if isinstance(part, torch.nn.BatchNorm3d):
+                part.train = lambda mode=True, part=part: part
+                part.training = False
+        args = flags("--epochs", 1, "--batch_size", size, "--accumulation_steps", steps, "--augmentation", "none",
+                     "--optimizer", "sgd", "--lr", 1e-2)  # fmt: skip
+        train(datasets, tmp_path / str(size), args, network, CascadeLoss(ranking_weight=0))
+        weights.append(network.output_layer[-1].bias.detach().clone())
+    assert weights[0].abs() > 1e-3
+    torch.testing.assert_close(*weights)
+
+
+def test_nothing_is_saved_while_gradients_are_half_accumulated(datasets, tmp_path) -> None:
+    args = flags("--batch_size", 2, "--accumulation_steps", 2, "--save_every_steps", 1)
+    network = small_network()
+    training = Training(
+        network, FirstStage(), CascadeLoss(), *datasets, tmp_path, args, CPU, {"network": network.config.to_dict()}
+    )
+    saved = []
+    training.save = lambda: saved.append(training.step)
+    training.train_epoch(make_loader(datasets[0], training.batches, 0, CPU))
+    assert saved == [2, 4]
+
+
+def test_activation_checkpointing_changes_nothing(datasets, tmp_path) -> None:
+    states = []
+    for name in ("kept", "again"):
+        network = small_network()
+        network.trunk.activation_checkpointing = name == "again"
+        states.append(torch.load(train(datasets, tmp_path / name, flags("--epochs", 2), network), weights_only=True))
+    assert same(states[0]["state_dict"], states[1]["state_dict"])
+
+
+def test_bfloat16_follows_float32(datasets, tmp_path) -> None:
+    curves = []
+    for precision in ("float32", "bfloat16"):
+        args = flags("--epochs", 8, "--lr", 2e-3, "--precision", precision, "--augmentation", "none")
+        train(datasets, tmp_path / precision, args)
+        with (tmp_path / precision / "metrics.csv").open() as file:
+            curves.append([float(row["train/mae"]) for row in csv.DictReader(file)])
+    assert curves[0][-1] < curves[0][0] - 2
+    np.testing.assert_allclose(curves[1], curves[0], atol=0.5)
+
+
+def test_training_goes_on_where_nothing_can_be_compiled(datasets, tmp_path, monkeypatch, capsys) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    train(datasets, tmp_path, flags("--epochs", 1, "--compile", "true"))
+    assert "torch.compile does not work here (no C++ compiler); training goes on without it" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(datasets, tmp_path) -> None:
@@ -170,7 +230,7 @@ def test_what_a_run_writes(first_stage) -> None:
         for split in ("train", "valid")
         for part in ("loss", "mse_loss", "ranking", "age_difference", "mae")
     ]
-    for tag in [*parts, "learning_rate", "scans_per_second"]:
+    for tag in [*parts, "learning_rate", *SPEEDS]:
         scalars = events.Scalars(tag)
         assert [scalar.step for scalar in scalars] == [0, 1, 2]
         np.testing.assert_allclose([s.value for s in scalars], [float(row[tag]) for row in rows], rtol=1e-5)
@@ -226,7 +286,8 @@ def states(folder: Path) -> list[dict[str, object]]:
         content = torch.load(folder / name, weights_only=True)
         content.pop("flags", None)  # they hold the folder's name
         for row in content.get("history", []):
-            row.pop("scans_per_second")
+            for name in SPEEDS:
+                row.pop(name)
         contents.append(content)
     return contents
 

@@ -5,10 +5,12 @@ from itertools import permutations, product
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import save_scan
+from utils.dataset import normalize
 from utils.errors import InputError
-from utils.images import MNI152_T1_2MM, coarsen_volume, load_volume, model_grid, normalize_volume
+from utils.images import MNI152_T1_2MM, brain_statistics, coarsen_volume, encode_volume, model_grid, read_image
 
 
 @pytest.fixture(scope="module")
@@ -23,28 +25,28 @@ def test_all_48_axis_orders_and_flips_come_back_unchanged(volume, mni_affine, tm
         for flips in product((1, -1), repeat=3):
             other = image.as_reoriented(np.column_stack([axes, flips]))
             nibabel.save(other, tmp_path / "scan.nii")
-            np.testing.assert_array_equal(load_volume(tmp_path / "scan.nii", 2), volume)
+            np.testing.assert_array_equal(read_image(tmp_path / "scan.nii", 2)[0], volume)
 
 
 def test_one_volume_of_four_dimensions_is_taken(volume, mni_affine, tmp_path) -> None:
     save_scan(tmp_path / "scan.nii.gz", volume[..., None], mni_affine)
-    loaded = load_volume(tmp_path / "scan.nii.gz", 2)
+    loaded = read_image(tmp_path / "scan.nii.gz", 2)[0]
     assert loaded.shape == volume.shape
     assert loaded.dtype == np.float32
 
 
 def test_coarser_grid_averages_and_keeps_its_place(volume, mni_affine, tmp_path) -> None:
     save_scan(tmp_path / "fine.nii", volume, mni_affine)
-    coarse = load_volume(tmp_path / "fine.nii", 4)
+    coarse = read_image(tmp_path / "fine.nii", 4)[0]
     assert coarse.shape == model_grid(4).shape == (46, 55, 46)
     assert coarse[3, 4, 5] == pytest.approx(volume[6:8, 8:10, 10:12].mean())
     assert coarse.sum() * 8 == pytest.approx(volume.sum(), rel=1e-5)
     centre = MNI152_T1_2MM.affine @ [0.5, 0.5, 0.5, 1]
     np.testing.assert_allclose(model_grid(4).affine @ [0, 0, 0, 1], centre)
     save_scan(tmp_path / "coarse.nii", coarse, model_grid(4).affine)
-    np.testing.assert_allclose(load_volume(tmp_path / "coarse.nii", 4), coarse)
+    np.testing.assert_allclose(read_image(tmp_path / "coarse.nii", 4)[0], coarse)
     with pytest.raises(InputError, match="VOXEL_SIZE=4"):
-        load_volume(tmp_path / "coarse.nii", 2)
+        read_image(tmp_path / "coarse.nii", 2)[0]
     assert coarsen_volume(np.ones((3, 4, 5)), 2).shape == (2, 2, 3)
 
 
@@ -84,7 +86,7 @@ def test_unusable_scans_are_named(volume, mni_affine, tmp_path, change, message)
     path = tmp_path / "sub-7.nii.gz"
     save_scan(path, *change(volume, mni_affine))
     with pytest.raises(InputError, match=message) as caught:
-        load_volume(path, 2)
+        read_image(path, 2)[0]
     assert str(path) in str(caught.value)
     assert len(caught.value.problems) == 1
 
@@ -94,29 +96,55 @@ def test_broken_files_are_named(volume, mni_affine, tmp_path) -> None:
     save_scan(path, volume, mni_affine)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match="sub-7.nii.gz: not a readable NIfTI image"):
-        load_volume(path, 2)
+        read_image(path, 2)[0]
     path.write_bytes(b"no image")
     with pytest.raises(InputError, match="not a readable NIfTI image"):
-        load_volume(path, 2)
+        read_image(path, 2)[0]
+
+
+def normalized(volume: np.ndarray, normalization: str = "brain") -> np.ndarray:
+    mean, deviation = brain_statistics(volume, normalization)
+    batch = torch.from_numpy(volume)[None], torch.tensor([[[[1 / deviation]]]]), torch.tensor([[[[mean / deviation]]]])
+    return normalize(*batch)[0].numpy()
 
 
 def test_normalization_of_the_released_code(reference_folder) -> None:
     with np.load(reference_folder / "scaledense_reference.npz") as stored:
         volume, expected = stored["normalize/volume"], stored["normalize/output"]
-    np.testing.assert_allclose(normalize_volume(volume), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(normalized(volume), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_normalizations() -> None:
     rng = np.random.default_rng(0)
     volume = rng.uniform(-1, 3, (7, 8, 9)).astype(np.float32)
     mask = volume > 0
-    result = normalize_volume(volume)
+    result = normalized(volume)
     assert result[mask].mean() == pytest.approx(0, abs=1e-6)
     assert result[mask].std() == pytest.approx(1, rel=1e-6)
     np.testing.assert_allclose(result[~mask], volume[~mask] - volume[mask].mean() / volume[mask].std(), rtol=1e-5)
-    legacy = normalize_volume(volume, "legacy")
+    legacy = normalized(volume, "legacy")
     mean = volume[mask].mean()
     deviation = np.sqrt((((volume * mask) - mean) ** 2).sum() / mask.sum())
     np.testing.assert_allclose(legacy[mask], (volume[mask] - mean) / deviation, rtol=1e-5, atol=1e-5)
     assert legacy[mask].std() < 1
     np.testing.assert_allclose(legacy[~mask], volume[~mask] - mean / deviation, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("volume", "slope", "kind"),
+    [
+        (np.array([0.0, 1, 255]), 1, "uint8"),
+        (np.array([0.0, 1, 256]), 1, "int16"),
+        (np.array([-1.0, 0, 32767]), 1, "int16"),
+        (np.array([0.0, 32768]), 1, "float32"),
+        (np.array([0, 3, 9], np.float32) * np.float32(0.37), float(np.float32(0.37)), "uint8"),
+        (np.array([0.0, 0.5, 7.25]), 0.25, "uint8"),
+        (np.array([0, 0.1, 7.3]), 1, "float32"),
+    ],
+)
+def test_the_smallest_type_that_loses_nothing(volume, slope, kind) -> None:
+    volume = volume.astype(np.float32)
+    voxels, *scaling = encode_volume(volume, slope, 0.0)
+    assert voxels.dtype == kind
+    decoded = voxels.astype(np.float32) * np.float32(scaling[0]) + np.float32(scaling[1])
+    np.testing.assert_array_equal(decoded, volume)

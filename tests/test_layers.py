@@ -32,13 +32,13 @@ def randomized(module: nn.Module) -> nn.Module:
 def plain(block: ScaleDenseBlock, x: torch.Tensor) -> torch.Tensor:
     """What the block is by definition, one torch layer after the other."""
     first, norm, _, second, norm_again, _, excite, pool = block
-    for layer, norm in ((first, norm), (second, norm_again)):
+    for layer, outer in ((first, norm), (second, norm_again)):
         branches = [
             functional.batch_norm(conv(x), None, None, bn.weight, bn.bias, True, 0.0, bn.eps)
             for conv, bn in layer.branches
         ]
         x = functional.elu(
-            functional.batch_norm(sum(branches), None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+            functional.batch_norm(sum(branches), None, None, outer.weight, outer.bias, True, 0.0, outer.eps)
         )
     return pool(x * excite.gate(x.mean((2, 3, 4)))[:, :, None, None, None])
 

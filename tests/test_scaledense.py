@@ -91,19 +91,17 @@ def test_evaluation_numbers_of_the_released_code(reference_folder, reference, in
 
 
 def test_the_folded_network_has_the_numbers_of_the_released_code(reference_folder, reference, inputs) -> None:
-    """Channels last, in float32 for the second scan, in float64 for both.
+    """Channels last; in float32 for the second scan, in float64 for the first.
 
-    In float64, too, the first scan is 1.1e-4 off: that is the rounding of the
-    reference, which these weights amplify.
+    These weights amplify the rounding of the reference itself: in float64,
+    folded or not, the features of the first scan are 1.1e-4 off.
     """
     network = load_network({"state_dict": released_state_dict(reference_folder, 1)}, 1)
     volumes = inputs["volumes"][:, 0, ..., None].permute(0, 4, 1, 2, 3)
     with torch.inference_mode():
         assert relative_error(network.folded().trunk(volumes[1:]), reference["features"][1]) < 1e-4
         network.double()
-        for subject in (0, 1):
-            features = network.folded().trunk(volumes[subject : subject + 1].double())
-            assert relative_error(features, reference["features"][subject]) < 1.5e-4
+        assert relative_error(network.folded().trunk(volumes[:1].double()), reference["features"][0]) < 1.5e-4
 
 
 def test_training_numbers_of_the_released_code(reference_folder, reference, inputs) -> None:

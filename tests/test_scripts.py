@@ -221,12 +221,13 @@ def test_a_second_stage_refuses_what_does_not_fit(synthetic_cohort, first_stage,
 def test_real_scans_lie_on_the_grid(real_scans, tmp_path) -> None:
     """IXI (CC BY-SA 3.0): every subject of the validation split matches its row and its grid."""
     from utils.cohort import load_cohort
+    from utils.scans import ScanStore
 
     with (real_scans / "labels.csv").open() as file:
         names = [row["subject_id"] for row in csv.DictReader(file) if row["split"] == "valid"]
     (tmp_path / "valid").mkdir()
     for name in names:
         (tmp_path / "valid" / f"{name}.nii.gz").symlink_to(real_scans / "t1w_mni_2mm" / f"{name}.nii.gz")
-    subjects = load_cohort({"valid": tmp_path / "valid"}, real_scans / "labels.csv", voxel_size=4)["valid"]
+    subjects = load_cohort({"valid": tmp_path / "valid"}, real_scans / "labels.csv", ScanStore(4, "brain"))["valid"]
     assert len(subjects) == 19
     assert json.dumps([s.chronological_age for s in subjects]).count(".") == 19

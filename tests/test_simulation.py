@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from tests.conftest import run_script
 from utils.errors import InputError
-from utils.images import load_volume, model_grid
+from utils.images import model_grid, read_image
 from utils.simulation import PATIENT_GAPS, SimulatedSubject, draw_subjects, load_anatomy, simulate_volume, write_cohort
 
 SUBJECT = SimulatedSubject("simulated-0001", 50.0, 50.0, 0, "HC", "train")
@@ -83,7 +83,7 @@ def test_the_script_writes_a_cohort_that_says_what_it_is(tmp_path) -> None:
     for subject in table.itertuples():
         path = tmp_path / "data" / subject.split / f"{subject.subject_id}.nii.gz"
         assert b"SIMULATED" in nibabel.load(path).header["descrip"].item()
-        assert load_volume(path, 4).max() > 0
+        assert read_image(path, 4)[0].max() > 0
     assert "are already in" in run_script("make_demo_cohort.py", *flags).stdout
     other = run_script("make_demo_cohort.py", *flags, "--seed", 1, status=2).stderr
     assert "holds other files already" in other

@@ -1,16 +1,14 @@
 """Match scans to the rows of a label table, and find every problem before training."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
-from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.images import load_volume
+from utils.scans import ScanStore
 from utils.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
 from utils.tables import SEXES, LabelTable, read_label_table, subject_id_of
 
@@ -20,12 +18,11 @@ LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
 def load_cohort(
     folders: Mapping[str, Path],
     label_table: Path | None,
+    scans: ScanStore,
     *,
-    voxel_size: int,
     use_sex: bool = True,
     sex_of_all: str | None = None,
     ages_required: bool = True,
-    workers: int = 1,
 ) -> dict[str, list[Subject]]:
     """Find the scans of every split, match and check them all.
 
@@ -38,15 +35,14 @@ def load_cohort(
     folders : mapping of split name to folder
     label_table : Path or None
         None leaves ages unknown.
-    voxel_size : int, mm, of the model's grid
+    scans : ScanStore
+        Which reads and checks them, and caches them.
     use_sex : bool
         Whether the sex of every subject must be known.
     sex_of_all : str or None
         Sex of all subjects where there is no table, such as ``F``.
     ages_required : bool
         Whether a row without an age is a problem.
-    workers : int
-        Threads that read scans.
 
     Returns
     -------
@@ -68,7 +64,7 @@ def load_cohort(
         paths = _find_scans(folder, split, problems)
         cohort[split] = _match(paths, table, use_sex, sex_of_all, ages_required, problems)
     _check_overlap(cohort, problems)
-    _check_scans([s.path for subjects in cohort.values() for s in subjects], voxel_size, workers, problems)
+    problems += scans.prepare([subject.path for subjects in cohort.values() for subject in subjects])
     if problems:
         raise InputError(problems)
     return cohort
@@ -145,21 +141,6 @@ def _check_overlap(cohort: Mapping[str, list[Subject]], problems: list[str]) -> 
                     f"{subject.path}: {person} is in the {split} split and in the {other} split ({path}); "
                     "keep a person in one split"
                 )
-
-
-def _check_scans(paths: list[Path], voxel_size: int, workers: int, problems: list[str]) -> None:
-    """Read every scan once."""
-
-    def problem_of(path: Path) -> str | None:
-        try:
-            load_volume(path, voxel_size)
-        except InputError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        checks = tqdm(pool.map(problem_of, paths), "checking scans", len(paths), unit="scan", disable=None, leave=False)
-        problems += [problem for problem in checks if problem]
 
 
 def add_first_stage_ages(

@@ -6,28 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from utils.images import load_volume, normalize_volume
+from utils.scans import ScanStore
 from utils.subjects import Subject
 
 LARGEST_SHIFT = 2  # voxels
 
 
 class ScanDataset(Dataset[dict[str, Any]]):
-    """Normalized volumes of subjects.
+    """Scans of subjects, not yet normalized.
 
     Parameters
     ----------
     subjects : sequence of Subject
-    voxel_size : int, mm
-    normalization : {"brain", "legacy"}
+    scans : ScanStore
     """
 
-    def __init__(self, subjects: Sequence[Subject], voxel_size: int, normalization: str) -> None:
+    def __init__(self, subjects: Sequence[Subject], scans: ScanStore) -> None:
         self.subjects = subjects
-        self.voxel_size = voxel_size
-        self.normalization = normalization
+        self.scans = scans
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -38,14 +36,18 @@ class ScanDataset(Dataset[dict[str, Any]]):
         Returns
         -------
         dict
-            ``volume`` (1, D, H, W) float32 tensor, z-scored inside the
-            brain; ``sex`` int; ``chronological_age``, ``discretized_age``,
-            years, NaN where unknown; ``subject_id`` str.
+            ``voxels`` (D, H, W) tensor of a compact type; ``scaling`` (4,)
+            float32 array: slope, intercept, and the inverse of the brain's
+            deviation and its mean in deviations; ``sex`` int;
+            ``chronological_age``, ``discretized_age``, years, NaN where
+            unknown; ``subject_id`` str.
         """
         subject = self.subjects[index]
-        volume = normalize_volume(load_volume(subject.path, self.voxel_size), self.normalization)
+        scan = self.scans.read(subject.path)
+        scaling = scan.slope, scan.intercept, 1 / scan.deviation, scan.mean / scan.deviation
         return {
-            "volume": torch.from_numpy(volume)[None],
+            "voxels": torch.from_numpy(scan.voxels),
+            "scaling": np.array(scaling, np.float32),
             "sex": subject.sex,
             "chronological_age": np.float32(subject.chronological_age),
             "discretized_age": np.float32(subject.discretized_age),
@@ -102,18 +104,73 @@ def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: to
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
+        collate_fn=collate,
         generator=torch.Generator(),  # of the workers' seeds; the global one stays as it is
     )
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move the tensors of a batch, the volumes channels last."""
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join subjects to a batch; scans of unlike types become float32."""
+    if len({item["voxels"].dtype for item in items}) > 1:
+        for item in items:
+            item["voxels"] = item["voxels"].float()
+    return default_collate(items)
+
+
+def to_device(batch: dict[str, Any], device: torch.device, seed: Sequence[int] | None = None) -> dict[str, Any]:
+    """Move a batch to the device, and turn its voxels into normalized volumes there.
+
+    Parameters
+    ----------
+    batch : dict, of `ScanDataset`
+    device : torch.device
+    seed : sequence of int or None
+        Of `flip_and_shift`; None leaves the volumes as they are.
+
+    Returns
+    -------
+    dict
+        As `batch`, with ``volume`` in place of ``voxels``: (B, 1, D, H, W)
+        float32 tensor, z-scored inside the brain, channels last.
+    """
     moved = {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
-    moved["volume"] = moved["volume"].contiguous(memory_format=torch.channels_last_3d)
+    slope, intercept, inverse_deviation, offset = moved.pop("scaling")[:, :, None, None, None].unbind(1)
+    volumes = moved.pop("voxels") * slope + intercept
+    if seed is not None:
+        volumes = flip_and_shift(volumes, seed)
+    volumes = normalize(volumes, inverse_deviation, offset)
+    moved["volume"] = volumes[..., None].permute(0, 4, 1, 2, 3)  # strides of one channel last, not of one first
     return moved
+
+
+def normalize(volumes: torch.Tensor, inverse_deviation: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Give the voxels above 0 zero mean and unit deviation, as the authors do.
+
+    Parameters
+    ----------
+    volumes : (B, D, H, W) float32 tensor
+    inverse_deviation, offset : (B, 1, 1, 1) float32 tensors
+        With the mean M and the deviation S of `utils.images.brain_statistics`:
+        1 / S and M / S.
+
+    Returns
+    -------
+    (B, D, H, W) float32 tensor
+        The background, 0 before, is as far below the brain as it was: -M / S.
+
+    Notes
+    -----
+    With the mask m of the voxels above 0, the released code computes
+    (v m - M) / S + v (1 - m).
+
+    References
+    ----------
+    The authors' ``load_data.py``.
+    """
+    return torch.where(volumes > 0, volumes * inverse_deviation, volumes) - offset
 
 
 def flip_and_shift(volumes: torch.Tensor, seed: Sequence[int]) -> torch.Tensor:
@@ -121,30 +178,24 @@ def flip_and_shift(volumes: torch.Tensor, seed: Sequence[int]) -> torch.Tensor:
 
     Parameters
     ----------
-    volumes : (B, 1, D, H, W) float tensor, the first axis left to right
+    volumes : (B, D, H, W) tensor, the first axis left to right, 0 outside the brain
     seed : sequence of int
         The same seed gives the same changes.
 
     Returns
     -------
-    (B, 1, D, H, W) float tensor
+    (B, D, H, W) tensor
     """
     rng = np.random.default_rng(seed)
-    flips = rng.random(len(volumes)) < 0.5
-    shifts = rng.integers(-LARGEST_SHIFT, LARGEST_SHIFT + 1, (len(volumes), 3)).tolist()
-    return torch.stack(
-        [
-            _shift(volume.flip(1) if flip else volume, shift)
-            for volume, flip, shift in zip(volumes, flips, shifts, strict=True)
-        ]
-    ).contiguous(memory_format=torch.channels_last_3d)
-
-
-def _shift(volume: torch.Tensor, shift: Sequence[int]) -> torch.Tensor:
-    """Shift a (1, D, H, W) volume; what comes in has the value of its first voxel, the background."""
-    shifted = torch.full_like(volume, float(volume[0, 0, 0, 0]))
-    sizes = volume.shape[1:]
-    target = [slice(max(0, by), size + min(0, by)) for by, size in zip(shift, sizes, strict=True)]
-    source = [slice(max(0, -by), size + min(0, -by)) for by, size in zip(shift, sizes, strict=True)]
-    shifted[:, *target] = volume[:, *source]
-    return shifted
+    flips = torch.from_numpy(rng.random(len(volumes)) < 0.5)
+    shifts = torch.from_numpy(rng.integers(-LARGEST_SHIFT, LARGEST_SHIFT + 1, (len(volumes), 3)))
+    places, inside = [torch.arange(len(volumes))[:, None, None, None]], []
+    for axis, size in enumerate(volumes.shape[1:]):
+        place = torch.arange(size) - shifts[:, axis, None]
+        if axis == 0:
+            place = torch.where(flips[:, None], size - 1 - place, place)
+        shape = [len(volumes), *(size if other == axis else 1 for other in range(3))]
+        inside.append(((place >= 0) & (place < size)).view(shape).to(volumes.device, non_blocking=True))
+        places.append(place.clamp(0, size - 1).view(shape))
+    moved = volumes[tuple(place.to(volumes.device, non_blocking=True) for place in places)]
+    return moved * (inside[0] & inside[1] & inside[2])

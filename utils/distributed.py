@@ -1,5 +1,6 @@
 """One process or many: the same calls, of which most do nothing for one."""
 
+import ctypes
 import os
 from typing import Any, TypeVar
 
@@ -38,9 +39,24 @@ def start(device: str) -> torch.device:
         torch.cuda.set_device(local_rank)
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    else:
+        keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if use_cuda else "gloo")
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, for the next step, as torch does on a GPU.
+
+    Otherwise each large tensor is new memory, which the system fills with
+    zeros page by page: a third of a training step on a CPU. Does nothing
+    where there is no glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: take large tensors from the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the end of the heap back
 
 
 def stop() -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.checkpoints import load_checkpoint, save_checkpoint
-from utils.dataset import EpochBatches, ScanDataset, flip_and_shift, make_loader, to_device
+from utils.dataset import EpochBatches, ScanDataset, make_loader, to_device
 from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
 from utils.metrics import Predictions
@@ -30,8 +30,9 @@ from utils.subjects import AGE_FIELDS
 
 # Flags that may differ between a run and its continuation.
 FREE_ON_RESUME = ("resume", "num_workers", "device", "save_every_steps", "output_dir",
-                  "train_folder", "valid_folder", "test_folder", "label_table",
+                  "train_folder", "valid_folder", "test_folder", "label_table", "cache_folder",
                   "first_stage_checkpoint", "discretized_age_folder", "sorter")  # fmt: skip
+SPEEDS = ("scans_per_second", "waiting_for_data")
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "pandas", "tensorboard")
 
 
@@ -65,13 +66,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def predict(
-    network: nn.Module, stage: Stage, dataset: ScanDataset, args: Namespace, device: torch.device, label: str
+    network: Any, stage: Stage, dataset: ScanDataset, args: Namespace, device: torch.device, label: str
 ) -> Predictions:
     """Predict every subject once.
 
     Parameters
     ----------
     network : Module, on `device`
+        Its method ``folded`` gives the faster one that predicts.
     stage : Stage
     dataset : ScanDataset of N subjects
     args : Namespace with ``batch_size``, ``num_workers``, ``precision``
@@ -85,7 +87,7 @@ def predict(
         What the stage predicts, and ``chronological_age``,
         ``first_stage_age``, ``discretized_age`` of the subjects.
     """
-    network.eval()
+    network = network.folded().to(memory_format=torch.channels_last_3d)
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     batches = [list(own[i : i + args.batch_size]) for i in range(0, len(own), args.batch_size)]
     loader = make_loader(dataset, batches, min(args.num_workers, len(batches)), device)
@@ -146,7 +148,7 @@ class Training:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         stage: Stage,
         criterion: Criterion,
         train_set: ScanDataset,
@@ -156,8 +158,8 @@ class Training:
         device: torch.device,
         identity: dict[str, Any],
     ) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.parallel = distributed.wrap(self.network)
+        self.network = network.to(device, memory_format=torch.channels_last_3d)
+        self.parallel = distributed.wrap(compiled(self.network, device) if args.compile else self.network)
         self.stage, self.criterion = stage, criterion
         self.train_set, self.valid_set = train_set, valid_set
         self.folder, self.args, self.device = folder, args, device
@@ -174,6 +176,7 @@ class Training:
         self.epoch = 0  # the epoch that is under way
         self.step = 0  # batches of it that are done
         self.sums: dict[str, float] = {}  # over the subjects of these batches
+        self.waited = 0.0  # seconds of the epoch, for data
         self.best = [True, math.inf]  # whether the stage warned, and the MAE, of the best epoch
         self.epochs_without_gain = 0
         self.history: list[dict[str, float]] = []
@@ -278,10 +281,10 @@ class Training:
         loader = make_loader(self.train_set, self.batches, args.num_workers, self.device)
         with _writer(self.folder, self.epoch) as writer:
             while not self.finished:
-                started, done = time.perf_counter(), self.sums.get("subjects", 0.0)
+                started, done, self.waited = time.perf_counter(), self.sums.get("subjects", 0.0), 0.0
                 self.train_epoch(loader)
+                seconds = time.perf_counter() - started
                 count = self.sums["subjects"]
-                speed = (count - done) / (time.perf_counter() - started)
                 row = {"epoch": float(self.epoch), "learning_rate": self.optimizer.param_groups[0]["lr"]}
                 row |= {f"train/{key}": total / count for key, total in self.sums.items() if key != "subjects"}
                 predictions = predict(self.network, self.stage, self.valid_set, args, self.device, "validation")
@@ -289,7 +292,8 @@ class Training:
                     self.stop("brain ages of the validation split are not finite")
                 own, warning = self.stage.report(predictions)
                 scalars = self.validate(predictions) | own
-                row |= {f"valid/{key}": value for key, value in scalars.items()} | {"scans_per_second": speed}
+                row |= {f"valid/{key}": value for key, value in scalars.items()}
+                row |= {"scans_per_second": (count - done) / seconds, "waiting_for_data": self.waited / seconds}
                 notes = "".join(f"  {key} {value:.2f}" for key, value in own.items())
                 self.finish_epoch(row, predictions, notes, warning, writer)
             best = next(row for row in self.history if row["valid/mae"] == self.best[1])
@@ -298,7 +302,7 @@ class Training:
                     key: value if isinstance(value, int | float | bool) else str(value)
                     for key, value in flags_of(args).items()
                 },
-                {f"best/{key}": value for key, value in best.items() if key != "scans_per_second"},
+                {f"best/{key}": value for key, value in best.items() if key not in SPEEDS},
                 run_name=".",
             )
 
@@ -310,37 +314,55 @@ class Training:
             loader, f"epoch {self.epoch + 1}/{self.args.epochs}", total=len(self.batches), initial=self.step,
             unit="batch", disable=None if distributed.rank() == 0 else True, leave=False,
         )  # fmt: skip
-        for batch in bar:
-            losses, mae, count = self.train_step(to_device(batch, self.device))
-            for key, value in {**losses, "mae": mae}.items():
+        batches = iter(bar)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            values, count = self.train_step(batch)
+            for key, value in values.items():
                 self.sums[key] = self.sums.get(key, 0.0) + value * count
             self.sums["subjects"] = self.sums.get("subjects", 0.0) + count
-            bar.set_postfix(loss=f"{losses['loss']:.3g}", mae=f"{mae:.2f}", refresh=False)
+            bar.set_postfix(loss=f"{values['loss']:.3g}", mae=f"{values['mae']:.2f}", refresh=False)
             self.step += 1
-            if self.step % self.args.save_every_steps == 0 and self.step < len(self.batches):
+            if self.step % self.saving_interval == 0 and self.step < len(self.batches):
                 self.save()
         distributed.share_buffers(self.network)
 
-    def train_step(self, batch: dict[str, Any]) -> tuple[dict[str, float], float, int]:
-        """Take one step of the optimizer; return the losses, the MAE and the number of subjects."""
-        if self.args.augmentation == "flip_shift":
-            place = (self.args.seed, self.epoch, self.step, distributed.rank())
-            batch["volume"] = flip_and_shift(batch["volume"], place)
+    @property
+    def saving_interval(self) -> int:
+        """Batches between two savings: no gradient is half accumulated then."""
+        accumulation = self.args.accumulation_steps
+        return accumulation * math.ceil(self.args.save_every_steps / accumulation)
+
+    def train_step(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
+        """Learn from a batch; return the losses and the MAE, and the number of subjects."""
+        augment = self.args.augmentation == "flip_shift"
+        place = (self.args.seed, self.epoch, self.step, distributed.rank())
+        batch = to_device(batch, self.device, place if augment else None)
         with autocast(self.device, self.args.precision):
             brain_age = self.stage.predict(self.parallel, batch)["brain_age"]
         brain_age = distributed.gather(brain_age)
         age = distributed.gather(batch["chronological_age"])
         losses = self.criterion(brain_age, age, self.generator)
-        values = {key: value.item() for key, value in losses.items()}
+        part = self.step % self.args.accumulation_steps
+        parts = min(self.args.accumulation_steps, len(self.batches) - self.step + part)
+        if part == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        (losses["loss"] * distributed.world_size() / parts).backward()  # processes average their gradients
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        scalars = {key: value.detach() for key, value in losses.items()}
+        scalars |= {"mae": (brain_age.detach() - age).abs().mean(), "norm": nn.utils.get_total_norm(gradients)}
+        values = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))  # waits for the device
         if not math.isfinite(values["loss"]):
             self.stop(f"the loss is {values['loss']}", batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        (losses["loss"] * distributed.world_size()).backward()  # processes average their gradients
-        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        if not nn.utils.get_total_norm(gradients).isfinite():
+        if not math.isfinite(values.pop("norm")):
             self.stop("a gradient is not finite", batch)
-        self.optimizer.step()
-        return values, (brain_age.detach() - age).abs().mean().item(), len(age)
+        if part + 1 == parts:
+            self.optimizer.step()
+        return values, len(age)
 
     def stop(self, what: str, batch: dict[str, Any] | None = None) -> NoReturn:
         """End the run before anything that is not finite gets into a checkpoint."""
@@ -416,12 +438,24 @@ class Training:
             table.writerows(self.history)
 
 
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """Fuse a network's pointwise chains by torch.compile, or say why that cannot be done here."""
+    try:
+        torch.compile(torch.nn.functional.elu)(torch.zeros(8, device=device))
+    except Exception as error:  # no compiler, or one that fails: of many types
+        reason = str(error).strip().splitlines()[0]
+        print(f"note: torch.compile does not work here ({reason}); training goes on without it", flush=True)
+        return network
+    return torch.compile(network)  # type: ignore[return-value]
+
+
 def make_optimizer(parameters: Any, args: Namespace) -> torch.optim.Optimizer:
-    """Make the optimizer that the flags name."""
+    """Make the optimizer that the flags name; it updates all weights in one pass over them."""
+    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
     if args.optimizer == "sgd":
-        return torch.optim.SGD(parameters, args.learning_rate, args.momentum, weight_decay=args.weight_decay)
+        return torch.optim.SGD(parameters, momentum=args.momentum, **options)
     kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, args.learning_rate, weight_decay=args.weight_decay, amsgrad=args.amsgrad)
+    return kind(parameters, amsgrad=args.amsgrad, **options)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, args: Namespace) -> Any:

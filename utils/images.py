@@ -1,4 +1,4 @@
-"""Read NIfTI images onto the model's grid and normalize them."""
+"""Read NIfTI images onto the model's grid."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +67,7 @@ def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
     return padded.reshape(d, factor, h, factor, w, factor).mean((1, 3, 5))
 
 
-def load_volume(path: Path, voxel_size: int) -> np.ndarray:
+def read_image(path: Path, voxel_size: int) -> tuple[np.ndarray, float, float]:
     """Read a scan onto the model's grid.
 
     Axes in another order or direction are put right without resampling; a
@@ -80,7 +80,9 @@ def load_volume(path: Path, voxel_size: int) -> np.ndarray:
 
     Returns
     -------
-    (D, H, W) float32 array, in the axis order of FSL's ``MNI152_T1_2mm``
+    volume : (D, H, W) float32 array, in the axis order of FSL's ``MNI152_T1_2mm``
+    slope, intercept : float
+        What the file multiplies its stored numbers by, and adds to them.
 
     Raises
     ------
@@ -95,6 +97,7 @@ def load_volume(path: Path, voxel_size: int) -> np.ndarray:
             raise InputError(f"{path}: its voxels are no plain numbers; give a T1-weighted image")
         data = image.get_fdata(dtype=np.float32, caching="unchanged")  # type: ignore[attr-defined]
         affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+        scaling = float(image.dataobj.slope), float(image.dataobj.inter)  # type: ignore[attr-defined]
     except InputError:
         raise
     except Exception as error:  # damaged files raise many types
@@ -119,7 +122,7 @@ def load_volume(path: Path, voxel_size: int) -> np.ndarray:
             f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
             "but the brain is told from the background by voxels above 0; give the scan before normalization"
         )
-    return volume
+    return volume, *scaling
 
 
 def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
@@ -158,38 +161,59 @@ def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> np
     )
 
 
-def normalize_volume(volume: np.ndarray, normalization: str = "brain") -> np.ndarray:
-    """Give the voxels above 0 zero mean and unit standard deviation, as the authors do.
+def encode_volume(volume: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, float, float]:
+    """Store a volume in the smallest type that gives back exactly the same numbers.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float32 array
+    slope, intercept : float
+        A scaling that may turn the volume into whole numbers.
+
+    Returns
+    -------
+    voxels : (D, H, W) uint8, int16 or float32 array
+    slope, intercept : float
+        In float32, ``voxels * slope + intercept`` is `volume`.
+    """
+    numbers = np.rint((volume - np.float32(intercept)) / np.float32(slope)) if slope else volume
+    for kind in (np.uint8, np.int16):
+        limits = np.iinfo(kind)
+        if limits.min <= numbers.min() and numbers.max() <= limits.max:
+            voxels = numbers.astype(kind)
+            if np.array_equal(voxels.astype(np.float32) * np.float32(slope) + np.float32(intercept), volume):
+                return voxels, slope, intercept
+    return volume, 1.0, 0.0
+
+
+def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[float, float]:
+    """Return the mean and the deviation by which the authors' normalization z-scores a volume.
 
     Parameters
     ----------
     volume : (D, H, W) float array, not constant where it is above 0
     normalization : {"brain", "legacy"}
-        ``legacy`` divides by the deviation that the authors' code used until
+        ``legacy`` gives the deviation that the authors' code used until
         2023-11-21, which weights of that time expect.
 
     Returns
     -------
-    (D, H, W) float array
-        The background, 0 before, is as far below the brain as it was:
-        -M / S with the mean M and the deviation S.
+    mean, deviation : float
+        Of the voxels above 0.
 
     Notes
     -----
-    With mask m of n voxels above 0, the released code computes
-    (v m - M) / S + v (1 - m). For ``legacy``, S is
-    sqrt(sum over all voxels of (v m - M)^2 / n): each voxel outside adds M^2.
+    For ``legacy``, with n voxels above 0, their mask m and mean M, the
+    deviation is sqrt(sum over all voxels of (v m - M)^2 / n): each voxel
+    outside adds M^2.
 
     References
     ----------
-    The authors' ``load_data.py``.
+    The authors' ``load_data.py``; `utils.dataset.normalize` applies them.
     """
-    mask = volume > 0
-    inside = volume[mask].astype(np.float64)
+    inside = volume[volume > 0].astype(np.float64)
     mean = inside.mean()
     variance = inside.var()
     if normalization == "legacy":
         variance += (volume.size - inside.size) * mean**2 / inside.size
-    deviation = np.sqrt(variance)
-    scale = np.where(mask, 1 / deviation, 1).astype(volume.dtype)
-    return volume * scale - volume.dtype.type(mean / deviation)
+    return float(mean), float(np.sqrt(variance))

@@ -117,6 +117,36 @@ def add_hardware_flags(parser: argparse.ArgumentParser, batch_size: int) -> None
         default="auto",
         help="of the network; the head and the losses always run in float32. auto: bfloat16 on CUDA, float32 on a CPU",
     )
+    group.add_argument(
+        "--cache_folder",
+        type=_optional_path,
+        default=Path("data/cache"),
+        help="where scans are kept ready after they were read once, at most 3.6 MB each; made anew for scans that change; '' reads the scans themselves each time",
+    )
+
+
+def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory and speed of training")
+    group.add_argument(
+        "--accumulation_steps",
+        type=_count,
+        default=1,
+        help="batches whose gradients are averaged for one step, where a larger batch does not fit; ranks compare the scans of one batch",
+    )
+    group.add_argument(
+        "--activation_checkpointing",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="compute each block again in the backward pass rather than keep it: less memory, about a third more time",
+    )
+    group.add_argument(
+        "--compile",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="fuse pointwise operations by torch.compile, which takes minutes at the start; see docs/performance.md",
+    )
 
 
 def training_parser(stage: int) -> argparse.ArgumentParser:
@@ -139,6 +169,7 @@ def training_parser(stage: int) -> argparse.ArgumentParser:
     _add_loss_flags(parser)
     _add_optimization_flags(parser, stage)
     add_hardware_flags(parser, batch_size=32)
+    _add_memory_flags(parser)
     _ignore(parser, "--print_freq", "--warmup_lr_init", "--model_name", "--npz_name", "--plot_name")
     if stage == 2:
         _ignore(parser, "--test_folder")

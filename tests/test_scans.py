@@ -1,0 +1,203 @@
+"""The cache: made once, found out when stale or damaged, safe from other processes."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, VOXEL_SIZE, save_scan, small_volume
+from utils.errors import InputError
+from utils.images import model_grid
+from utils.scans import ScanStore
+
+PREPARE = f"""
+import sys; from pathlib import Path; from utils.scans import ScanStore
+folder, cache = map(Path, sys.argv[1:3])
+print("ready", flush=True)
+print(ScanStore({VOXEL_SIZE}, "brain", cache).prepare(sorted(folder.iterdir())))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Nine scans: whole numbers, and one with fractions."""
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        volume = small_volume(rng, 30 + 5 * number)
+        volume = volume if number == 3 else volume.round().astype(np.int16)
+        save_scan(tmp_path / "train.v1" / f"sub-{number}.nii.gz", volume, model_grid(VOXEL_SIZE).affine)
+    return tmp_path / "train.v1"
+
+
+def store(folder: Path, normalization: str = "brain", workers: int = 0) -> ScanStore:
+    return ScanStore(VOXEL_SIZE, normalization, folder.parent / "cache", workers)
+
+
+def prepared(folder: Path, **options) -> ScanStore:
+    scans = store(folder, **options)
+    assert scans.prepare(sorted(folder.iterdir())) == []
+    return scans
+
+
+def same(scans: ScanStore, folder: Path) -> bool:
+    """Whether the store gives what the files hold."""
+    plain = ScanStore(VOXEL_SIZE, scans.normalization)
+    for path in sorted(folder.iterdir()):
+        one, other = scans.read(path), plain.read(path)
+        if (
+            one[1:] != other[1:]
+            or one.voxels.dtype != other.voxels.dtype
+            or not np.array_equal(one.voxels, other.voxels)
+        ):
+            return False
+    return True
+
+
+def files(folder: Path, suffix: str) -> list[Path]:
+    return sorted((folder.parent / "cache").glob(f"*.{suffix}"))
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[Path]:
+    """The scans that are decoded."""
+    import utils.scans
+
+    decoded, read_image = [], utils.scans.read_image
+    monkeypatch.setattr(utils.scans, "read_image", lambda path, size: (decoded.append(path), read_image(path, size))[1])
+    return decoded
+
+
+def test_built_once_and_reused(folder, reads) -> None:
+    scans = prepared(folder)
+    assert len(reads) == 9
+    prepared(folder)
+    scans.read(sorted(folder.iterdir())[0])
+    assert len(reads) == 9
+    assert same(scans, folder)
+    assert {str(scans.read(path).voxels.dtype) for path in folder.iterdir()} == {"uint8", "float32"}
+    assert len(files(folder, "npy")) == len(files(folder, "voxels")) == 1
+
+
+def test_workers_build_the_same(folder) -> None:
+    prepared(folder)
+    one = files(folder, "voxels")[0].read_bytes()
+    for path in (folder.parent / "cache").iterdir():
+        path.unlink()
+    assert same(prepared(folder, workers=2), folder)
+    assert files(folder, "voxels")[0].read_bytes() == one
+
+
+def test_only_what_changed_is_read_again(folder, reads) -> None:
+    before = prepared(folder)
+    kept = before.read(folder / "sub-0.nii.gz").voxels.copy()
+    reads.clear()
+    save_scan(folder / "sub-2.nii.gz", small_volume(np.random.default_rng(7), 50), model_grid(VOXEL_SIZE).affine)
+    save_scan(folder / "sub-9.nii.gz", small_volume(np.random.default_rng(8), 50), model_grid(VOXEL_SIZE).affine)
+    scans = prepared(folder)
+    assert [path.name for path in reads] == ["sub-2.nii.gz", "sub-9.nii.gz"]
+    assert same(scans, folder)
+    assert len(files(folder, "voxels")) == 1
+    # Who opened the cache before goes on with what it was.
+    np.testing.assert_array_equal(before.read(folder / "sub-0.nii.gz").voxels, kept)
+
+
+def test_a_touched_scan_is_stale(folder, reads) -> None:
+    prepared(folder)
+    reads.clear()
+    os.utime(folder / "sub-4.nii.gz", (1, 1))
+    prepared(folder)
+    assert [path.name for path in reads] == ["sub-4.nii.gz"]
+
+
+def test_each_normalization_and_folder_has_its_own(folder) -> None:
+    brain, legacy = prepared(folder), prepared(folder, normalization="legacy")
+    path = folder / "sub-1.nii.gz"
+    assert brain.read(path).deviation < legacy.read(path).deviation
+    assert len(files(folder, "npy")) == 2
+    assert same(prepared(folder), folder)
+
+
+def test_unusable_scans_are_named_and_the_others_kept(folder, reads) -> None:
+    (folder / "sub-5.nii.gz").write_bytes(b"no image")
+    save_scan(folder / "sub-6.nii.gz", np.zeros((9, 9, 9), np.uint8), model_grid(VOXEL_SIZE).affine)
+    problems = store(folder).prepare(sorted(folder.iterdir()))
+    assert len(problems) == 2
+    assert "sub-5.nii.gz: not a readable NIfTI image" in problems[0]
+    assert ScanStore(VOXEL_SIZE, "brain").prepare(sorted(folder.iterdir())) == problems
+    reads.clear()
+    for name in ("sub-5.nii.gz", "sub-6.nii.gz"):
+        (folder / name).unlink()
+    assert same(prepared(folder), folder)
+    assert len(reads) == len(list(folder.iterdir()))  # by `same` alone
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "missing", "index"])
+def test_a_damaged_cache_is_found_out(folder, reads, damage) -> None:
+    prepared(folder)
+    voxels, index = files(folder, "voxels")[0], files(folder, "npy")[0]
+    if damage == "cut":
+        os.truncate(voxels, voxels.stat().st_size - 1)
+    elif damage == "longer":
+        voxels.write_bytes(voxels.read_bytes() + b"0")
+    elif damage == "missing":
+        voxels.unlink()
+    else:
+        os.truncate(index, 200)
+    reads.clear()
+    assert same(prepared(folder), folder)
+    assert len(reads) == 9 + 9
+
+
+def test_a_cache_cut_short_while_it_is_used(folder) -> None:
+    scans = prepared(folder)
+    os.truncate(files(folder, "voxels")[0], 20000)
+    with pytest.raises(InputError, match="the cache was cut short; start again"):
+        scans.read(folder / "sub-8.nii.gz")
+
+
+def test_a_killed_build_leaves_nothing_that_is_read(folder) -> None:
+    slow = PREPARE.replace(
+        "folder, cache =",
+        "import time, utils.scans; fast = utils.scans.read_image\n"
+        "utils.scans.read_image = lambda *a: (time.sleep(0.3), fast(*a))[1]\nfolder, cache =",
+    )
+    with subprocess.Popen([sys.executable, "-c", slow, folder, folder.parent / "cache"], cwd=ROOT) as process:
+        deadline = time.monotonic() + 60
+        while not files(folder, "partial") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert files(folder, "partial")
+    assert not files(folder, "npy")
+    assert same(prepared(folder), folder)
+    assert not files(folder, "partial")
+
+
+def test_two_processes_at_once(folder) -> None:
+    command = [sys.executable, "-c", PREPARE, folder, folder.parent / "cache"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert all(output.endswith("[]\n") for output in outputs), outputs
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(files(folder, "npy")) == len(files(folder, "voxels")) == 1
+    assert same(prepared(folder), folder)
+
+
+def test_a_cache_that_cannot_be_written(folder) -> None:
+    (folder.parent / "cache").write_text("a file")
+    with pytest.raises(
+        InputError, match=r"the cache cannot be written .*; set another CACHE_FOLDER \(--cache_folder\)"
+    ):
+        store(folder).prepare(sorted(folder.iterdir()))
+
+
+def test_a_store_can_be_sent_to_a_process_that_was_not_forked(folder) -> None:
+    scans = prepared(folder)
+    assert same(pickle.loads(pickle.dumps(scans)), folder)

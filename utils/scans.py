@@ -1,0 +1,269 @@
+"""Scans on the model's grid: read from files, or from a cache made on first use."""
+
+import glob
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from utils.errors import InputError
+from utils.files import replacing
+from utils.images import brain_statistics, encode_volume, model_grid, read_image
+
+FORMAT = 1  # of the cache; another number makes every cache stale
+TYPES = tuple(np.dtype(name) for name in ("uint8", "int16", "float32"))
+STAMP = ["name", "size", "modified"]
+HINT = "set another CACHE_FOLDER (--cache_folder), or '' for no cache"
+
+
+class Scan(NamedTuple):
+    """A scan before normalization: its intensities are ``voxels * slope + intercept``.
+
+    Parameters
+    ----------
+    voxels : (D, H, W) uint8, int16 or float32 array or tensor
+        The smallest of these types that loses nothing.
+    slope, intercept : float
+    mean, deviation : float
+        Of the intensities above 0; see `utils.images.brain_statistics`.
+    """
+
+    voxels: Any
+    slope: float
+    intercept: float
+    mean: float
+    deviation: float
+
+
+class ScanStore:
+    """Read scans, from a cache where there is one.
+
+    Parameters
+    ----------
+    voxel_size : int, mm, of the model's grid
+    normalization : {"brain", "legacy"}
+    cache_folder : Path or None
+        Where the caches lie, one for each folder of scans; None reads the
+        scans themselves each time.
+    workers : int
+        Processes that read scans in `prepare`; 0 reads in this one.
+
+    Notes
+    -----
+    A cache is a file of voxels, one scan after the other, and an index that
+    names it by the hash of its own content. The index is replaced as a
+    whole, after the voxels have reached the disk: whoever reads an index has
+    the voxels that belong to it, whatever another process does meanwhile,
+    and what a killed process leaves behind is never read.
+    """
+
+    def __init__(self, voxel_size: int, normalization: str, cache_folder: Path | None = None, workers: int = 0) -> None:
+        self.voxel_size = voxel_size
+        self.normalization = normalization
+        self.cache_folder = cache_folder
+        self.workers = workers
+        self._cached: dict[Path, tuple[_Cache, int]] = {}
+
+    def prepare(self, paths: Sequence[Path]) -> list[str]:
+        """Check scans and bring their caches up to date; return every problem.
+
+        Only scans that are new, or changed in size or time of modification,
+        are read; without a cache, all are.
+
+        Parameters
+        ----------
+        paths : sequence of Path
+
+        Returns
+        -------
+        list of str
+            A line for each unusable scan.
+
+        Raises
+        ------
+        InputError
+            If the cache cannot be written.
+        """
+        if self.cache_folder is None:
+            return [scan for scan in self._read_all(paths) if isinstance(scan, str)]
+        problems: list[str] = []
+        for folder in dict.fromkeys(path.parent for path in paths):
+            problems += self._prepare_folder(folder, [path for path in paths if path.parent == folder])
+        return problems
+
+    def read(self, path: Path) -> Scan:
+        """Return a scan.
+
+        Raises
+        ------
+        InputError
+            If the scan, or its cache, cannot be read.
+        """
+        if path in self._cached:
+            cache, row = self._cached[path]
+            return cache.read(row)
+        volume, slope, intercept = read_image(path, self.voxel_size)
+        return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
+
+    def _prepare_folder(self, folder: Path, paths: list[Path]) -> list[str]:
+        """Bring the cache of one folder up to date."""
+        assert self.cache_folder is not None
+        key = f"{folder.resolve()}|{self.voxel_size}|{self.normalization}|{FORMAT}"
+        base = self.cache_folder / f"{folder.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        stamps = [_stamp(path) for path in paths]
+        cache, rows = self._open(base, stamps)
+        problems: list[str] = []
+        if (rows < 0).any():
+            try:
+                self.cache_folder.mkdir(parents=True, exist_ok=True)
+                with _locked(base):
+                    cache, rows = self._open(base, stamps)  # another process may have made it meanwhile
+                    if (rows < 0).any():
+                        problems = self._write(base, paths, stamps, cache, rows)
+                        cache, rows = self._open(base, stamps)
+            except OSError as error:
+                raise InputError(f"{base}: the cache cannot be written ({error}); {HINT}") from error
+        if cache is not None:
+            self._cached |= {path: (cache, int(row)) for path, row in zip(paths, rows, strict=True) if row >= 0}
+        return problems
+
+    def _open(self, base: Path, stamps: list[Any]) -> "tuple[_Cache | None, np.ndarray]":
+        """Open the cache that there is; tell the row of each scan, -1 if it is not there as it is now."""
+        cache = _Cache.open(base, model_grid(self.voxel_size).shape)
+        known = {} if cache is None else {s: row for row, s in enumerate(cache.index[STAMP].tolist())}
+        return cache, np.array([known.get(stamp, -1) for stamp in stamps])
+
+    def _write(
+        self, base: Path, paths: list[Path], stamps: list[Any], old: "_Cache | None", old_rows: np.ndarray
+    ) -> list[str]:
+        """Write a cache of the usable scans, taking from the old one what has not changed."""
+        width = max(len(name) for name, _, _ in stamps)
+        columns = [("name", f"U{width}"), ("size", "i8"), ("modified", "i8"), ("offset", "i8"), ("type", "u1"),
+                   ("slope", "f8"), ("intercept", "f8"), ("mean", "f8"), ("deviation", "f8")]  # fmt: skip
+        records, problems, offset = [], [], 0
+        partial = _beside(base, "partial")
+        try:
+            with partial.open("wb") as file:
+                for stamp, scan in zip(stamps, self._read_all(paths, old, old_rows), strict=True):
+                    if isinstance(scan, str):
+                        problems.append(scan)
+                        continue
+                    voxels = np.asarray(scan.voxels)
+                    records.append((*stamp, offset, TYPES.index(voxels.dtype), *map(float, scan[1:])))
+                    offset += file.write(voxels.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            index = np.array(records, columns)
+            data = _data_path(base, index)
+            os.replace(partial, data)
+        finally:
+            partial.unlink(missing_ok=True)
+        with replacing(_beside(base, "npy")) as temporary:
+            np.save(temporary, index)
+        for stale in set(base.parent.glob(f"{glob.escape(base.name)}.*.voxels")) - {data}:
+            stale.unlink()
+        return problems
+
+    def _read_all(self, paths: Sequence[Path], old: "_Cache | None" = None, old_rows: Any = ()) -> Any:
+        """Yield each scan, or what is wrong with it, in order, read by several processes."""
+        reader = _Reader(self, paths, old, old_rows)
+        loader = DataLoader(reader, batch_size=None, num_workers=min(self.workers, len(paths), os.cpu_count() or 1))
+        what = "checking scans" if self.cache_folder is None else f"caching {paths[0].parent.name}"
+        return tqdm(loader, what, len(paths), unit="scan", disable=None, leave=False)
+
+
+class _Reader(Dataset[Any]):
+    """Scans, or what is wrong with them, for a loader."""
+
+    def __init__(self, store: ScanStore, paths: Sequence[Path], old: "_Cache | None", old_rows: Any) -> None:
+        self.store, self.paths, self.old, self.old_rows = store, paths, old, old_rows
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Scan | str:
+        try:
+            if self.old is not None and self.old_rows[index] >= 0:
+                scan = self.old.read(self.old_rows[index])
+            else:
+                scan = self.store.read(self.paths[index])
+        except InputError as error:
+            return str(error)
+        return scan._replace(voxels=torch.from_numpy(scan.voxels))
+
+
+class _Cache:
+    """The scans of one folder: an index in memory, voxels in a file that is mapped scan by scan.
+
+    Mapping one scan at a time keeps the memory of a process from growing
+    with the scans that it has read.
+    """
+
+    def __init__(self, path: Path, index: np.ndarray, shape: tuple[int, int, int]) -> None:
+        self.path, self.index, self.shape = path, index, shape
+        self.file: IO[bytes] = path.open("rb")  # stays readable when the cache is replaced
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Cache, (self.path, self.index, self.shape)
+
+    @classmethod
+    def open(cls, base: Path, shape: tuple[int, int, int]) -> "_Cache | None":
+        """Open a cache; None if there is none, or it is damaged."""
+        try:
+            index = np.load(_beside(base, "npy"), allow_pickle=False)
+            cache = cls(_data_path(base, index), index, shape)
+        except (OSError, ValueError, EOFError):
+            return None
+        sizes = np.array([kind.itemsize for kind in TYPES])[index["type"]] * int(np.prod(shape))
+        return cache if cache.path.stat().st_size == sizes.sum() else None
+
+    def read(self, row: int) -> Scan:
+        """Map one scan; its memory goes back to the system with the array."""
+        record = self.index[row]
+        try:
+            voxels = np.memmap(self.file, TYPES[record["type"]], "c", int(record["offset"]), self.shape)
+        except ValueError as error:
+            raise InputError(f"{self.path}: the cache was cut short; start again, and it is made anew") from error
+        return Scan(voxels, *(float(record[name]) for name in Scan._fields[1:]))
+
+
+def _data_path(base: Path, index: np.ndarray) -> Path:
+    """Name the voxels that belong to an index."""
+    return _beside(base, f"{hashlib.sha256(index.tobytes()).hexdigest()[:12]}.voxels")
+
+
+def _beside(base: Path, suffix: str) -> Path:
+    """Name a file of a cache."""
+    return base.with_name(f"{base.name}.{suffix}")
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Return name, size and time of modification, by which a changed scan is known."""
+    try:
+        status = path.stat()
+    except OSError:  # said better when the scan is read
+        return path.name, -1, -1
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _locked(base: Path) -> Any:
+    """Let one process at a time write a cache; the system frees the lock of one that is killed."""
+    lock = FileLock(_beside(base, "lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that prepares {base}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
