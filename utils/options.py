@@ -541,3 +541,42 @@ def sorter_parser() -> argparse.ArgumentParser:
         "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
     )
     return parser
+
+
+def throughput_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``benchmarks/throughput.py``."""
+    parser = make_parser(
+        "Measure scans per second and memory of training and inference, ours against the plain way,\n"
+        "with the share of what the hardware could do; and how fast scans are loaded.\n\n"
+        "Prints tables and writes JSON with device, versions and commit."
+    )
+    parser.add_argument(
+        "--model", choices=("both", "scaledense", "scaledense_paper"), default="both", help="which networks to measure"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("both", "float32", "bfloat16"),
+        default="both",
+        help="of our way; the plain way has float32",
+    )
+    parser.add_argument("--batch_size", type=_whole, default=0, help="scans in a batch; 0: 32 on CUDA, 2 on a CPU")
+    parser.add_argument("--voxel_size", type=_count, default=2, help="mm, of the grid")
+    parser.add_argument("--blocks", type=_count, default=5, help="number of blocks of the networks")
+    parser.add_argument("--rounds", type=_count, default=5, help="how often each variant is built and measured")
+    parser.add_argument("--steps", type=_count, default=3, help="steps in a round, of which the median counts")
+    parser.add_argument(
+        "--levers",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="measure our way without each of its levers too, and with those that are off by default",
+    )
+    parser.add_argument("--num_workers", type=_whole, default=8, help="processes that read scans")
+    parser.add_argument(
+        "--cohort_size", type=_whole, default=0, help="scans, say 100000, of a cohort whose start and memory to measure"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/throughput.json"), help="file for the figures")
+    return parser

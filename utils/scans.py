@@ -113,17 +113,21 @@ class ScanStore:
         volume, slope, intercept = read_image(path, self.voxel_size)
         return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
 
-    def _prepare_folder(self, folder: Path, paths: list[Path]) -> list[str]:
-        """Bring the cache of one folder up to date."""
+    def base_of(self, folder: Path) -> Path:
+        """Return where the cache of a folder lies, but for the suffixes."""
         assert self.cache_folder is not None
         key = f"{folder.resolve()}|{self.voxel_size}|{self.normalization}|{FORMAT}"
-        base = self.cache_folder / f"{folder.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        return self.cache_folder / f"{folder.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+    def _prepare_folder(self, folder: Path, paths: list[Path]) -> list[str]:
+        """Bring the cache of one folder up to date."""
+        base = self.base_of(folder)
         stamps = [_stamp(path) for path in paths]
         cache, rows = self._open(base, stamps)
         problems: list[str] = []
         if (rows < 0).any():
             try:
-                self.cache_folder.mkdir(parents=True, exist_ok=True)
+                base.parent.mkdir(parents=True, exist_ok=True)
                 with _locked(base):
                     cache, rows = self._open(base, stamps)  # another process may have made it meanwhile
                     if (rows < 0).any():
@@ -145,9 +149,6 @@ class ScanStore:
         self, base: Path, paths: list[Path], stamps: list[Any], old: "_Cache | None", old_rows: np.ndarray
     ) -> list[str]:
         """Write a cache of the usable scans, taking from the old one what has not changed."""
-        width = max(len(name) for name, _, _ in stamps)
-        columns = [("name", f"U{width}"), ("size", "i8"), ("modified", "i8"), ("offset", "i8"), ("type", "u1"),
-                   ("slope", "f8"), ("intercept", "f8"), ("mean", "f8"), ("deviation", "f8")]  # fmt: skip
         records, problems, offset = [], [], 0
         partial = _beside(base, "partial")
         try:
@@ -161,13 +162,12 @@ class ScanStore:
                     offset += file.write(voxels.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-            index = np.array(records, columns)
-            data = _data_path(base, index)
+            index = make_index(records)
+            data = data_path(base, index)
             os.replace(partial, data)
         finally:
             partial.unlink(missing_ok=True)
-        with replacing(_beside(base, "npy")) as temporary:
-            np.save(temporary, index)
+        write_index(base, index)
         for stale in set(base.parent.glob(f"{glob.escape(base.name)}.*.voxels")) - {data}:
             stale.unlink()
         return problems
@@ -219,7 +219,7 @@ class _Cache:
         """Open a cache; None if there is none, or it is damaged."""
         try:
             index = np.load(_beside(base, "npy"), allow_pickle=False)
-            cache = cls(_data_path(base, index), index, shape)
+            cache = cls(data_path(base, index), index, shape)
         except (OSError, ValueError, EOFError):
             return None
         sizes = np.array([kind.itemsize for kind in TYPES])[index["type"]] * int(np.prod(shape))
@@ -235,7 +235,34 @@ class _Cache:
         return Scan(voxels, *(float(record[name]) for name in Scan._fields[1:]))
 
 
-def _data_path(base: Path, index: np.ndarray) -> Path:
+def make_index(records: Sequence[tuple[Any, ...]]) -> np.ndarray:
+    """Make an index.
+
+    Parameters
+    ----------
+    records : sequence of tuple
+        Of each scan: file name, size in bytes, time of modification in ns,
+        the place of its voxels in bytes, the number of their type in
+        `TYPES`, slope, intercept, mean, deviation.
+
+    Returns
+    -------
+    (N,) structured array
+    """
+    width = max((len(record[0]) for record in records), default=1)
+    return np.array(records, [
+        ("name", f"U{width}"), ("size", "i8"), ("modified", "i8"), ("offset", "i8"), ("type", "u1"),
+        ("slope", "f8"), ("intercept", "f8"), ("mean", "f8"), ("deviation", "f8"),
+    ])  # fmt: skip
+
+
+def write_index(base: Path, index: np.ndarray) -> None:
+    """Make a cache known, whose voxels lie at `data_path` already."""
+    with replacing(_beside(base, "npy")) as temporary:
+        np.save(temporary, index)
+
+
+def data_path(base: Path, index: np.ndarray) -> Path:
     """Name the voxels that belong to an index."""
     return _beside(base, f"{hashlib.sha256(index.tobytes()).hexdigest()[:12]}.voxels")
 
