@@ -36,8 +36,9 @@ def main() -> None:
         )
     if settings[1] != settings[2]:
         raise InputError(
-            f"{args.checkpoint}: was trained on scans of another voxel size or normalization than "
-            f"{args.first_stage_checkpoint} ({settings[2]}, not {settings[1]}); give the first stage of its training"
+            f"{args.checkpoint}: works on {settings[2][0]} mm and normalization {settings[2][1]}, "
+            f"{args.first_stage_checkpoint} on {settings[1][0]} mm and {settings[1][1]}; "
+            "for a first stage that the authors released, give its --normalization"
         )
     age_interval = checkpoints[2].get("age_interval", args.age_interval or 5.0)
     if args.age_interval not in (None, age_interval):

@@ -1,27 +1,30 @@
 """Measure training, inference and loading: our way, the plain way, and the floor of the hardware.
 
-Every variant is built, warmed up and measured in turn, several rounds in one
-process; the ratios of the medians hold even where the machine's speed drifts.
+Every variant is built, warmed up and measured in turn, for several rounds, so
+that the ratios of the medians hold even where the machine's speed drifts. Each
+measurement has a process of its own: what one variant leaves behind, memory
+above all, would change the next.
 """
 
-import ctypes
-import gc
+import operator
 import os
 import statistics
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, reduce
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.errors import run_command
+from utils.errors import run_command, user_errors
 from utils.options import throughput_parser, training_parser
 
 PLAIN, OURS = "plain way", "our way"
@@ -70,23 +73,29 @@ def main() -> None:
 
     from utils import distributed
     from utils.engine import describe_run
-    from utils.files import write_json
+    from utils.files import check_writable, write_json
 
+    check_writable(args.output.parent)
+    with user_errors():
+        for variant in variants_of(args):
+            config_of(variant, args)
     device = distributed.start(args.device)
-    args.batch_size = args.batch_size or (32 if device.type == "cuda" else 2)
-    rates = measure_rates(device)
-    print(f"{describe_run(device)['device_name']}, {torch.get_num_threads()} threads: " + ", ".join(
+    args.device, args.batch_size = device.type, args.batch_size or (32 if device.type == "cuda" else 2)
+    results: dict[str, Any] = {"flags": vars(args), **describe_run(device)}
+    if args.cohort_size:  # first, while this process is small
+        results["cohort"] = measure_cohort(args, device)
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in results["cohort"].items())
+        print(f"a cohort of {args.cohort_size} scans: {figures}")
+    rates = results["rates"] = measure_rates(device)
+    print(f"{results['device_name']}, {torch.get_num_threads()} threads: " + ", ".join(
         f"{name} {value / 1e9:.0f} {'GB' if name == 'copy' else 'GFLOP'}/s" for name, value in rates.items()
     ))  # fmt: skip
-    results: dict[str, Any] = {"flags": vars(args), **describe_run(device), "rates": rates}
     for task in ("training", "inference"):
-        results[task] = measure_all(variants_of(args), task, args, device, rates)
+        results[task] = measure_all(variants_of(args), task, args, rates)
         print_table(results[task], task, args)
+        write_json(args.output, results)
     results["loader"] = measure_loader(args, device)
     print_loader(results["loader"])
-    if args.cohort_size:
-        results["cohort"] = measure_cohort(args, device)
-        print(f"\n{args.cohort_size} scans: " + ", ".join(f"{k} {v:.2f}" for k, v in results["cohort"].items()))
     write_json(args.output, results)
     print(f"\nwritten to {args.output}")
 
@@ -99,19 +108,22 @@ def measure_rates(device: Any) -> dict[str, float]:
 
     The operations are those of a matrix product or of a 3x3x3 convolution of
     64 channels, whichever is faster: a CPU's library may be tuned for either.
+    ``tf32`` is float32 with TF32 allowed, which only a GPU has.
     """
     import torch
 
     rates: dict[str, float] = {}
     size, side = (8192, 96) if device.type == "cuda" else (2048, 32)
-    for dtype in (torch.float32, torch.bfloat16):
+    for name, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bfloat16", torch.bfloat16)):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
         a, b = torch.randn(2, size, size, device=device).to(dtype)
         volumes = torch.randn(2, side, side, side, 64, device=device).to(dtype).permute(0, 4, 1, 2, 3)
         kernel = torch.randn(64, 3, 3, 3, 64, device=device).to(dtype).permute(0, 4, 1, 2, 3)
         product = 2 * size**3 / median_seconds(partial(torch.matmul, a, b), device, 9)
         convolve = partial(torch.nn.functional.conv3d, volumes, kernel, padding=1)
         convolution = 2 * 27 * 64 * 64 * 2 * side**3 / median_seconds(convolve, device, 9)
-        rates[str(dtype).removeprefix("torch.")] = max(product, convolution)
+        rates[name] = max(product, convolution)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     rates["copy"] = 2 * source.nbytes / median_seconds(lambda: target.copy_(source), device, 9)
@@ -140,13 +152,16 @@ def floor_of(variant: Variant, task: str, args: Namespace, rates: dict[str, floa
         elements.append(inputs[0].numel() + output.numel())
 
     with torch.device("meta"):
-        network: Any = ScaleDense(config_of(variant, args)).double()  # float64 takes the plain layers
-        network = network.folded() if task == "inference" else network
-        volumes = torch.zeros(1, 1, *model_grid(args.voxel_size).shape, dtype=torch.float64)
+        network: Any = ScaleDense(config_of(variant, args))
+        make_plain(network)
+        if task == "inference":  # folded, the 3x3x3 branch has the operations of all
+            for block in network.trunk.blocks:
+                for layer in (block[0], block[3]):
+                    layer.branches = layer.branches[:1]
+        volumes = torch.zeros(1, 1, *model_grid(args.voxel_size).shape)
         elements = [volumes.numel()]
         for block in network.trunk.blocks:
             block.register_forward_hook(note)
-        volumes.requires_grad_(task == "training")  # so that the first layer is counted as it is defined
         with FlopCounterMode(display=False) as counter:
             output = network.trunk(volumes)  # the head's are a millionth
             if task == "training":
@@ -159,7 +174,8 @@ def floor_of(variant: Variant, task: str, args: Namespace, rates: dict[str, floa
         "operations": counter.get_total_flops(),
         "bytes": passes * width * sum(elements) + moved / args.batch_size,
     }
-    floor["seconds"] = max(floor["operations"] / rates[variant.precision], floor["bytes"] / rates["copy"])
+    rate = rates[variant.precision if variant.ours else "tf32"]
+    floor["seconds"] = max(floor["operations"] / rate, floor["bytes"] / rates["copy"])
     return floor
 
 
@@ -183,7 +199,7 @@ def make_plain(network: Any) -> None:
     def forward(block: Any, x: Any) -> Any:
         for layer in block:
             if hasattr(layer, "branches"):
-                x = sum(branch(x) for branch in layer.branches)
+                x = reduce(operator.add, [branch(x) for branch in layer.branches])
             elif isinstance(layer, nn.ELU):
                 x = functional.elu(x)
             elif hasattr(layer, "gate"):
@@ -196,9 +212,8 @@ def make_plain(network: Any) -> None:
         block.forward = forward.__get__(block)
 
 
-@contextmanager
-def built(variant: Variant, task: str, args: Namespace, device: Any) -> Iterator[Callable[[], Any]]:
-    """Build a variant; give a function that takes one step or predicts one batch."""
+def build(variant: Variant, task: str, args: Namespace, device: Any) -> Callable[[dict[str, Any]], Any]:
+    """Build a variant; return a function that takes one step with a batch, or predicts it."""
     import torch
 
     import model.layers
@@ -207,58 +222,49 @@ def built(variant: Variant, task: str, args: Namespace, device: Any) -> Iterator
     from utils.dataset import to_device
     from utils.engine import autocast, compiled, make_optimizer
 
-    keep_memory(variant.keep_memory)
-    torch.backends.cudnn.benchmark = variant.ours
-    torch.backends.cudnn.allow_tf32 = not variant.ours  # torch's default, and ours
-    columns, model.layers.COLUMNS = model.layers.COLUMNS, model.layers.COLUMNS if variant.wide_batch_norm else 0
+    model.layers.COLUMNS = model.layers.COLUMNS if variant.wide_batch_norm else 0
     network: Any = make_network(config_of(variant, args), 0, variant.activation_checkpointing).to(device)
     if not variant.ours:
         make_plain(network)
-    batch = random_batch(args, device)
-    sex, age = batch["sex"], batch["chronological_age"]
-    flags = training_parser(1).parse_args([])
-    criterion, generator = CascadeLoss(ranker=SoftRank()), torch.Generator().manual_seed(0)
-    layout = torch.channels_last_3d if variant.channels_last else torch.contiguous_format
     if task == "inference":
         network = network.folded() if variant.ours else network.eval()
-    network = network.to(memory_format=layout)
+    network = network.to(memory_format=torch.channels_last_3d if variant.channels_last else torch.contiguous_format)
+    criterion, generator = CascadeLoss(ranker=SoftRank()), torch.Generator().manual_seed(0)
+    parameters = list(network.parameters())
     if variant.fused_optimizer:
-        optimizer = make_optimizer(network.parameters(), flags)
+        optimizer = make_optimizer(parameters, training_parser(1).parse_args([]))
     else:
-        optimizer = torch.optim.Adam(network.parameters(), 1e-3, weight_decay=5e-4, amsgrad=True)
+        optimizer = torch.optim.Adam(parameters, 1e-3, weight_decay=5e-4, amsgrad=True)
     forward = compiled(network, device) if variant.compile else network
-    normalized = to_device(batch, device)["volume"].contiguous()
 
-    def volumes(seed: Any) -> Any:
-        """Ours decodes, augments and normalizes in each step; the plain way has float32 volumes ready."""
-        if not variant.ours:
-            return normalized
-        prepared = to_device(batch, device, seed)["volume"]
-        return prepared if variant.channels_last else prepared.contiguous()
-
-    def step() -> None:
+    def step(batch: dict[str, Any]) -> None:
+        """Ours decodes, augments and normalizes the volumes; the plain way gets them ready and contiguous."""
+        if variant.ours:
+            batch = to_device(batch, device, (0,) if task == "training" else None)
+            if not variant.channels_last:
+                batch["volume"] = batch["volume"].contiguous()
         if task == "inference":
             with torch.inference_mode(), autocast(device, variant.precision):
-                forward(volumes(None), sex).cpu()
+                forward(batch["volume"], batch["sex"]).cpu()
             return
         with autocast(device, variant.precision):
-            brain_age = forward(volumes((0,)), sex)
-        loss = criterion(brain_age, age, generator)["loss"]
+            brain_age = forward(batch["volume"], batch["sex"])
+        loss = criterion(brain_age, batch["chronological_age"], generator)["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if variant.ours:  # training checks every gradient
+            torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
         optimizer.step()
         loss.item()
 
-    yield step
-    model.layers.COLUMNS = columns
-    if variant.compile:
-        torch.compiler.reset()
+    return step
 
 
-def random_batch(args: Namespace, device: Any) -> dict[str, Any]:
-    """Make a batch as the loader gives it: int16 voxels, some of them background."""
+def random_batch(variant: Variant, args: Namespace, device: Any) -> dict[str, Any]:
+    """Make a batch as the loader gives it, of int16 voxels; for the plain way, of normalized volumes."""
     import torch
 
+    from utils.dataset import to_device
     from utils.images import model_grid
 
     shape = args.batch_size, *model_grid(args.voxel_size).shape
@@ -270,25 +276,34 @@ def random_batch(args: Namespace, device: Any) -> dict[str, Any]:
         "sex": torch.arange(args.batch_size) % 2,
         "chronological_age": torch.rand(args.batch_size, generator=generator) * 60 + 20,
     }
-    return {name: value.to(device) for name, value in batch.items()}
+    if variant.ours:
+        return {name: value.to(device) for name, value in batch.items()}
+    batch = to_device(batch, device)
+    return batch | {"volume": batch["volume"].contiguous()}
 
 
-def measure(variant: Variant, task: str, args: Namespace, device: Any) -> tuple[float, float]:
+def measure(variant: Variant, task: str, args: Namespace) -> tuple[float, float] | None:
     """Build a variant and measure it; return the seconds for a scan and the peak of memory in bytes."""
-    free_memory(device)
+    import torch
+
+    from utils import distributed
+
+    # Without `start`, everything is as torch and glibc have it by themselves.
+    device = distributed.start(args.device) if variant.keep_memory else torch.device(args.device)
     before = reset_peak_memory(device)
-    with built(variant, task, args, device) as step:
+    try:
+        batch = random_batch(variant, args, device)
+        step = partial(build(variant, task, args, device), batch)
         for _ in range(2):  # allocate, choose algorithms, compile
             step()
         seconds = median_seconds(step, device, args.steps, warm=False) / args.batch_size
-        return seconds, peak_memory(device) - before
+    except torch.cuda.OutOfMemoryError:
+        return None
+    return seconds, peak_memory(device) - before
 
 
-def measure_all(
-    variants: list[Variant], task: str, args: Namespace, device: Any, rates: dict[str, float]
-) -> list[dict[str, Any]]:
+def measure_all(variants: list[Variant], task: str, args: Namespace, rates: dict[str, float]) -> list[dict[str, Any]]:
     """Measure each variant in each round; return a row for each."""
-    import torch
     from tqdm import tqdm
 
     levers_of_training = ("fused_optimizer", "wide_batch_norm", "activation_checkpointing")
@@ -296,17 +311,17 @@ def measure_all(
         variants = [v for v in variants if not any(lever in v.name for lever in levers_of_training)]
     seconds: dict[Variant, list[float]] = {variant: [] for variant in variants}
     memory: dict[Variant, float] = dict.fromkeys(variants, 0.0)
-    with tqdm(total=len(variants) * args.rounds, desc=task, unit="variant", disable=None, leave=False) as bar:
+    with (
+        ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool,
+        tqdm(total=len(variants) * args.rounds, desc=task, unit="variant", disable=None, leave=False) as bar,
+    ):
         for _ in range(args.rounds):
             for variant in variants:
-                try:
-                    speed, peak = measure(variant, task, args, device)
-                    seconds[variant].append(speed)
-                    memory[variant] = max(memory[variant], peak)
-                except torch.cuda.OutOfMemoryError:
-                    pass
+                measured = pool.submit(measure, variant, task, args).result()
+                if measured:
+                    seconds[variant].append(measured[0])
+                    memory[variant] = max(memory[variant], measured[1])
                 bar.update()
-    keep_memory(True)
     rows: list[dict[str, Any]] = []
     for variant in variants:
         row: dict[str, Any] = asdict(variant) | {"floor": floor_of(variant, task, args, rates)}
@@ -343,7 +358,11 @@ def print_table(rows: list[dict[str, Any]], task: str, args: Namespace) -> None:
 
 
 def measure_loader(args: Namespace, device: Any) -> dict[str, float]:
-    """Measure reading from files and from the cache, and how long a training step waits for the cache."""
+    """Measure reading from files and from the cache, the loader alone, and how long training waits for it.
+
+    All scans lie in the system's page cache.
+    """
+    import nibabel
     import numpy as np
 
     from utils.dataset import EpochBatches, ScanDataset, make_loader
@@ -351,44 +370,56 @@ def measure_loader(args: Namespace, device: Any) -> dict[str, float]:
     from utils.simulation import draw_subjects, write_cohort
     from utils.subjects import Subject
 
-    with tempfile.TemporaryDirectory(dir=args.output.parent if args.output.parent.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         cohort = Path(folder) / "cohort"
-        write_cohort(cohort, draw_subjects(10, 0, 0), 0, args.voxel_size, workers=2)
+        write_cohort(cohort, draw_subjects(20, 0, 0), 0, args.voxel_size, workers=2)
         paths = sorted((cohort / "train").iterdir())
-        stores = {
-            "files": ScanStore(args.voxel_size, "brain"),
-            "cache": ScanStore(args.voxel_size, "brain", Path(folder) / "cache", workers=2),
-        }
-        stores["cache"].prepare(paths)
+        store = ScanStore(args.voxel_size, "brain", Path(folder) / "cache", workers=2)
+        store.prepare(paths)
+
+        def decode(path: Path) -> None:
+            np.asarray(nibabel.load(path).dataobj, np.float32)  # type: ignore[attr-defined]
+
         result: dict[str, float] = {}
-        times: dict[str, list[float]] = {name: [] for name in stores}
+        times: dict[str, list[float]] = {"files": [], "cache": []}
         for _ in range(2 + 4 * args.rounds):
-            for name, store in stores.items():
+            for name, read in (("files", decode), ("cache", store.read)):
                 started = time.perf_counter()
                 for path in paths:
-                    np.array(store.read(path).voxels)
+                    read(path)
                 times[name].append((time.perf_counter() - started) / len(paths))
         for name, values in times.items():
             result[f"{name}_seconds_per_scan"] = statistics.median(values[2:])
         result["ratio"] = result["files_seconds_per_scan"] / result["cache_seconds_per_scan"]
-        batches_wanted = max(6, 2 * args.rounds)
-        copies = -(-batches_wanted * args.batch_size // len(paths))
-        subjects = [Subject(path.name, path, 50.0 + index, 0) for index, path in enumerate(paths * copies)]
-        dataset = ScanDataset(subjects, stores["cache"])
-        batches = EpochBatches(len(subjects), args.batch_size, 0)
+
+        ahead = 2 * min(args.num_workers, os.cpu_count() or 1)  # batches that the loader has ready
+        wanted = max(10, 5 * ahead)
+        copies = -(-(ahead + wanted) * args.batch_size // len(paths))
+        subjects = [Subject(path.name, path, 50.0 + index % 30, 0) for index, path in enumerate(paths * copies)]
+
+        def batches() -> Any:
+            order = EpochBatches(len(subjects), args.batch_size, 0, drop_last=True)
+            loader = iter(make_loader(ScanDataset(subjects, store), order, args.num_workers, device))
+            for _ in range(ahead):
+                next(loader)
+            return loader
+
+        loader = batches()
+        started = time.perf_counter()
+        scans = sum(len(batch["sex"]) for batch in islice(loader, wanted - ahead))
+        result["loader_scans_per_second"] = scans / (time.perf_counter() - started)
         model = "scaledense" if args.model == "both" else args.model
         precision = {"both": "bfloat16"}.get(args.precision, args.precision)
-        with built(Variant(model, OURS, precision), "training", args, device) as step:
-            loader = iter(make_loader(dataset, batches, args.num_workers, device))
-            next(loader)
-            step()
-            waited, started = 0.0, time.perf_counter()
-            for _ in range(batches_wanted - 1):
-                asked = time.perf_counter()
-                next(loader)
-                waited += time.perf_counter() - asked
-                step()
-            result["waiting_share_of_training"] = waited / (time.perf_counter() - started)
+        step = build(Variant(model, OURS, precision), "training", args, device)
+        loader = batches()
+        step(next(loader))
+        waited, started, steps = 0.0, time.perf_counter(), min(wanted - ahead - 1, 4 * args.rounds)
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(loader)
+            waited += time.perf_counter() - asked
+            step(batch)
+        result["waiting_share_of_training"] = waited / (time.perf_counter() - started)
     return result
 
 
@@ -396,7 +427,8 @@ def print_loader(result: dict[str, float]) -> None:
     """Print what `measure_loader` found."""
     print(
         f"\nloading a scan: {1e3 * result['files_seconds_per_scan']:.1f} ms from .nii.gz, "
-        f"{1e3 * result['cache_seconds_per_scan']:.2f} ms from the cache, ratio {result['ratio']:.0f}; "
+        f"{1e3 * result['cache_seconds_per_scan']:.2f} ms from the cache, ratio {result['ratio']:.0f};\n"
+        f"the loader alone gives {result['loader_scans_per_second']:.0f} scans/s; "
         f"training waits for data {result['waiting_share_of_training']:.2%} of the time"
     )
 
@@ -440,8 +472,8 @@ def measure_cohort(args: Namespace, device: Any) -> dict[str, float]:
         batches = iter(loader)
         next(batches)
         first = time.perf_counter() - started
-        for _ in range(200):
-            next(batches)
+        for _ in islice(batches, 200):
+            pass
         workers = [worker.pid for worker in batches._workers] if args.num_workers else []  # type: ignore[attr-defined]
         memory = sum(proportional_memory(pid) for pid in (os.getpid(), *workers))
         return {"seconds_to_first_batch": first, "resident_GiB_of_all_processes": memory / 2**30}
@@ -468,29 +500,6 @@ def median_seconds(function: Callable[[], Any], device: Any, times: int, warm: b
         synchronize()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
-
-
-def keep_memory(keep: bool) -> None:
-    """Keep what is freed, as `utils.distributed.keep_freed_memory`, or give it back as glibc does by itself."""
-    from utils.distributed import keep_freed_memory
-
-    if keep:
-        keep_freed_memory()
-    elif (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(-4, 65536)  # M_MMAP_MAX
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at the most that glibc raises it to
-        mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD, twice that
-
-
-def free_memory(device: Any) -> None:
-    """Give all that is free back, so that each variant starts alike."""
-    import torch
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
 
 
 def reset_peak_memory(device: Any) -> float:

@@ -61,7 +61,9 @@ def test_two_processes_train_and_estimate_every_subject(synthetic_cohort, tmp_pa
     torchrun(
         2, "train_first_stage.py", *data_flags(synthetic_cohort, "train", "valid", "test"), *SMALL_NETWORK, *QUICK,
         "--voxel_size", VOXEL_SIZE, "--epochs", 2, "--folds", 0, "--batch_size", 2, "--output_dir", tmp_path / "run",
+        "--cache_folder", tmp_path / "cache",
     )  # fmt: skip
+    assert len(list((tmp_path / "cache").glob("*.voxels"))) == 3
     for split, size in (("train", 12), ("valid", 5), ("test", 5)):
         table = np.load(tmp_path / "run" / f"{split}_discretized_age.npy")
         assert len(set(table["subject_id"].tolist())) == size

@@ -16,6 +16,7 @@ PARSERS = {
     "test_second_stage": options.testing_parser(2),
     "make_demo_cohort": options.cohort_parser(),
     "train_sorter": options.sorter_parser(),
+    "throughput": options.throughput_parser(),
 }
 
 
@@ -62,7 +63,7 @@ def test_bash_variables_agree_with_the_flags(script) -> None:
 @pytest.mark.parametrize("script", PARSERS)
 def test_help_teaches_at_once(script) -> None:
     started = time.perf_counter()
-    text = run_script(f"{script}.py", "--help").stdout
+    text = run_script(f"benchmarks/{script}.py" if script == "throughput" else f"{script}.py", "--help").stdout
     assert time.perf_counter() - started < 1.5
     for action in PARSERS[script]._actions:
         assert len(action.help or "") > 10, action.dest

@@ -17,10 +17,11 @@ from utils.images import model_grid
 from utils.scans import ScanStore
 
 PREPARE = f"""
-import sys; from pathlib import Path; from utils.scans import ScanStore
+import sys, time; from pathlib import Path; import utils.scans
+read_image = utils.scans.read_image
+utils.scans.read_image = lambda *place: (time.sleep(0.3), read_image(*place))[1]
 folder, cache = map(Path, sys.argv[1:3])
-print("ready", flush=True)
-print(ScanStore({VOXEL_SIZE}, "brain", cache).prepare(sorted(folder.iterdir())))
+print(utils.scans.ScanStore({VOXEL_SIZE}, "brain", cache, int(sys.argv[3])).prepare(sorted(folder.iterdir())))
 """
 
 
@@ -161,41 +162,75 @@ def test_a_cache_cut_short_while_it_is_used(folder) -> None:
         scans.read(folder / "sub-8.nii.gz")
 
 
-def test_a_killed_build_leaves_nothing_that_is_read(folder) -> None:
-    slow = PREPARE.replace(
-        "folder, cache =",
-        "import time, utils.scans; fast = utils.scans.read_image\n"
-        "utils.scans.read_image = lambda *a: (time.sleep(0.3), fast(*a))[1]\nfolder, cache =",
-    )
-    with subprocess.Popen([sys.executable, "-c", slow, folder, folder.parent / "cache"], cwd=ROOT) as process:
-        deadline = time.monotonic() + 60
-        while not files(folder, "partial") and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+def slowly(folder: Path, workers: int = 0) -> subprocess.Popen:
+    """Prepare the cache in another process, a third of a second for each scan."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE, folder, folder.parent / "cache", str(workers)],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_build_leaves_nothing_that_is_read(folder, workers) -> None:
+    process = slowly(folder, workers)
+    wait_for(lambda: files(folder, "partial"))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
     assert files(folder, "partial")
     assert not files(folder, "npy")
     assert same(prepared(folder), folder)
     assert not files(folder, "partial")
 
 
-def test_two_processes_at_once(folder) -> None:
-    command = [sys.executable, "-c", PREPARE, folder, folder.parent / "cache"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert all(output.endswith("[]\n") for output in outputs), outputs
-    assert [process.returncode for process in both] == [0, 0]
+def test_two_processes_at_once(folder, reads) -> None:
+    """The second waits for the first, and then has nothing to do."""
+    first = slowly(folder)
+    wait_for(lambda: files(folder, "partial"))
+    second = slowly(folder)
+    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0]
+    assert "9 scans of" in outputs[0]
+    assert "waiting for another process" in outputs[1]
+    assert "9 scans of" not in outputs[1]
     assert len(files(folder, "npy")) == len(files(folder, "voxels")) == 1
-    assert same(prepared(folder), folder)
+    prepared(folder)
+    assert not reads
 
 
-def test_a_cache_that_cannot_be_written(folder) -> None:
+def test_where_no_cache_can_be_written_scans_are_read(folder, capsys) -> None:
     (folder.parent / "cache").write_text("a file")
-    with pytest.raises(
-        InputError, match=r"the cache cannot be written .*; set another CACHE_FOLDER \(--cache_folder\)"
-    ):
+    (folder / "sub-5.nii.gz").write_bytes(b"no image")
+    scans = store(folder)
+    assert "sub-5.nii.gz" in scans.prepare(sorted(folder.iterdir()))[0]
+    assert "scans are read anew each time; set another CACHE_FOLDER (--cache_folder)" in capsys.readouterr().out
+    (folder / "sub-5.nii.gz").unlink()
+    assert same(scans, folder)
+
+
+def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError, match="No space left on device.*set another CACHE_FOLDER"):
         store(folder).prepare(sorted(folder.iterdir()))
+    assert not files(folder, "partial") + files(folder, "npy") + files(folder, "voxels")
+
+
+def test_one_unusable_scan_does_not_write_everything_again(folder) -> None:
+    prepared(folder)
+    before = files(folder, "voxels")[0].stat().st_mtime_ns
+    (folder / "sub-z.nii.gz").write_bytes(b"no image")
+    assert len(store(folder).prepare(sorted(folder.iterdir()))) == 1
+    assert files(folder, "voxels")[0].stat().st_mtime_ns == before
 
 
 def test_a_store_can_be_sent_to_a_process_that_was_not_forked(folder) -> None:

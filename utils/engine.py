@@ -29,7 +29,7 @@ from utils.reports import plot_ages
 from utils.subjects import AGE_FIELDS
 
 # Flags that may differ between a run and its continuation.
-FREE_ON_RESUME = ("resume", "num_workers", "device", "save_every_steps", "output_dir",
+FREE_ON_RESUME = ("resume", "num_workers", "device", "save_every_steps", "output_dir", "activation_checkpointing",
                   "train_folder", "valid_folder", "test_folder", "label_table", "cache_folder",
                   "first_stage_checkpoint", "discretized_age_folder", "sorter")  # fmt: skip
 SPEEDS = ("scans_per_second", "waiting_for_data")
@@ -443,8 +443,9 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
     try:
         torch.compile(torch.nn.functional.elu)(torch.zeros(8, device=device))
     except Exception as error:  # no compiler, or one that fails: of many types
-        reason = str(error).strip().splitlines()[0]
-        print(f"note: torch.compile does not work here ({reason}); training goes on without it", flush=True)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if distributed.rank() == 0:
+            print(f"note: torch.compile does not work here ({reason}); training goes on without it", flush=True)
         return network
     return torch.compile(network)  # type: ignore[return-value]
 

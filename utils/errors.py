@@ -64,7 +64,11 @@ def run_command(main: Callable[[], None]) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print("error: the GPU has too little memory; lower BATCH_SIZE (--batch_size)", file=sys.stderr)
+        print(
+            "error: the GPU has too little memory; lower BATCH_SIZE (--batch_size), or train with "
+            "--activation_checkpointing true",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; a training run goes on with --resume", file=sys.stderr)

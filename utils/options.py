@@ -184,6 +184,8 @@ def parse_training_flags(stage: int) -> argparse.Namespace:
         parser.error(
             f"--minimum_learning_rate {args.minimum_learning_rate:g} is above --learning_rate {args.learning_rate:g}"
         )
+    if args.compile and args.activation_checkpointing:
+        parser.error("--compile and --activation_checkpointing do not go together; choose one")
     if args.warmup_epochs and args.scheduler == "plateau":
         parser.error("--warmup_epochs goes with --scheduler cosine or constant, not with plateau")
     return args

@@ -4,13 +4,12 @@ import glob
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -76,7 +75,7 @@ class ScanStore:
         """Check scans and bring their caches up to date; return every problem.
 
         Only scans that are new, or changed in size or time of modification,
-        are read; without a cache, all are.
+        are read; without a cache, or where it cannot be written, all are.
 
         Parameters
         ----------
@@ -90,7 +89,7 @@ class ScanStore:
         Raises
         ------
         InputError
-            If the cache cannot be written.
+            If the disk is full.
         """
         if self.cache_folder is None:
             return [scan for scan in self._read_all(paths) if isinstance(scan, str)]
@@ -128,13 +127,19 @@ class ScanStore:
         if (rows < 0).any():
             try:
                 base.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(base):
-                    cache, rows = self._open(base, stamps)  # another process may have made it meanwhile
-                    if (rows < 0).any():
-                        problems = self._write(base, paths, stamps, cache, rows)
-                        cache, rows = self._open(base, stamps)
+                lock = _lock(base)
             except OSError as error:
-                raise InputError(f"{base}: the cache cannot be written ({error}); {HINT}") from error
+                print(f"note: {base}: the cache cannot be written ({error}), so scans are read anew each time; {HINT}")
+                return [scan for scan in self._read_all(paths) if isinstance(scan, str)]
+            with lock:
+                cache, rows = self._open(base, stamps)  # another process may have made it meanwhile
+                new = [index for index, row in enumerate(rows) if row < 0]
+                if new:
+                    try:
+                        problems = self._add(base, [paths[i] for i in new], [stamps[i] for i in new], cache)
+                    except OSError as error:
+                        raise InputError(f"{base}: the cache cannot be written ({error}); {HINT}") from error
+                    cache, rows = self._open(base, stamps)
         if cache is not None:
             self._cached |= {path: (cache, int(row)) for path, row in zip(paths, rows, strict=True) if row >= 0}
         return problems
@@ -145,21 +150,29 @@ class ScanStore:
         known = {} if cache is None else {s: row for row, s in enumerate(cache.index[STAMP].tolist())}
         return cache, np.array([known.get(stamp, -1) for stamp in stamps])
 
-    def _write(
-        self, base: Path, paths: list[Path], stamps: list[Any], old: "_Cache | None", old_rows: np.ndarray
-    ) -> list[str]:
-        """Write a cache of the usable scans, taking from the old one what has not changed."""
+    def _add(self, base: Path, paths: list[Path], stamps: list[Any], old: "_Cache | None") -> list[str]:
+        """Write a cache of these scans, but for unusable ones, and of those of the old one that are still there."""
         records, problems, offset = [], [], 0
         partial = _beside(base, "partial")
         try:
             with partial.open("wb") as file:
-                for stamp, scan in zip(stamps, self._read_all(paths, old, old_rows), strict=True):
-                    if isinstance(scan, str):
-                        problems.append(scan)
-                        continue
+
+                def write(stamp: Any, scan: Scan) -> None:
+                    nonlocal offset
                     voxels = np.asarray(scan.voxels)
                     records.append((*stamp, offset, TYPES.index(voxels.dtype), *map(float, scan[1:])))
                     offset += file.write(voxels.tobytes())
+
+                for stamp, scan in zip(stamps, self._read_all(paths), strict=True):
+                    if isinstance(scan, str):
+                        problems.append(scan)
+                    else:
+                        write(stamp, scan)
+                if not records:
+                    return problems
+                for row, stamp in enumerate([] if old is None else old.index[STAMP].tolist()):
+                    if _stamp(paths[0].parent / stamp[0]) == stamp:
+                        write(stamp, old.read(row))  # type: ignore[union-attr]
                 file.flush()
                 os.fsync(file.fileno())
             index = make_index(records)
@@ -169,32 +182,29 @@ class ScanStore:
             partial.unlink(missing_ok=True)
         write_index(base, index)
         for stale in set(base.parent.glob(f"{glob.escape(base.name)}.*.voxels")) - {data}:
-            stale.unlink()
+            stale.unlink(missing_ok=True)
+        print(f"{len(records)} scans of {paths[0].parent} are kept ready in {data} ({offset / 1e9:.2g} GB)", flush=True)
         return problems
 
-    def _read_all(self, paths: Sequence[Path], old: "_Cache | None" = None, old_rows: Any = ()) -> Any:
+    def _read_all(self, paths: Sequence[Path]) -> Any:
         """Yield each scan, or what is wrong with it, in order, read by several processes."""
-        reader = _Reader(self, paths, old, old_rows)
-        loader = DataLoader(reader, batch_size=None, num_workers=min(self.workers, len(paths), os.cpu_count() or 1))
-        what = "checking scans" if self.cache_folder is None else f"caching {paths[0].parent.name}"
-        return tqdm(loader, what, len(paths), unit="scan", disable=None, leave=False)
+        workers = min(self.workers, len(paths), os.cpu_count() or 1)
+        loader = DataLoader(_Reader(self, paths), batch_size=None, num_workers=workers)
+        return tqdm(loader, "reading scans", len(paths), unit="scan", disable=None, leave=False)
 
 
 class _Reader(Dataset[Any]):
     """Scans, or what is wrong with them, for a loader."""
 
-    def __init__(self, store: ScanStore, paths: Sequence[Path], old: "_Cache | None", old_rows: Any) -> None:
-        self.store, self.paths, self.old, self.old_rows = store, paths, old, old_rows
+    def __init__(self, store: ScanStore, paths: Sequence[Path]) -> None:
+        self.store, self.paths = store, paths
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Scan | str:
         try:
-            if self.old is not None and self.old_rows[index] >= 0:
-                scan = self.old.read(self.old_rows[index])
-            else:
-                scan = self.store.read(self.paths[index])
+            scan = self.store.read(self.paths[index])
         except InputError as error:
             return str(error)
         return scan._replace(voxels=torch.from_numpy(scan.voxels))
@@ -223,13 +233,13 @@ class _Cache:
         except (OSError, ValueError, EOFError):
             return None
         sizes = np.array([kind.itemsize for kind in TYPES])[index["type"]] * int(np.prod(shape))
-        return cache if cache.path.stat().st_size == sizes.sum() else None
+        return cache if os.fstat(cache.file.fileno()).st_size == sizes.sum() else None
 
     def read(self, row: int) -> Scan:
-        """Map one scan; its memory goes back to the system with the array."""
+        """Copy one scan out of the file."""
         record = self.index[row]
         try:
-            voxels = np.memmap(self.file, TYPES[record["type"]], "c", int(record["offset"]), self.shape)
+            voxels = np.array(np.memmap(self.file, TYPES[record["type"]], "r", int(record["offset"]), self.shape))
         except ValueError as error:
             raise InputError(f"{self.path}: the cache was cut short; start again, and it is made anew") from error
         return Scan(voxels, *(float(record[name]) for name in Scan._fields[1:]))
@@ -281,16 +291,11 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     return path.name, status.st_size, status.st_mtime_ns
 
 
-@contextmanager
-def _locked(base: Path) -> Any:
+def _lock(base: Path) -> AcquireReturnProxy[FileLock]:
     """Let one process at a time write a cache; the system frees the lock of one that is killed."""
     lock = FileLock(_beside(base, "lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process that prepares {base}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
