@@ -222,7 +222,7 @@ def build(variant: Variant, task: str, args: Namespace, device: Any) -> Callable
     from utils.dataset import to_device
     from utils.engine import autocast, compiled, make_optimizer
 
-    model.layers.COLUMNS = model.layers.COLUMNS if variant.wide_batch_norm else 0
+    model.layers.COLUMNS = model.layers.COLUMNS if variant.wide_batch_norm else 1
     network: Any = make_network(config_of(variant, args), 0, variant.activation_checkpointing).to(device)
     if not variant.ours:
         make_plain(network)
@@ -242,7 +242,7 @@ def build(variant: Variant, task: str, args: Namespace, device: Any) -> Callable
         if variant.ours:
             batch = to_device(batch, device, (0,) if task == "training" else None)
             if not variant.channels_last:
-                batch["volume"] = batch["volume"].contiguous()
+                batch["volume"] = contiguous(batch["volume"])
         if task == "inference":
             with torch.inference_mode(), autocast(device, variant.precision):
                 forward(batch["volume"], batch["sex"]).cpu()
@@ -279,7 +279,14 @@ def random_batch(variant: Variant, args: Namespace, device: Any) -> dict[str, An
     if variant.ours:
         return {name: value.to(device) for name, value in batch.items()}
     batch = to_device(batch, device)
-    return batch | {"volume": batch["volume"].contiguous()}
+    return batch | {"volume": contiguous(batch["volume"])}
+
+
+def contiguous(volumes: Any) -> Any:
+    """Give one channel the strides of one channel first, which ``Tensor.contiguous`` leaves as they are."""
+    import torch
+
+    return volumes.clone(memory_format=torch.contiguous_format)
 
 
 def measure(variant: Variant, task: str, args: Namespace) -> tuple[float, float] | None:

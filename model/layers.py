@@ -96,7 +96,7 @@ class _WideBatchNorm(torch.autograd.Function):
 def _neighbours(x: torch.Tensor) -> int:
     """Return how many voxels of (B, C, D, H, W) go side by side."""
     channels = x.shape[1]
-    return math.gcd(x.numel() // channels, COLUMNS // channels)
+    return math.gcd(x.numel() // channels, max(1, COLUMNS // channels))
 
 
 def _widen(x: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -297,11 +297,12 @@ def test_killed_and_resumed_equals_uninterrupted(synthetic_cohort, first_stage, 
     """SIGKILL in the middle of an epoch; then --resume; every bit of the state is the same."""
     if stage == 1:
         script = "train_first_stage.py"
-        extra = ["--voxel_size", VOXEL_SIZE, "--folds", 0, *data_flags(synthetic_cohort, "train", "valid", "test")]
+        extra = ["--voxel_size", VOXEL_SIZE, "--folds", 0, *data_flags(synthetic_cohort, "train", "valid", "test"),
+                 "--cache_folder", tmp_path / "cache"]  # fmt: skip
     else:
         script = "train_second_stage.py"
         extra = ["--first_stage_checkpoint", first_stage / "best.pt", *data_flags(synthetic_cohort, "train", "valid")]
-    common = [*extra, *SMALL_NETWORK, *QUICK, "--batch_size", 1, "--epochs", 6, "--save_every_steps", 5]
+    common = [*SMALL_NETWORK, *QUICK, *extra, "--batch_size", 1, "--epochs", 6, "--save_every_steps", 5]
     run_script(script, *common, "--output_dir", tmp_path / "whole")
 
     command = [sys.executable, ROOT / script, *common, "--output_dir", tmp_path / "killed"]

@@ -108,6 +108,13 @@ def test_only_what_changed_is_read_again(folder, reads) -> None:
     np.testing.assert_array_equal(before.read(folder / "sub-0.nii.gz").voxels, kept)
 
 
+def test_a_store_that_is_prepared_again_sees_what_changed(folder) -> None:
+    scans = prepared(folder)
+    save_scan(folder / "sub-2.nii.gz", small_volume(np.random.default_rng(7), 50), model_grid(VOXEL_SIZE).affine)
+    assert scans.prepare(sorted(folder.iterdir())) == []
+    assert same(scans, folder)
+
+
 def test_a_touched_scan_is_stale(folder, reads) -> None:
     prepared(folder)
     reads.clear()

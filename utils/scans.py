@@ -109,6 +109,10 @@ class ScanStore:
         if path in self._cached:
             cache, row = self._cached[path]
             return cache.read(row)
+        return self.read_file(path)
+
+    def read_file(self, path: Path) -> Scan:
+        """Return a scan from its file, whatever the cache holds."""
         volume, slope, intercept = read_image(path, self.voxel_size)
         return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
 
@@ -204,7 +208,7 @@ class _Reader(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Scan | str:
         try:
-            scan = self.store.read(self.paths[index])
+            scan = self.store.read_file(self.paths[index])
         except InputError as error:
             return str(error)
         return scan._replace(voxels=torch.from_numpy(scan.voxels))
