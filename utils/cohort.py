@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from utils.errors import InputError
+from utils.images import is_nifti
 from utils.scans import ScanStore
 from utils.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
 from utils.tables import SEXES, LabelTable, read_label_table, subject_id_of
@@ -76,10 +77,7 @@ def _find_scans(folder: Path, split: str, problems: list[str]) -> list[Path]:
     if not folder.is_dir():
         problems.append(f"{folder}: no such folder; set {name} to a folder of .nii or .nii.gz files")
         return []
-    paths = sorted(
-        path for path in folder.iterdir()
-        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
-    )  # fmt: skip
+    paths = sorted(path for path in folder.iterdir() if is_nifti(path))
     if not paths:
         problems.append(f"{folder}: holds no .nii or .nii.gz file; set {name} to a folder that does")
     return paths

@@ -26,6 +26,11 @@ MNI152_T1_2MM = Grid(
 STORAGE_ORDER = "LAS"  # FSL's MNI152_T1_2mm: the first axis runs to the left
 
 
+def is_nifti(path: Path) -> bool:
+    """Tell by its name whether a path is a NIfTI file; hidden ones are none."""
+    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+
+
 def model_grid(voxel_size: int) -> Grid:
     """Return the grid on which a network of this voxel size works.
 

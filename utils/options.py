@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
 
 
+def _add_device(group: Any) -> None:
+    group.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
+    )
+
+
 def add_hardware_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Add what depends on the machine alone."""
     group = parser.add_argument_group("machine")
@@ -108,9 +115,7 @@ def add_hardware_flags(parser: argparse.ArgumentParser, batch_size: int) -> None
         default=8,
         help="processes that read scans, at most one for each processor; 0 reads in the main one",
     )
-    group.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
-    )
+    _add_device(group)
     group.add_argument(
         "--precision",
         choices=("auto", "bfloat16", "float32"),
@@ -509,6 +514,143 @@ def cohort_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _shard(text: str) -> tuple[int, int]:
+    """Read which part of how many, such as ``2/8``."""
+    parts = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not parts or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part such as 1/8, 2/8, ... 8/8")
+    return int(parts[1]), int(parts[2])
+
+
+def preprocessing_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``preprocess.py``."""
+    parser = make_parser(
+        "Take raw T1-weighted scans to the network: brain extracted, bias field corrected, in MNI152\n"
+        "space on the grid of FSL's MNI152_T1_2mm.\n\n"
+        "Writes <subject>[_<session>].nii.gz for each scan that did not fail, qc.csv, index.html with a\n"
+        "picture of each, and dataset_description.json. Scans that are finished are not done again.\n"
+        "The exit status is 0 if all passed, 1 if some are doubtful or failed, 2 for wrong input."
+    )
+    parser.add_argument(
+        "--input",
+        type=Path,
+        default=Path("raw"),
+        help="a scan, a folder of scans (.nii, .nii.gz), or a BIDS data set (sub-*/[ses-*/]anat/*_T1w.nii.gz)",
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("preprocessed"), help="folder for the results")
+    parser.add_argument(
+        "--registration",
+        choices=("nonlinear", "affine"),
+        default="nonlinear",
+        help="to the template; docs/preprocessing.md shows what each does to the signs of age",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=_whole,
+        default=0,
+        help="scans at a time; 0: as many as there are processors, and 2 GiB of memory for each",
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="do the I-th of N parts of the scans, as a job array does; all write to one output folder",
+    )
+    parser.add_argument(
+        "--keep_failed",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="write the brain of a failed scan too, where there is one",
+    )
+    parser.add_argument(
+        "--save_masks",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="write the brain mask on the raw scan's own grid, masks/<subject>.nii.gz",
+    )
+    parser.add_argument("--timeout", type=_positive, default=600.0, help="seconds after which a scan is given up")
+    _add_device(parser)
+    return parser
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    """Read the shares of train, validation and test."""
+    shares = tuple(_number(part, 0, False, float) for part in text.split(","))
+    if len(shares) != 3 or sum(shares) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not three shares such as 70,15,15")
+    return shares
+
+
+def _where(text: str) -> tuple[str, frozenset[str]]:
+    """Read a condition such as ``DX=CN,MCI``."""
+    column, equals, values = text.partition("=")
+    if not (column and equals and values):
+        raise argparse.ArgumentTypeError(f"'{text}' is no condition such as DX=CN or DX=MCI,Dementia")
+    return column, frozenset(values.split(","))
+
+
+def dataset_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``prepare_dataset.py``."""
+    parser = make_parser(
+        "Split preprocessed scans into train, validation and test, all scans of a person in one, with\n"
+        "ages (and sites) spread alike, and write what training takes.\n\n"
+        "Writes train/, valid/, test/ with links to the scans, labels.csv and splits.csv. Scans that\n"
+        "qc.csv calls doubtful are left out."
+    )
+    parser.add_argument(
+        "--preprocessed",
+        type=Path,
+        default=Path("preprocessed"),
+        help="folder of preprocessed scans: of preprocess.py, or of fsl_anat's folders with T1_to_MNI_nonlin_brain.nii.gz",
+    )
+    parser.add_argument(
+        "--label_table",
+        type=Path,
+        default=Path("labels.csv"),
+        help="IXI.xls, oasis_cross-sectional.csv, oasis_longitudinal.csv, OASIS-3's demographics or sessions, ADNIMERGE.csv, Cam-CAN's table, BIDS participants.tsv, or a table with subject_id, age, sex",
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="folder for the data set; new or empty")
+    parser.add_argument(
+        "--fractions", type=_fractions, default=(70.0, 15.0, 15.0), help="shares of the persons for train,valid,test"
+    )
+    parser.add_argument("--site_column", default="", help="column of the table whose values to spread evenly too")
+    parser.add_argument(
+        "--split_column",
+        default="",
+        help="column of the table that tells each scan's split; --fractions is then ignored",
+    )
+    parser.add_argument(
+        "--where",
+        type=_where,
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUES",
+        help="take only scans whose row has one of these values, such as DX=CN; may be given again",
+    )
+    parser.add_argument(
+        "--include_doubtful",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="take scans too that qc.csv calls doubtful",
+    )
+    parser.add_argument(
+        "--skip_unlabelled",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="leave out scans without a row or an age, rather than refuse them",
+    )
+    parser.add_argument(
+        "--copy", type=_boolean, default=False, metavar="{true,false}", help="copy the scans rather than link to them"
+    )
+    parser.add_argument("--seed", type=_whole, default=0, help="of the split")
+    return parser
+
+
 def sorter_parser() -> argparse.ArgumentParser:
     """Return the parser of ``train_sorter.py``."""
     parser = make_parser(
@@ -539,9 +681,7 @@ def sorter_parser() -> argparse.ArgumentParser:
         "--learning_rate", type=_positive, default=2e-3, help="of Adam, at the start; falls to 0 along a cosine"
     )
     parser.add_argument("--seed", type=_whole, default=0, help="of the weights and the ages")
-    parser.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
-    )
+    _add_device(parser)
     return parser
 
 
@@ -577,8 +717,6 @@ def throughput_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cohort_size", type=_whole, default=0, help="scans, say 100000, of a cohort whose start and memory to measure"
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
-    )
+    _add_device(parser)
     parser.add_argument("--output", type=Path, default=Path("runs/throughput.json"), help="file for the figures")
     return parser

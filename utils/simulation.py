@@ -18,14 +18,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pandas as pd
-from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
-from nilearn.image import resample_img
+from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files import check_writable, write_json
 from utils.images import MNI152_T1_2MM, coarsen_volume, model_grid
+from utils.template import load_template, on_model_grid
 
 FORMAT = 1  # raise it when the same subject and seed give another volume
 NOTE = """SIMULATED brains, not scans of persons: mean anatomy (ICBM152 2009a) warped and
@@ -90,16 +90,9 @@ def load_anatomy() -> Anatomy:
     studies", NeuroImage 2011.
     """
 
-    def on_grid(image: object) -> np.ndarray:
-        resampled = resample_img(
-            image, MNI152_T1_2MM.affine, MNI152_T1_2MM.shape, interpolation="linear",
-            force_resample=True, copy_header=True,
-        )  # fmt: skip
-        return np.clip(resampled.get_fdata(dtype=np.float32), 0, 1)
-
-    grey = on_grid(load_mni152_gm_template(resolution=1))
-    white = on_grid(load_mni152_wm_template(resolution=1))
-    brain = ndimage.binary_fill_holes(on_grid(load_mni152_template(resolution=1)) > 0.1).astype(np.float32)
+    grey = on_model_grid(load_mni152_gm_template(resolution=1))
+    white = on_model_grid(load_mni152_wm_template(resolution=1))
+    brain = load_template().brain.astype(np.float32)
     fluid = np.clip(brain - grey - white, 0, 1)
     mm = _coordinates()
     in_box = np.all((mm > VENTRICLE_BOX[:, 0]) & (mm < VENTRICLE_BOX[:, 1]), axis=-1)

@@ -8,6 +8,15 @@ UNKNOWN_SEX = -1
 UNKNOWN_AGE = float("nan")
 AGE_FIELDS = ("chronological_age", "first_stage_age", "discretized_age")
 
+PERSON_PATTERNS = (
+    r"^(sub-[A-Za-z0-9]+)_",
+    r"^(IXI\d{3})-",
+    r"^(OAS[12]_\d{4})_MR\d",
+    r"^(OAS3\d{4})_",
+    r"(?:^|_)(\d{3}_S_\d{4,5})(?:_|$)",
+    r"^(CC\d{6})_",
+)
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -32,10 +41,15 @@ class Subject:
 
 
 def person_of(subject_id: str) -> str:
-    """Return whose scan it is: all scans of one BIDS subject are one person's.
+    """Return whose scan it is, by the naming of BIDS and of the public data sets.
 
-    >>> person_of("sub-01_ses-2")
-    'sub-01'
+    >>> person_of("sub-01_ses-2"), person_of("IXI012-HH-1211"), person_of("OAS1_0004_MR2")
+    ('sub-01', 'IXI012', 'OAS1_0004')
+    >>> person_of("ADNI_002_S_0295_MR_20070319"), person_of("OAS30001_MR_d0129"), person_of("brain_7")
+    ('002_S_0295', 'OAS30001', 'brain_7')
     """
-    bids = re.match(r"(sub-[A-Za-z0-9]+)_", subject_id)
-    return bids[1] if bids else subject_id
+    for pattern in PERSON_PATTERNS:
+        found = re.search(pattern, subject_id)
+        if found:
+            return found[1]
+    return subject_id

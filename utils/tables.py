@@ -82,7 +82,7 @@ def read_label_table(path: Path) -> LabelTable:
     InputError
         If the file is missing or unreadable, or has no subject column.
     """
-    cells = _read_cells(path)
+    cells = read_cells(path)
     if cells.empty:
         raise InputError(f"{path}: holds no rows; expected subject, age and sex")
     names = [re.sub(r"[\s\-]+", "_", str(name).lower().strip("\ufeff \t")) for name in cells.iloc[0]]
@@ -131,7 +131,7 @@ def read_label_table(path: Path) -> LabelTable:
     return table
 
 
-def _read_cells(path: Path) -> pd.DataFrame:
+def read_cells(path: Path) -> pd.DataFrame:
     """Read every cell as text; nothing is taken for a header or a missing value."""
     options: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
     suffix = path.suffix.lower()

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Take raw T1-weighted scans to the network: brain extracted, in MNI152 space, 2 mm.
+# Edit the variables, or set them in the environment; further flags are passed on.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
+
+INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, or a BIDS data set
+OUTPUT_DIR="${OUTPUT_DIR:-preprocessed}"              # folder for the brains, qc.csv, index.html
+REGISTRATION="${REGISTRATION:-nonlinear}"             # nonlinear or affine
+NUM_WORKERS="${NUM_WORKERS:-0}"                       # scans at a time; 0: as processors and memory allow
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
+export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0       # threads that wait leave the processors to others
+
+"$PYTHON" "$HERE/preprocess.py" \
+  --input "$INPUT" \
+  --output_dir "$OUTPUT_DIR" \
+  --registration "$REGISTRATION" \
+  --num_workers "$NUM_WORKERS" \
+  "$@"

@@ -1,0 +1,37 @@
+"""Make a data set for training of preprocessed scans and a label table: train, validation, test."""
+
+from utils.errors import run_command
+from utils.options import dataset_parser
+
+
+def main() -> None:
+    args = dataset_parser().parse_args()
+    # Imported here, so that --help and wrong flags answer at once.
+    from utils.splitting import (
+        check_given_splits,
+        describe_splits,
+        find_prepared_scans,
+        label_scans,
+        split_by_person,
+        write_dataset,
+    )
+
+    scans = label_scans(
+        find_prepared_scans(args.preprocessed, args.include_doubtful),
+        args.label_table,
+        site_column=args.site_column,
+        split_column=args.split_column,
+        where=args.where,
+        skip_unlabelled=args.skip_unlabelled,
+    )
+    if args.split_column:
+        check_given_splits(scans, args.label_table)
+    else:
+        scans = split_by_person(scans, args.fractions, args.seed)
+    write_dataset(args.output_dir, scans, args.copy)
+    print("\n".join(describe_splits(scans)))
+    print(f"written to {args.output_dir}: DATA={args.output_dir} bash bash_train_first_stage.sh")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,263 @@
+"""Make a data set that training takes: labels found, persons split, scans linked."""
+
+import csv
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import check_writable
+from utils.images import is_nifti
+from utils.label_formats import open_labels
+from utils.quality import DOUBTFUL, FAIL
+from utils.subjects import person_of
+from utils.tables import subject_id_of
+
+SPLITS = ("train", "valid", "test")
+FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # of fsl_anat, in a folder for each subject
+SEX_NAMES = {0: "F", 1: "M", None: ""}
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A preprocessed scan with its label.
+
+    Parameters
+    ----------
+    subject_id : str
+    path : Path
+    person : str
+    age : float, years
+    sex : int or None, 0 female, 1 male
+    site : str
+    split : str
+        ``train``, ``valid`` or ``test``; empty before it is known.
+    """
+
+    subject_id: str
+    path: Path
+    person: str
+    age: float
+    sex: int | None
+    site: str
+    split: str = ""
+
+
+def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]:
+    """List preprocessed scans by subject id: of `preprocess.py`, or folders of FSL's ``fsl_anat``.
+
+    Parameters
+    ----------
+    folder : Path
+    include_doubtful : bool
+        Whether scans count whose verdict in ``qc.csv`` is doubtful.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; set PREPROCESSED (--preprocessed) to preprocessed scans")
+    scans = {subject_id_of(path.name): path for path in sorted(folder.iterdir()) if is_nifti(path)}
+    for path in sorted(folder.glob(f"*/{FSL_PRODUCT}")):
+        scans.setdefault(path.parent.name.removesuffix(".anat"), path)
+    if not scans:
+        raise InputError(f"{folder}: holds no .nii or .nii.gz file, and no */{FSL_PRODUCT}")
+    table = folder / "qc.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            verdicts = {row["name"]: row["verdict"] for row in csv.DictReader(file)}
+        out = {FAIL} if include_doubtful else {FAIL, DOUBTFUL}
+        left_out = [name for name in scans if verdicts.get(name) in out]
+        if left_out:
+            print(f"note: left out by {table}: {', '.join(left_out[:10])}{' ...' if len(left_out) > 10 else ''}")
+        scans = {name: path for name, path in scans.items() if name not in left_out}
+    return scans
+
+
+def label_scans(
+    scans: dict[str, Path],
+    label_table: Path,
+    *,
+    site_column: str = "",
+    split_column: str = "",
+    where: Sequence[tuple[str, frozenset[str]]] = (),
+    skip_unlabelled: bool = False,
+) -> list[LabelledScan]:
+    """Find the label of each scan.
+
+    Parameters
+    ----------
+    scans : dict of subject id to Path
+    label_table : Path
+    site_column, split_column : str
+        Columns of the table with the site, and with a split that is given; empty: none.
+    where : sequence of (column, values)
+        Scans whose row has another value are left out.
+    skip_unlabelled : bool
+        Leave out, rather than refuse, scans without a row or an age.
+
+    Raises
+    ------
+    InputError
+        With every scan that has no label, or if a column is missing.
+    """
+    form, find, columns = open_labels(label_table)
+    for column in filter(None, (site_column, split_column, *(name for name, _ in where))):
+        if column.lower() not in columns:
+            raise InputError(f"{label_table}: has no column {column} (found {', '.join(columns)})")
+    found, problems, others = [], [], 0
+    for subject_id, path in scans.items():
+        label = find(subject_id)
+        if isinstance(label, str):
+            problems.append(f"{path}: {label} in {label_table}")
+        elif any(label.row[name.lower()] not in values for name, values in where):
+            others += 1
+        elif np.isnan(label.age):
+            problems.append(f"{path}: {label_table} gives no age of {label.person} in years")
+        else:
+            # The name tells the sessions of one person that a table with a row for each scan does not.
+            person = label.person if label.person != subject_id else person_of(subject_id)
+            site, split = (label.row[name.lower()] if name else "" for name in (site_column, split_column))
+            found.append(LabelledScan(subject_id, path, person, label.age, label.sex, site, split))
+    if problems and not skip_unlabelled:
+        raise InputError([*problems, "correct the table, or leave such scans out with --skip_unlabelled true"])
+    if not found:
+        raise InputError([f"{label_table}: gives no scan an age", *problems])
+    print(f"{label_table} is read as a table of the form {form}")
+    for count, what in ((len(problems), "without a label"), (others, "of other rows than --where asks for")):
+        if count:
+            print(f"note: {count} scans {what} are left out")
+    return found
+
+
+def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], seed: int) -> list[LabelledScan]:
+    """Put each person into a split, so that ages and sites are spread alike.
+
+    Parameters
+    ----------
+    scans : sequence of LabelledScan
+    fractions : sequence of 3 float
+        Of the persons, for training, validation and testing.
+    seed : int
+
+    Returns
+    -------
+    list of LabelledScan, with their splits
+
+    Notes
+    -----
+    The persons of a site are sorted by age, and neighbours are shuffled
+    within windows of as many as the smallest split needs for one; each goes
+    to the split that lags most behind its share.
+    """
+    rng = np.random.default_rng(seed)
+    first: dict[str, LabelledScan] = {}
+    for scan in sorted(scans, key=lambda scan: (scan.person, scan.age)):
+        first.setdefault(scan.person, scan)
+    persons = sorted(first.values(), key=lambda scan: (scan.site, scan.age, scan.person))
+    shares = np.array(fractions) / sum(fractions)
+    window = int(np.ceil(1 / min(share for share in shares if share > 0)))
+    order = np.concatenate(
+        [start + rng.permutation(min(window, len(persons) - start)) for start in range(0, len(persons), window)]
+    )
+    counts = np.zeros(len(SPLITS))
+    chosen = {}
+    for place in order:
+        number = int(np.argmax(np.where(shares > 0, shares * (counts.sum() + 1) - counts, -np.inf)))
+        counts[number] += 1
+        chosen[persons[place].person] = SPLITS[number]
+    return [replace(scan, split=chosen[scan.person]) for scan in scans]
+
+
+def check_given_splits(scans: Sequence[LabelledScan], label_table: Path) -> None:
+    """Refuse splits of a table that are unknown, or that put one person into two.
+
+    Raises
+    ------
+    InputError
+        With every such scan or person.
+    """
+    problems = [
+        f"{label_table}: the split '{scan.split}' of {scan.subject_id} is none of {', '.join(SPLITS)}"
+        for scan in scans
+        if scan.split not in SPLITS
+    ]
+    persons: dict[str, set[str]] = {}
+    for scan in scans:
+        persons.setdefault(scan.person, set()).add(scan.split)
+    problems += [
+        f"{label_table}: {person} is in the splits {' and '.join(sorted(splits))}; keep a person in one"
+        for person, splits in sorted(persons.items())
+        if len(splits) > 1
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> None:
+    """Write ``train/``, ``valid/``, ``test/``, ``splits.csv`` and ``labels.csv``, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the folder holds anything already, or cannot be written.
+    """
+    check_writable(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files already; set another OUTPUT_DIR (--output_dir)")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        for split in SPLITS:
+            (partial / split).mkdir(parents=True)
+        for scan in scans:
+            suffix = ".nii.gz" if scan.path.name.endswith(".gz") else ".nii"
+            target = partial / scan.split / f"{scan.subject_id}{suffix}"
+            if copy:
+                shutil.copyfile(scan.path, target)
+            else:
+                target.symlink_to(scan.path.resolve())
+        rows = [
+            {
+                "subject_id": scan.subject_id, "age": f"{scan.age:.2f}", "sex": SEX_NAMES[scan.sex],
+                "person": scan.person, "site": scan.site, "split": scan.split, "scan": str(scan.path.resolve()),
+            }
+            for scan in sorted(scans, key=lambda scan: (SPLITS.index(scan.split), scan.subject_id))
+        ]  # fmt: skip
+        for name, columns in (("splits.csv", list(rows[0])), ("labels.csv", ["subject_id", "age", "sex"])):
+            with (partial / name).open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        partial.rename(folder)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def describe_splits(scans: Sequence[LabelledScan]) -> list[str]:
+    """Return a line for each split: scans, persons, ages, sexes, sites."""
+    lines = []
+    for split in SPLITS:
+        chosen = [scan for scan in scans if scan.split == split]
+        if not chosen:
+            lines.append(f"{split:<6} none")
+            continue
+        ages = np.array([scan.age for scan in chosen])
+        sexes = Counter(SEX_NAMES[scan.sex] or "unknown" for scan in chosen)
+        sites = Counter(scan.site for scan in chosen if scan.site)
+        lines.append(
+            f"{split:<6} {len(chosen)} scans of {len({scan.person for scan in chosen})} persons, "
+            f"{ages.min():.1f} to {ages.max():.1f} years (mean {ages.mean():.1f}); "
+            + ", ".join(f"{count} {name}" for name, count in sorted(sexes.items()))
+            + ("; " + ", ".join(f"{name} {count}" for name, count in sorted(sites.items())) if sites else "")
+        )
+    return lines
