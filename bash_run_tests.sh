@@ -3,6 +3,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
-set_up_environment requirements.txt requirements-dev.txt
+set_up_environment requirements.txt requirements-preprocess.txt requirements-dev.txt
 cd "$HERE"
 "$PYTHON" -m pytest --numprocesses 2 "$@"

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from utils.images import MNI152_T1_2MM, model_grid
 
@@ -72,6 +73,23 @@ def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"sub-{number:02d},{age:.2f},{'FM'[number % 2]}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def simulated_head() -> nibabel.Nifti1Image:
+    """A simulated brain with skull and scalp around it, 2 mm."""
+    from utils.simulation import draw_subjects, simulate_volume
+
+    brain = np.pad(simulate_volume(draw_subjects(3)[0], 0).astype(np.float32), 12)
+    skull = ndimage.binary_dilation(brain > 0, iterations=3)
+    scalp = ndimage.binary_dilation(skull, iterations=3) & ~skull
+    head = brain + 20 * (skull & (brain == 0)) + 130 * scalp
+    image = nibabel.Nifti1Image(
+        head.astype(np.uint8), MNI152_T1_2MM.affine @ nibabel.affines.from_matvec(np.eye(3), [-12] * 3)
+    )
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 1)
+    return image
 
 
 def data_flags(cohort: Path, *splits: str) -> list[str]:

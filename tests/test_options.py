@@ -14,6 +14,8 @@ PARSERS = {
     "train_second_stage": options.training_parser(2),
     "test_first_stage": options.testing_parser(1),
     "test_second_stage": options.testing_parser(2),
+    "preprocess": options.preprocessing_parser(),
+    "prepare_dataset": options.dataset_parser(),
     "make_demo_cohort": options.cohort_parser(),
     "train_sorter": options.sorter_parser(),
     "throughput": options.throughput_parser(),
@@ -83,7 +85,7 @@ def test_wrong_flags_end_with_status_2(flag) -> None:
 
 def test_shell_scripts_are_strict() -> None:
     scripts = sorted(ROOT.glob("bash_*.sh"))
-    assert len(scripts) >= 9
+    assert len(scripts) >= 11
     for script in scripts:
         text = script.read_text()
         assert "rm -rf" not in text

@@ -57,7 +57,8 @@ def run_command(main: Callable[[], None]) -> None:
     except ModuleNotFoundError as error:
         print(
             f"error: the package {error.name} is not installed for {sys.executable}; run bash bash_demo.sh, or "
-            "install requirements.txt there, or activate the environment that has it",
+            "install requirements.txt there (for preprocess.py requirements-preprocess.txt too), or activate the "
+            "environment that has it",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -71,5 +72,5 @@ def run_command(main: Callable[[], None]) -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; a training run goes on with --resume", file=sys.stderr)
+        print("interrupted; the same command goes on, a training with --resume", file=sys.stderr)
         sys.exit(130)

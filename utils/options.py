@@ -74,6 +74,11 @@ def _optional_path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
+def _optional_text(text: str) -> str | None:
+    """Read a text; nothing at all means none."""
+    return text or None
+
+
 class _Ignored(argparse.Action):
     """A flag of the authors' scripts that has no use here."""
 
@@ -616,10 +621,13 @@ def dataset_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fractions", type=_fractions, default=(70.0, 15.0, 15.0), help="shares of the persons for train,valid,test"
     )
-    parser.add_argument("--site_column", default="", help="column of the table whose values to spread evenly too")
+    parser.add_argument(
+        "--site_column", type=_optional_text, default=None, help="column of the table whose values to spread evenly too"
+    )
     parser.add_argument(
         "--split_column",
-        default="",
+        type=_optional_text,
+        default=None,
         help="column of the table that tells each scan's split; --fractions is then ignored",
     )
     parser.add_argument(

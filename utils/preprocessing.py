@@ -26,8 +26,9 @@ REGISTRATIONS = ("affine", "nonlinear")
 LEAST_VOXELS = 16  # along each axis
 LARGEST_VOXEL = 10.0  # mm
 LEAST_BRAIN = 100_000  # cubic mm
+FILLED_SHARE = 0.01  # of all voxels, from which on the lowest number is no intensity
 FOREGROUND_LEVEL = 0.1  # of the 99th percentile
-FOREGROUND_SHARE = 0.002  # of a plane's voxels, from which on it belongs to the head
+FOREGROUND_AREA = 200.0  # square mm of a plane, from which on it belongs to the head
 MARGIN = 10.0  # mm around the head
 MASK_SIGMA = 1.6  # mm, by which the probability of brain is smoothed
 MASK_LEVEL = 0.3  # of that probability; 0.5 of the unsmoothed one cuts off 2 % of the brain
@@ -98,7 +99,7 @@ def fingerprint(registration_kind: str) -> dict[str, Any]:
         "template": NAME,
         "grid": {"shape": MNI152_T1_2MM.shape, "affine": MNI152_T1_2MM.affine.tolist()},
         "steps": [
-            "reorient to RAS, crop to the head, shift the lowest intensity to 0",
+            "reorient to RAS, background to 0, crop to the head",
             f"brain extraction: deepbet, smoothed by {MASK_SIGMA:g} mm, above {MASK_LEVEL:g}",
             f"bias field: N4 (SimpleITK) inside the brain at {BIAS_VOXEL:g} mm, mean 1",
             "start: 24 orientations and tilts, correlation at 8 mm",
@@ -197,8 +198,7 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
     finite = np.isfinite(volume)
     if not finite.any() or np.ptp(volume[finite]) == 0:
         raise UnusableScanError("its voxels are constant or not finite")
-    lowest = volume[finite].min()
-    volume = np.where(finite, volume - lowest, 0)
+    volume = _with_zero_background(volume, finite)
     box = _head_box(volume, np.linalg.norm(upright.affine[:3, :3], axis=0))
     corner = np.array([part.start for part in box])
     cropped = upright.affine @ nibabel.affines.from_matvec(np.eye(3), corner)
@@ -234,13 +234,24 @@ def _header_notes(image: Any) -> list[str]:
     return []
 
 
+def _with_zero_background(volume: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Make the background 0: what is not finite, a negative number that fills it, or else the lowest intensity."""
+    lowest = volume[finite].min()
+    filled = ~finite
+    if lowest < 0 and (volume == lowest).mean() > FILLED_SHARE:
+        filled = filled | (volume == lowest)
+    shift = lowest if volume[~filled].min() < 0 or not filled.any() else 0
+    return np.where(filled, 0, volume - shift)
+
+
 def _head_box(volume: np.ndarray, voxel_size: np.ndarray) -> tuple[slice, ...]:
     """Find the box of the head, with a margin; padding would mislead the brain extraction."""
     bright = volume > FOREGROUND_LEVEL * np.percentile(volume[volume > 0], 99)
     box = []
     for axis, size in enumerate(volume.shape):
-        share = bright.mean(axis=tuple(other for other in range(3) if other != axis))
-        found = np.flatnonzero(share > FOREGROUND_SHARE)
+        others = tuple(other for other in range(3) if other != axis)
+        area = bright.sum(axis=others) * voxel_size[list(others)].prod()
+        found = np.flatnonzero(area > FOREGROUND_AREA)
         margin = int(np.ceil(MARGIN / voxel_size[axis]))
         low, high = (found[0], found[-1]) if len(found) else (0, size - 1)
         box.append(slice(max(0, low - margin), min(size, high + margin + 1)))

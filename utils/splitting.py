@@ -85,8 +85,8 @@ def label_scans(
     scans: dict[str, Path],
     label_table: Path,
     *,
-    site_column: str = "",
-    split_column: str = "",
+    site_column: str | None = None,
+    split_column: str | None = None,
     where: Sequence[tuple[str, frozenset[str]]] = (),
     skip_unlabelled: bool = False,
 ) -> list[LabelledScan]:
@@ -96,8 +96,8 @@ def label_scans(
     ----------
     scans : dict of subject id to Path
     label_table : Path
-    site_column, split_column : str
-        Columns of the table with the site, and with a split that is given; empty: none.
+    site_column, split_column : str or None
+        Columns of the table with the site, and with a split that is given.
     where : sequence of (column, values)
         Scans whose row has another value are left out.
     skip_unlabelled : bool

@@ -1,0 +1,305 @@
+"""Measure the preprocessing on real scans: brain masks, damaged scans, and how well ridge regression tells the age."""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import nibabel
+import numpy as np
+import pandas as pd
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import mean_absolute_error
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+from utils.images import coarsen_volume, is_nifti, read_image
+from utils.quality import USUAL_DIFFERENCE, side_difference
+from utils.tables import read_label_table, subject_id_of
+from utils.template import load_template
+
+SEPARATOR = "__"  # between the scan and what was done to it
+RIDGE_ALPHAS = np.logspace(2, 7, 11)
+RIDGE_SMOOTHING = 1.0  # voxels of 2 mm
+FOLDS = 10
+SEEDS = 3
+SIDE_VARIATION = 0.02  # of the median intensity, added to the deviation
+
+
+def load(path: Path) -> Any:
+    """Open a NIfTI file."""
+    return nibabel.load(path)
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the Dice overlap of two masks."""
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def measure_masks(preprocessed: Path, segmentations: Path) -> dict[str, Any]:
+    """Compare native brain masks with segmentations, of which labels above 0 are brain."""
+    inside, overlap, names = [], [], []
+    for path in sorted(filter(is_nifti, segmentations.iterdir())):
+        mask_file = preprocessed / "masks" / path.name
+        if mask_file.exists():
+            brain, mask = (np.asarray(load(file).dataobj) > 0 for file in (path, mask_file))
+            names.append(subject_id_of(path.name))
+            inside.append(float((brain & mask).sum() / brain.sum()))
+            overlap.append(dice(brain, mask))
+    worst = int(np.argmin(inside))
+    return {
+        "scans": len(names),
+        "inside": {"lowest": inside[worst], "of": names[worst], "median": float(np.median(inside))},
+        "dice": {"lowest": min(overlap), "median": float(np.median(overlap))},
+    }
+
+
+def measure_ridge(preprocessed: Path, label_table: Path) -> dict[str, Any]:
+    """Cross-validate ridge regression of age on smoothed voxels at 4 mm inside the template's brain, z-scored within each scan."""
+    labels = read_label_table(label_table)
+    paths = [
+        path for path in sorted(filter(is_nifti, preprocessed.iterdir())) if subject_id_of(path.name) in labels.ages
+    ]
+    ages = np.array([labels.ages[subject_id_of(path.name)] for path in paths])
+    inside = coarsen_volume(load_template().brain.astype(float), 2) > 0.5
+    rows = []
+    for path in tqdm(paths, f"reading {preprocessed.name}", leave=False, disable=None):
+        volume = read_image(path, 2)[0]
+        volume = np.where(volume > 0, (volume - volume[volume > 0].mean()) / volume[volume > 0].std(), 0)
+        rows.append(coarsen_volume(ndimage.gaussian_filter(volume, RIDGE_SMOOTHING), 2)[inside])
+    voxels = np.stack(rows).astype(np.float64)
+    bins = pd.qcut(ages, FOLDS, labels=False)
+    maes, correlations = [], []
+    for seed in range(SEEDS):
+        folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(voxels, bins))
+        predicted = cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)), voxels, ages, cv=folds)
+        maes.append(mean_absolute_error(ages, predicted))
+        correlations.append(np.corrcoef(ages, predicted)[0, 1])
+    return {"scans": len(paths), "mae": maes, "mean_mae": float(np.mean(maes)), "pearson": float(np.mean(correlations))}
+
+
+def measure_left_right(preprocessed: Path, label_table: Path) -> dict[str, Any]:
+    """Make the map of the usual differences of the training scans; see on the others whether it tells left from right."""
+    rows = pd.read_csv(label_table).set_index("subject_id")
+    differences, training = [], []
+    for path in sorted(filter(is_nifti, preprocessed.iterdir())):
+        differences.append(side_difference(read_image(path, 2)[0]))
+        training.append(rows.loc[subject_id_of(path.name), "split"] == "train")
+    known = np.array(training)
+    stacked = np.stack(differences)
+    usual = stacked[known].mean(0) / (stacked[known].std(0) + SIDE_VARIATION) ** 2
+    np.save(USUAL_DIFFERENCE, (usual / np.abs(usual).max()).astype(np.float16))
+    scores = stacked @ usual / np.linalg.norm(stacked, axis=1) / np.linalg.norm(usual)
+    return {
+        name: {
+            "scans": int(chosen.sum()),
+            "right": int((scores[chosen] > 0).sum()),
+            "lowest": float(scores[chosen].min()),
+            "median": float(np.median(scores[chosen])),
+        }
+        for name, chosen in (("training", known), ("others", ~known))
+    }
+
+
+def damage(image: Any, mask: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, Any]]:
+    """Damage a scan in many ways.
+
+    Parameters
+    ----------
+    image : nibabel image of the raw scan
+    mask : (D, H, W) bool array, its brain
+    rng : numpy Generator
+
+    Yields
+    ------
+    name, image
+    """
+    upright = nibabel.as_closest_canonical(image)
+    volume, affine = upright.get_fdata(dtype=np.float32), upright.affine
+    brain = (
+        np.asarray(nibabel.as_closest_canonical(nibabel.Nifti1Image(mask.astype(np.uint8), image.affine)).dataobj) > 0
+    )
+    top = float(np.percentile(volume, 99))
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+
+    def made(data: np.ndarray, matrix: np.ndarray = affine) -> Any:
+        return nibabel.Nifti1Image(data, matrix)
+
+    for name, angles in (
+        ("rotated +20 about x", (20, 0, 0)), ("rotated -20 about x", (-20, 0, 0)), ("rotated +20 about y", (0, 20, 0)),
+        ("rotated +20 about z", (0, 0, 20)), ("rotated 20 about all", (20, 20, 20)),
+    ):  # fmt: skip
+        yield name, made(_rotate(volume, angles))
+    shifted = affine.copy()
+    shifted[:3, 3] += 60
+    yield "shifted by 60 mm", made(volume, shifted)
+    for name, wanted in (("1x1x3 mm", (1, 1, 3)), ("3x1x1 mm", (3, 1, 1)), ("upsampled to 1 mm", (1, 1, 1))):
+        yield name, _resampled(volume, affine, np.array(wanted) / size)
+    yield "strong bias field", made(volume * _bias_field(volume.shape, rng))
+    noise = rng.normal(0, 0.06 * top, (2, *volume.shape))
+    yield "noise", made(np.hypot(volume + noise[0], noise[1]).astype(np.float32))
+    lowest, highest = np.flatnonzero(brain.any((0, 1)))[[0, -1]]
+    cut = max(0, lowest - 3)
+    yield "neck cut", made(volume[:, :, cut:], affine @ nibabel.affines.from_matvec(np.eye(3), [0, 0, cut]))
+    padded = np.pad(volume, 80)
+    yield "padded by 80 voxels", made(padded, affine @ nibabel.affines.from_matvec(np.eye(3), [-80] * 3))
+    yield "top of the brain cut", made(volume[:, :, : highest - round(24 / size[2])])
+    yield "uint8", made(np.clip(255 * volume / volume.max(), 0, 255).astype(np.uint8))
+    yield "int16", made(np.round(volume).astype(np.int16))
+    yield "float64, negative background", made(np.where(volume > 0.05 * top, volume, -1024).astype(np.float64))
+    yield "float64, NaN background", made(np.where(volume > 0.05 * top, volume, np.nan).astype(np.float64))
+    bare = nibabel.Nifti1Image(np.asarray(image.dataobj), None)
+    bare.header.set_zooms(image.header.get_zooms())
+    bare.header["qform_code"] = bare.header["sform_code"] = 0
+    yield "no qform, no sform", bare
+    flip = np.diag([-1.0, 1, 1, 1])
+    for name, lie in (
+        ("header: left is right", flip), ("header: front is back", np.diag([1.0, -1, 1, 1])),
+        ("header: top is bottom", np.diag([1.0, 1, -1, 1])), ("header: turned by 180 about z", np.diag([-1.0, -1, 1, 1])),
+        ("header: x is y is z", np.eye(4)[[1, 2, 0, 3]]), ("header: turned by 90 about x", np.eye(4)[[0, 2, 1, 3]] @ flip),
+    ):  # fmt: skip
+        yield name, made(volume, lie @ affine)
+
+
+def _rotate(volume: np.ndarray, angles: tuple[float, ...]) -> np.ndarray:
+    """Turn the head within its field of view, which is made larger."""
+    padded = np.pad(volume, 12)
+    matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    centre = (np.array(padded.shape) - 1) / 2
+    return ndimage.affine_transform(padded, matrix, centre - matrix @ centre, order=1)
+
+
+def _resampled(volume: np.ndarray, affine: np.ndarray, step: np.ndarray) -> Any:
+    """Sample with other voxels, which are `step` of the old ones large."""
+    smooth = ndimage.gaussian_filter(volume, np.sqrt(np.maximum(step**2 - 1, 0)) / np.sqrt(8 * np.log(2)))
+    shape = [int(size / s) for size, s in zip(volume.shape, step, strict=True)]
+    offset = (step - 1) / 2
+    data = ndimage.affine_transform(smooth, step, offset, shape, order=1)
+    return nibabel.Nifti1Image(data, affine @ nibabel.affines.from_matvec(np.diag(step), offset))
+
+
+def _bias_field(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Draw a field of second order whose logarithm has a deviation of 0.3."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    terms = [*axes, *(one * other for one, other in itertools.combinations_with_replacement(axes, 2))]
+    field = sum(weight * term for weight, term in zip(rng.normal(size=len(terms)), terms, strict=True))
+    return np.exp(0.3 * (field - field.mean()) / field.std()).astype(np.float32)
+
+
+def same_in_every_orientation(path: Path, scratch: Path) -> bool:
+    """Tell whether all 48 orders and directions of the axes are read as the same volume on the same place."""
+    from utils.preprocessing import read_raw_scan
+
+    image, wanted = load(path), read_raw_scan(path)
+    data = np.asarray(image.dataobj)
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            turn = np.stack([order, signs], 1)
+            turned = nibabel.Nifti1Image(apply_orientation(data, turn), image.affine @ inv_ornt_aff(turn, data.shape))
+            nibabel.save(turned, scratch)
+            found = read_raw_scan(scratch)
+            if not (
+                np.array_equal(found.volume, wanted.volume) and np.allclose(found.affine, wanted.affine, atol=1e-3)
+            ):
+                return False
+    return True
+
+
+def write_damaged(raw: Path, preprocessed: Path, output: Path, count: int) -> None:
+    """Write damaged copies of some scans, spread evenly over the folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    paths = sorted(filter(is_nifti, raw.iterdir()))
+    for number, path in enumerate(paths[:: max(1, len(paths) // count)][:count]):
+        image, mask = load(path), load(preprocessed / "masks" / path.name)
+        for name, damaged in damage(image, np.asarray(mask.dataobj) > 0, np.random.default_rng(number)):
+            nibabel.save(damaged, output / f"{subject_id_of(path.name)}{SEPARATOR}{name}.nii.gz")
+
+
+def compare_damaged(preprocessed: Path, damaged: Path) -> list[dict[str, Any]]:
+    """Correlate what came of damaged scans with what came of the scans themselves, in either brain."""
+    rows = pd.read_csv(damaged / "qc.csv")
+    rows["damage"] = rows["name"].str.split(SEPARATOR).str[1]
+    result = []
+    for kind, group in rows.groupby("damage", sort=False):
+        correlations, mirrored = [], []
+        for name in group["name"]:
+            file = damaged / f"{name}.nii.gz"
+            if file.exists():
+                one = read_image(preprocessed / f"{name.split(SEPARATOR)[0]}.nii.gz", 2)[0]
+                other = read_image(file, 2)[0]
+                correlations.append(_correlation(one, other))
+                mirrored.append(_correlation(one, other[::-1]))
+        verdicts = group["verdict"].value_counts()
+        result.append({
+            "damage": kind, "scans": len(group), **{v: int(verdicts.get(v, 0)) for v in ("pass", "doubtful", "fail")},
+            "lowest": min(correlations, default=None), "median": float(np.median(correlations)) if correlations else None,
+            "median_mirrored": float(np.median(mirrored)) if mirrored else None,
+            "reason": str(group["reasons"].fillna("").mode()[0])[:120],
+        })  # fmt: skip
+    return result
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    brain = (one > 0) | (other > 0)
+    return float(np.corrcoef(one[brain], other[brain])[0, 1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "what",
+        choices=("masks", "ridge", "left_right", "orientations", "damage", "compare"),
+        help="what to measure; left_right writes utils/left_right.npy, damage writes damaged scans",
+    )
+    parser.add_argument(
+        "--preprocessed",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="folders of preprocess.py; for masks and damage made with --save_masks true",
+    )
+    parser.add_argument("--raw", type=Path, help="folder of raw scans, for orientations and damage")
+    parser.add_argument("--segmentations", type=Path, help="folder of native segmentations, for masks")
+    parser.add_argument(
+        "--label_table", type=Path, help="table of subject and age, for ridge; for left_right with split too"
+    )
+    parser.add_argument(
+        "--damaged", type=Path, help="folder for damaged scans, for damage; what came of them, for compare"
+    )
+    parser.add_argument("--count", type=int, default=10, help="scans to damage or turn")
+    args = parser.parse_args()
+    for folder in args.preprocessed:
+        if args.what == "masks":
+            found: Any = measure_masks(folder, args.segmentations)
+        elif args.what == "ridge":
+            found = measure_ridge(folder, args.label_table)
+        elif args.what == "left_right":
+            found = measure_left_right(folder, args.label_table)
+        elif args.what == "damage":
+            write_damaged(args.raw, folder, args.damaged, args.count)
+            found = f"written to {args.damaged}; now preprocess them with --keep_failed true"
+        elif args.what == "compare":
+            found = compare_damaged(folder, args.damaged)
+        else:
+            paths = sorted(filter(is_nifti, args.raw.iterdir()))
+            chosen = paths[:: max(1, len(paths) // args.count)][: args.count]
+            scratch = folder / ".turned.nii"
+            found = {
+                path.name: same_in_every_orientation(path, scratch) for path in tqdm(chosen, leave=False, disable=None)
+            }
+            scratch.unlink()
+        print(folder, json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

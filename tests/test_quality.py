@@ -1,0 +1,101 @@
+"""Quantities, verdict and picture."""
+
+import numpy as np
+import pytest
+from nibabel.affines import from_matvec
+from PIL import Image
+
+from utils.images import MNI152_T1_2MM
+from utils.quality import LIMITS, Alignment, draw_picture, judge, left_right_score, measure_quality
+from utils.registration import cube_rotations
+from utils.template import load_template
+
+GOOD = {
+    "brain_volume": 1500.0, "dice": 0.97, "coverage": 0.98, "correlation": 0.7, "outside_field_of_view": 0.0,
+    "rotation": 10.0, "smallest_scale": 0.9, "largest_scale": 1.0, "signal_to_noise": 20.0, "left_right": 0.3,
+    "smallest_jacobian": 0.4,
+}  # fmt: skip
+
+
+def test_every_quantity_is_judged() -> None:
+    assert set(GOOD) == set(LIMITS)
+    assert judge(GOOD, []) == ("pass", [])
+    for name, limits in LIMITS.items():
+        for bad, expected in (
+            (limits.fail_below - 1e-3, "fail"), (limits.doubt_below - 1e-3, "doubtful"),
+            (limits.doubt_above + 1e-3, "doubtful"), (limits.fail_above + 1e-3, "fail"),
+        ):  # fmt: skip
+            if np.isfinite(bad):
+                verdict, reasons = judge(GOOD | {name: bad}, [])
+                assert verdict == expected, (name, bad)
+                assert reasons[0].startswith(f"{name} is ")
+
+
+def test_a_note_makes_doubtful_and_never_mends_a_failure() -> None:
+    assert judge(GOOD, ["no orientation"]) == ("doubtful", ["no orientation"])
+    assert judge(GOOD | {"dice": 0.5}, ["no orientation"])[0] == "fail"
+
+
+def measured(volume: np.ndarray, native: np.ndarray, affine: np.ndarray, matrix: np.ndarray) -> dict[str, float]:
+    return measure_quality(volume, native, native > 0, Alignment(affine, matrix, None, affine), load_template())
+
+
+def test_the_template_itself_is_perfect() -> None:
+    template = load_template()
+    quality = measured(template.volume, template.volume, MNI152_T1_2MM.affine, np.eye(4))
+    assert quality["dice"] == pytest.approx(1, abs=2e-3)
+    assert quality["correlation"] == pytest.approx(1)
+    assert quality["rotation"] == pytest.approx(0, abs=1e-3)
+    assert quality["outside_field_of_view"] == 0
+    assert quality["brain_volume"] == pytest.approx((template.volume > 0).sum() * 8 / 1000)
+
+
+def test_what_was_not_scanned_and_what_was_turned_is_measured() -> None:
+    template = load_template()
+    cut = template.volume[:, :, :60]  # the top is missing
+    quality = measured(template.volume, cut, MNI152_T1_2MM.affine, np.eye(4))
+    missing = template.brain[:, :, 60:].sum() / template.brain.sum()
+    assert quality["outside_field_of_view"] == pytest.approx(missing)
+    turned = from_matvec(cube_rotations()[5] * 0.9)
+    quality = measured(template.volume, template.volume, MNI152_T1_2MM.affine, turned)
+    assert quality["rotation"] >= 90
+    assert quality["smallest_scale"] == pytest.approx(0.9)
+
+
+def test_noise_is_measured() -> None:
+    template = load_template()
+    rng = np.random.default_rng(0)
+    smooth = np.where(template.brain, 100.0, 0).astype(np.float32)
+    for sigma in (2.0, 10.0):
+        noisy = np.where(template.brain, smooth + rng.normal(0, sigma, smooth.shape), 0)
+        quality = measured(smooth, noisy, MNI152_T1_2MM.affine, np.eye(4))
+        assert quality["noise"] == pytest.approx(sigma, rel=0.1)
+
+
+def test_a_mirrored_brain_is_noticed(real_scans) -> None:
+    """On scans that did not make the map; these have another registration than ours, too."""
+    from utils.images import read_image
+    from utils.tables import read_label_table
+
+    rows = (real_scans / "labels.csv").read_text().splitlines()[1:]
+    others = [row.split(",")[0] for row in rows if not row.endswith(",train")]
+    assert len(others) == len(set(others)) == 38
+    assert set(others) <= set(read_label_table(real_scans / "labels.csv").ages)
+    volumes = [read_image(real_scans / "t1w_mni_2mm" / f"{name}.nii.gz", 2)[0] for name in others]
+    right = [left_right_score(volume) for volume in volumes]
+    mirrored = [left_right_score(volume[::-1]) for volume in volumes]
+    np.testing.assert_allclose(right, -np.array(mirrored), atol=1e-5)
+    assert np.mean(np.array(right) > 0) >= 0.9
+
+
+def test_the_picture_shows_slices_and_no_face(tmp_path) -> None:
+    template = load_template()
+    head = np.full(template.volume.shape, 0.9, np.float32)  # a face would be in it
+    draw_picture(tmp_path / "a.png", head, template.volume, template, "sub-01", "doubtful", ["dice is low"])
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    assert picture.shape[1] > 1000
+    assert picture.std() > 20
+    colours = {tuple(colour) for colour in picture.reshape(-1, 3)}
+    assert any(r > 200 and g < 120 for r, g, b in colours)  # the outline of the template
+    below = picture[picture.shape[0] // 2 :]
+    assert (below.max(-1) < 30).mean() > 0.3  # what lies far from the brain is black
