@@ -24,7 +24,6 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from utils.images import coarsen_volume, is_nifti, read_image
-from utils.quality import USUAL_DIFFERENCE, side_difference
 from utils.tables import read_label_table, subject_id_of
 from utils.template import load_template
 
@@ -33,7 +32,6 @@ RIDGE_ALPHAS = np.logspace(2, 7, 11)
 RIDGE_SMOOTHING = 1.0  # voxels of 2 mm
 FOLDS = 10
 SEEDS = 3
-SIDE_VARIATION = 0.02  # of the median intensity, added to the deviation
 
 
 def load(path: Path) -> Any:
@@ -86,29 +84,6 @@ def measure_ridge(preprocessed: Path, label_table: Path) -> dict[str, Any]:
         maes.append(mean_absolute_error(ages, predicted))
         correlations.append(np.corrcoef(ages, predicted)[0, 1])
     return {"scans": len(paths), "mae": maes, "mean_mae": float(np.mean(maes)), "pearson": float(np.mean(correlations))}
-
-
-def measure_left_right(preprocessed: Path, label_table: Path) -> dict[str, Any]:
-    """Make the map of the usual differences of the training scans; see on the others whether it tells left from right."""
-    rows = pd.read_csv(label_table).set_index("subject_id")
-    differences, training = [], []
-    for path in sorted(filter(is_nifti, preprocessed.iterdir())):
-        differences.append(side_difference(read_image(path, 2)[0]))
-        training.append(rows.loc[subject_id_of(path.name), "split"] == "train")
-    known = np.array(training)
-    stacked = np.stack(differences)
-    usual = stacked[known].mean(0) / (stacked[known].std(0) + SIDE_VARIATION) ** 2
-    np.save(USUAL_DIFFERENCE, (usual / np.abs(usual).max()).astype(np.float16))
-    scores = stacked @ usual / np.linalg.norm(stacked, axis=1) / np.linalg.norm(usual)
-    return {
-        name: {
-            "scans": int(chosen.sum()),
-            "right": int((scores[chosen] > 0).sum()),
-            "lowest": float(scores[chosen].min()),
-            "median": float(np.median(scores[chosen])),
-        }
-        for name, chosen in (("training", known), ("others", ~known))
-    }
 
 
 def damage(image: Any, mask: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, Any]]:
@@ -258,8 +233,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "what",
-        choices=("masks", "ridge", "left_right", "orientations", "damage", "compare"),
-        help="what to measure; left_right writes utils/left_right.npy, damage writes damaged scans",
+        choices=("masks", "ridge", "orientations", "damage", "compare"),
+        help="what to measure; damage writes damaged scans",
     )
     parser.add_argument(
         "--preprocessed",
@@ -270,9 +245,7 @@ def main() -> None:
     )
     parser.add_argument("--raw", type=Path, help="folder of raw scans, for orientations and damage")
     parser.add_argument("--segmentations", type=Path, help="folder of native segmentations, for masks")
-    parser.add_argument(
-        "--label_table", type=Path, help="table of subject and age, for ridge; for left_right with split too"
-    )
+    parser.add_argument("--label_table", type=Path, help="table of subject and age, for ridge")
     parser.add_argument(
         "--damaged", type=Path, help="folder for damaged scans, for damage; what came of them, for compare"
     )
@@ -283,8 +256,6 @@ def main() -> None:
             found: Any = measure_masks(folder, args.segmentations)
         elif args.what == "ridge":
             found = measure_ridge(folder, args.label_table)
-        elif args.what == "left_right":
-            found = measure_left_right(folder, args.label_table)
         elif args.what == "damage":
             write_damaged(args.raw, folder, args.damaged, args.count)
             found = f"written to {args.damaged}; now preprocess them with --keep_failed true"

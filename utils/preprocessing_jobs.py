@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +33,19 @@ MOST_SHOWN = 20  # scans of the summary
 LEVELS = 4095  # of the intensities that are stored
 QC_FOLDER = "qc"
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # threads that wait do not spin
-COLUMNS = ("name", "verdict", "reasons", *LIMITS, "signal", "noise", "seconds", "source", "fingerprint", "versions")
+COLUMNS = (
+    "name",
+    "verdict",
+    "reasons",
+    *LIMITS,
+    "signal",
+    "noise",
+    "seconds",
+    "memory",
+    "source",
+    "fingerprint",
+    "versions",
+)
 
 
 @dataclass(frozen=True)
@@ -206,6 +219,7 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, An
     if not kept:
         output.unlink(missing_ok=True)  # of an earlier run with other parameters
     record["seconds"] = round(time.perf_counter() - started, 2)
+    record["memory"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # GiB, at most so far
     write_json(_record_file(settings.output_dir, scan.name), record)
     return record
 
@@ -259,7 +273,7 @@ def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, 
     try:
         return future.result()
     except TimeoutError:
-        reason = f"was given up after {timeout:g} s; raise TIMEOUT (--timeout)"
+        reason = f"was given up after {timeout:g} s; raise --timeout"
     except ProcessExpired as error:
         reason = f"its process died with exit code {error.exitcode}, perhaps for want of memory; lower NUM_WORKERS"
     except OSError as error:
@@ -279,7 +293,7 @@ def _new_record(scan: RawFile, key: str) -> dict[str, Any]:
 
     return {
         "name": scan.name, "source": str(scan.path.resolve()), "stamp": _stamp(scan.path), "fingerprint": key,
-        "versions": package_versions(), "quality": {}, "seconds": 0.0, "finished": True,
+        "versions": package_versions(), "quality": {}, "seconds": 0.0, "memory": 0.0, "finished": True,
     }  # fmt: skip
 
 
@@ -311,7 +325,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record as a row of ``qc.csv``."""
     versions = " ".join(f"{name}={value}" for name, value in record["versions"].items())
     quality = {name: f"{value:.4g}" for name, value in record["quality"].items() if value is not None}
-    plain = {name: record[name] for name in ("name", "verdict", "seconds", "source", "fingerprint")}
+    plain = {name: record[name] for name in ("name", "verdict", "seconds", "memory", "source", "fingerprint")}
     return plain | quality | {"reasons": "; ".join(record["reasons"]), "versions": versions}
 
 

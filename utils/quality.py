@@ -37,13 +37,9 @@ LIMITS = {
     "smallest_scale": Limits("least stretch of the affine", 0.5, 0.7),
     "largest_scale": Limits("greatest stretch of the affine", doubt_above=1.25, fail_above=1.6),
     "signal_to_noise": Limits("bright brain over the noise between neighbouring voxels", 2, 5),
-    "left_right": Limits("likeness to the usual differences of left and right; if negative, mirrored", doubt_below=-0.1),
+    "cut_area": Limits("brain at the border of what was scanned, square cm", doubt_above=8, fail_above=50),
     "smallest_jacobian": Limits("least change of volume by the nonlinear part; 0 or less: folded", doubt_below=0.0),
 }
-
-USUAL_DIFFERENCE = Path(__file__).with_name("left_right.npy")
-SIDE_SIGMA = 2.0  # voxels
-SIDE_STEP = 4  # voxels
 
 PICTURE_ZOOM = 2
 COLOURS = 96  # of a picture
@@ -103,11 +99,11 @@ def measure_quality(
         "coverage": both / brain.sum(),
         "correlation": _correlation(volume[brain], template.volume[brain]),
         "outside_field_of_view": outside.mean(),
+        "cut_area": _cut_area(native, native_mask, np.linalg.norm(alignment.affine[:3, :3], axis=0)),
         "rotation": np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))),
         "smallest_scale": scales[-1],
         "largest_scale": scales[0],
         **_signal_and_noise(native, native_mask),
-        "left_right": left_right_score(volume),
     }
     if alignment.displacement is not None:
         quality["smallest_jacobian"] = _jacobian(alignment.displacement)[brain].min()
@@ -146,39 +142,15 @@ def judge(quality: dict[str, float], notes: list[str]) -> tuple[str, list[str]]:
     return verdict, reasons
 
 
-def left_right_score(volume: np.ndarray) -> float:
-    """Tell whether left and right are where they usually are.
-
-    Parameters
-    ----------
-    volume : (91, 109, 91) float32 array, a brain on the template's grid
-
-    Returns
-    -------
-    float
-        Cosine of the volume's differences between left and right and the
-        usual ones; it changes its sign if the volume is mirrored.
-
-    Notes
-    -----
-    The right frontal and the left occipital lobe reach further in most
-    people. The usual differences, over their variance, are the mean of 98
-    persons of the IXI dataset (brain-development.org, CC BY-SA 3.0), made by
-    ``benchmarks/preprocessing.py left_right``.
-    """
-    difference = side_difference(volume)
-    usual = np.load(USUAL_DIFFERENCE).astype(np.float32).ravel()
-    return float(difference @ usual / max(np.linalg.norm(difference) * np.linalg.norm(usual), 1e-9))
-
-
-def side_difference(volume: np.ndarray) -> np.ndarray:
-    """Return what is left less what is right, smooth, at points 8 mm apart; (N,) float32 array."""
-    inside = volume > 0
-    scaled = volume / np.median(volume[inside]) if inside.any() else volume
-    smooth = ndimage.gaussian_filter(scaled, SIDE_SIGMA)
-    middle = volume.shape[0] // 2  # x = 0 mm
-    steps = np.arange(SIDE_STEP, middle + 1, SIDE_STEP)
-    return (smooth[middle + steps] - smooth[middle - steps])[:, ::SIDE_STEP, ::SIDE_STEP].ravel()
+def _cut_area(native: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> float:
+    """Return the largest area of brain on a side of the box that holds what was scanned, square cm."""
+    box = ndimage.find_objects((native > 0).astype(np.int8))[0]
+    areas = []
+    for axis in range(3):
+        face = np.delete(voxel_size, axis).prod() / 100
+        planes = np.moveaxis(mask[box], axis, 0)
+        areas += [planes[0].sum() * face, planes[-1].sum() * face]
+    return float(max(areas))
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
