@@ -9,7 +9,6 @@ OUTPUT_DIR="${OUTPUT_DIR:-preprocessed}"              # folder for the brains, q
 REGISTRATION="${REGISTRATION:-nonlinear}"             # nonlinear or affine
 NUM_WORKERS="${NUM_WORKERS:-0}"                       # scans at a time; 0: as processors and memory allow
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
-export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0       # threads that wait leave the processors to others
 
 "$PYTHON" "$HERE/preprocess.py" \
   --input "$INPUT" \

@@ -19,6 +19,7 @@ def main() -> None:
     scans = label_scans(
         find_prepared_scans(args.preprocessed, args.include_doubtful),
         args.label_table,
+        person_column=args.person_column,
         site_column=args.site_column,
         split_column=args.split_column,
         where=args.where,

@@ -38,6 +38,10 @@ def test_all_48_orientations_are_read_alike(simulated_head, tmp_path) -> None:
             np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
             back = found.to_native(np.ones(found.volume.shape, np.uint8))
             assert back.shape == apply_orientation(data, turn).shape
+            place = np.argwhere(found.volume == found.volume.max())[0]
+            one = np.zeros(found.volume.shape, np.uint8)
+            one[tuple(place)] = 1
+            assert apply_orientation(data, turn)[found.to_native(one) == 1] == data.max()
 
 
 def test_padding_negative_and_missing_background_change_nothing(simulated_head, tmp_path) -> None:
@@ -53,6 +57,18 @@ def test_padding_negative_and_missing_background_change_nothing(simulated_head, 
         found = read_raw_scan(saved(tmp_path, changed, matrix))
         np.testing.assert_allclose(found.volume, wanted.volume, atol=1)
         np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+
+
+def test_stray_negative_voxels_shift_nothing(simulated_head, tmp_path) -> None:
+    data, affine = np.asarray(simulated_head.dataobj, np.float32), simulated_head.affine
+    wanted = read_raw_scan(saved(tmp_path, data, affine)).volume
+    ringing = data.copy()
+    ringing[60, 60, 60] = -150
+    filled = np.where(data > 0, data, -1024)
+    filled[60, 60, 61] = -2
+    for changed in (ringing, filled):
+        found = read_raw_scan(saved(tmp_path, changed, affine)).volume
+        assert (found != wanted).sum() <= 2
 
 
 @pytest.mark.parametrize(

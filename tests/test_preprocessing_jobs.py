@@ -2,16 +2,18 @@
 
 import csv
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from pebble import ProcessExpired
 
 from tests.conftest import run_script
 from utils.errors import InputError
 from utils.images import MNI152_T1_2MM, read_image
-from utils.preprocessing_jobs import find_raw_scans
+from utils.preprocessing_jobs import RawFile, Settings, _result, find_raw_scans
 
 FLAGS = ("--registration", "affine", "--device", "cpu", "--num_workers", 1)
 
@@ -55,7 +57,7 @@ def run(simulated_head, tmp_path_factory) -> Path:
     nibabel.save(simulated_head, folder / "raw" / "sub-1_T1w.nii.gz")
     nibabel.save(simulated_head.slicer[:, :, :50], folder / "raw" / "sub-2_T1w.nii.gz")
     (folder / "raw" / "sub-3_T1w.nii.gz").write_bytes(b"no image")
-    (folder / "raw" / "tail <b>.nii.gz").write_bytes(b"no image either")
+    (folder / "raw" / "tail <b>.nii.gz").symlink_to(folder / "nowhere.nii.gz")
     result = run_script(
         "preprocess.py",
         "--input",
@@ -91,7 +93,7 @@ def test_failures_do_not_stop_the_others(run) -> None:
     log = (run / "log.txt").read_text()
     assert "4 scans: 1 pass, 0 doubtful, 3 fail" in log
     assert "sub-3" in log
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [".lock"]
 
 
 def test_the_result_is_what_training_reads(run) -> None:
@@ -144,7 +146,28 @@ def test_a_second_run_does_only_what_changed(run, simulated_head) -> None:
     assert (out / "sub-3.nii.gz").is_file()
 
 
-def test_a_process_that_hangs_or_dies_is_only_one_failure(tmp_path, simulated_head) -> None:
+def test_a_scan_is_never_replaced_by_its_brain(run, simulated_head, tmp_path) -> None:
+    nibabel.save(simulated_head, tmp_path / "sub-1.nii.gz")
+    before = (tmp_path / "sub-1.nii.gz").read_bytes()
+    error = run_script("preprocess.py", "--input", tmp_path, "--output_dir", tmp_path, *FLAGS, status=2).stderr
+    assert "exists already and was not made here" in error
+    assert (tmp_path / "sub-1.nii.gz").read_bytes() == before
+    error = run_script("preprocess.py", "--input", tmp_path, "--output_dir", run / "out", *FLAGS, status=2).stderr
+    assert "was made of" in error
+
+
+def test_a_process_that_dies_is_only_one_failure(tmp_path) -> None:
+    touch(tmp_path / "a.nii", tmp_path / "out/qc/x")
+    future: Future[None] = Future()
+    future.set_exception(ProcessExpired("killed", code=-9))
+    settings = Settings(tmp_path / "out", "affine", "cpu", False, False)
+    record = _result(future, RawFile("a", tmp_path / "a.nii"), settings, "key", 600)
+    assert record["verdict"] == "fail"
+    assert "died with exit code -9" in record["reasons"][0]
+    assert not record["finished"]
+
+
+def test_a_process_that_hangs_is_only_one_failure(tmp_path, simulated_head) -> None:
     nibabel.save(simulated_head, tmp_path / "a.nii.gz")
     flags = ("--input", tmp_path / "a.nii.gz", "--output_dir", tmp_path / "out", *FLAGS)
     log = run_script("preprocess.py", *flags, "--timeout", 0.5, status=1).stdout

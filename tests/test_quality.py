@@ -6,14 +6,14 @@ from nibabel.affines import from_matvec
 from PIL import Image
 
 from utils.images import MNI152_T1_2MM
-from utils.quality import LIMITS, Alignment, draw_picture, judge, measure_quality
+from utils.quality import LIMITS, NONLINEAR_ONLY, PICTURE_SIZE, Alignment, draw_picture, judge, measure_quality
 from utils.registration import cube_rotations
 from utils.template import load_template
 
 GOOD = {
     "brain_volume": 1500.0, "dice": 0.97, "coverage": 0.98, "correlation": 0.7, "outside_field_of_view": 0.0,
     "rotation": 10.0, "smallest_scale": 0.9, "largest_scale": 1.0, "signal_to_noise": 20.0, "cut_area": 2.0,
-    "smallest_jacobian": 0.4,
+    "affine_dice": 0.95, "smallest_jacobian": 0.4, "largest_jacobian": 2.0,
 }  # fmt: skip
 
 
@@ -29,6 +29,13 @@ def test_every_quantity_is_judged() -> None:
                 verdict, reasons = judge(GOOD | {name: bad}, [])
                 assert verdict == expected, (name, bad)
                 assert reasons[0].startswith(f"{name} is ")
+
+
+def test_what_could_not_be_measured_is_doubtful() -> None:
+    without = {name: value for name, value in GOOD.items() if name != "signal_to_noise"}
+    assert judge(without, []) == ("doubtful", ["signal_to_noise could not be measured"])
+    affine = {name: value for name, value in GOOD.items() if name not in NONLINEAR_ONLY}
+    assert judge(affine, []) == ("pass", [])
 
 
 def test_a_note_makes_doubtful_and_never_mends_a_failure() -> None:
@@ -88,7 +95,7 @@ def test_the_picture_shows_slices_and_no_face(tmp_path) -> None:
     head = np.full(template.volume.shape, 0.9, np.float32)  # a face would be in it
     draw_picture(tmp_path / "a.png", head, template.volume, template, "sub-01", "doubtful", ["dice is low"])
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
-    assert picture.shape[1] > 1000
+    assert (picture.shape[1], picture.shape[0]) == PICTURE_SIZE
     assert picture.std() > 20
     colours = {tuple(colour) for colour in picture.reshape(-1, 3)}
     assert any(r > 200 and g < 120 for r, g, b in colours)  # the outline of the template

@@ -1,6 +1,7 @@
 """Splits: persons stay together, ages and sites are spread, nothing is half written."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,10 @@ def prepared(tmp_path) -> Path:
                 tmp_path / "pre" / f"{name}.nii.gz", small_volume(rng, 20 + 6 * number), model_grid(VOXEL_SIZE).affine
             )
             rows.append(f"{name},{20 + 6 * number + session},{'FM'[number % 2]},{'CN' if number < 8 else 'AD'}")
-    (tmp_path / "pre" / "qc.csv").write_text("name,verdict\nsub-00_ses-1,doubtful\nsub-01_ses-1,pass\n")
+            verdict = "doubtful" if name == "sub-00_ses-1" else "pass"
+            record = tmp_path / "pre" / "qc" / f"{name}.json"
+            record.parent.mkdir(exist_ok=True)
+            record.write_text(json.dumps({"verdict": verdict, "fingerprint": "a"}))
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     return tmp_path
 
@@ -107,6 +111,24 @@ def test_the_script_makes_what_training_takes(prepared) -> None:
     copies = list((prepared / "copies").glob("*/*.nii.gz"))
     assert len(copies) == 20
     assert not any(path.is_symlink() for path in copies)
+
+
+def test_scans_without_record_or_of_two_preprocessings_are_refused(prepared) -> None:
+    record = prepared / "pre" / "qc" / "sub-03_ses-1.json"
+    record.write_text(json.dumps({"verdict": "pass", "fingerprint": "b"}))
+    with pytest.raises(InputError, match="2 preprocessings"):
+        find_prepared_scans(prepared / "pre", False)
+    record.unlink()
+    with pytest.raises(InputError, match=r"sub-03_ses-1.nii.gz: has no record"):
+        find_prepared_scans(prepared / "pre", False)
+
+
+def test_a_column_tells_the_persons(prepared) -> None:
+    table = prepared / "persons.csv"
+    rows = (prepared / "labels.csv").read_text().splitlines()
+    table.write_text("\n".join([rows[0] + ",who", *(f"{row},p{n // 4}" for n, row in enumerate(rows[1:]))]))
+    scans = label_scans(find_prepared_scans(prepared / "pre", True), table, person_column="who")
+    assert len({scan.person for scan in scans}) == 5
 
 
 def test_scans_without_label_are_named_and_nothing_is_written(prepared) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from utils.errors import InputError
 
@@ -20,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Path with the same suffix
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{uuid4().hex[:12]}.{path.name}")  # other hosts may have our process id
     try:
         yield temporary
         os.replace(temporary, path)

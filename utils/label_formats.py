@@ -213,7 +213,7 @@ def _oasis3(id_column: str, age_column: str) -> Callable[[pd.DataFrame], Find]:
         groups = _rows_by(table, lambda row: row[id_column].split("_")[0])
 
         def find(name: str) -> Label | str:
-            found = re.search(r"(OAS3\d{4})_(?:MR_|ses{1,2}-)?d(\d{4})", name)
+            found = re.search(r"(OAS3\d{4})_(?:MR_|ses{1,2}-)?d(\d{4,})(?!\d)", name)
             if not found:
                 return f"{name} names no person and day, such as OAS30001_MR_d0129"
             person, day = found[1], int(found[2])
@@ -250,7 +250,7 @@ def _adni(table: pd.DataFrame) -> Find:
             return f"no row is for {person}"
         rest = name[found.end() :]
         visit = re.search(r"_(?:ses-)?(bl|sc|m\d{1,3})(?:_|$)", rest, re.IGNORECASE)
-        date = re.search(r"_((?:19|20)\d{2})-?(\d{2})-?(\d{2})", rest)
+        date = re.search(r"_(?:ses-)?((?:19|20)\d{2})-?(\d{2})-?(\d{2})", rest)
         if visit:
             month = 0 if visit[1].lower() in ("bl", "sc") else int(visit[1][1:])
             code = "bl" if month == 0 else f"m{month:02d}"

@@ -603,7 +603,7 @@ def dataset_parser() -> argparse.ArgumentParser:
         "Split preprocessed scans into train, validation and test, all scans of a person in one, with\n"
         "ages (and sites) spread alike, and write what training takes.\n\n"
         "Writes train/, valid/, test/ with links to the scans, labels.csv and splits.csv. Scans that\n"
-        "qc.csv calls doubtful are left out."
+        "preprocess.py calls doubtful are left out."
     )
     parser.add_argument(
         "--preprocessed",
@@ -620,6 +620,12 @@ def dataset_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, default=Path("data"), help="folder for the data set; new or empty")
     parser.add_argument(
         "--fractions", type=_fractions, default=(70.0, 15.0, 15.0), help="shares of the persons for train,valid,test"
+    )
+    parser.add_argument(
+        "--person_column",
+        type=_optional_text,
+        default=None,
+        help="column of the table that says whose scan it is; default: by the names of BIDS and the public data sets",
     )
     parser.add_argument(
         "--site_column", type=_optional_text, default=None, help="column of the table whose values to spread evenly too"
@@ -643,7 +649,7 @@ def dataset_parser() -> argparse.ArgumentParser:
         type=_boolean,
         default=False,
         metavar="{true,false}",
-        help="take scans too that qc.csv calls doubtful",
+        help="take scans too that preprocess.py calls doubtful",
     )
     parser.add_argument(
         "--skip_unlabelled",

@@ -1,5 +1,6 @@
 """From a raw T1-weighted scan to a model-ready brain: the chain for one scan."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -16,12 +17,11 @@ from scipy import ndimage
 
 from utils import registration
 from utils.images import MNI152_T1_2MM
-from utils.quality import Alignment, measure_quality
+from utils.quality import LIMITS, Alignment, measure_quality
 from utils.template import NAME, Template, load_template, sample, smooth_to
 
 FORMAT = 1  # raise it when the same scan and parameters give another result
 PACKAGES = ("deepbet", "picsl_greedy", "SimpleITK", "nilearn", "scipy", "numpy", "nibabel", "torch")
-REGISTRATIONS = ("affine", "nonlinear")
 
 LEAST_VOXELS = 16  # along each axis
 LARGEST_VOXEL = 10.0  # mm
@@ -32,6 +32,7 @@ FOREGROUND_AREA = 200.0  # square mm of a plane, from which on it belongs to the
 MARGIN = 10.0  # mm around the head
 MASK_SIGMA = 1.6  # mm, by which the probability of brain is smoothed
 MASK_LEVEL = 0.3  # of that probability; 0.5 of the unsmoothed one cuts off 2 % of the brain
+LEAST_START = 0.75  # correlation at the start; upright whole brains reach 0.8 and more
 BIAS_VOXEL = 8.0  # mm, the grid on which the bias field is fitted
 BIAS_ITERATIONS = [50, 50, 50, 50]
 RESOLUTION = 2.0  # mm
@@ -107,6 +108,7 @@ def fingerprint(registration_kind: str) -> dict[str, Any]:
             *([f"nonlinear: greedy {registration.NONLINEAR}"] if registration_kind == "nonlinear" else []),
             f"one linear resampling, after smoothing finer voxels to {RESOLUTION:g} mm; zero outside the brain",
         ],
+        "limits": {name: [None if np.isinf(v) else v for v in limits[1:]] for name, limits in LIMITS.items()},
         "versions": package_versions(),
     }
 
@@ -137,11 +139,7 @@ def preprocess_scan(path: Path, registration_kind: str, device: str, threads: in
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     template = load_template()
-    scan = read_raw_scan(path)
-    brain = find_brain(scan, device, template)
-    if brain.turn is not None:  # the networks of the brain extraction expect an upright head
-        scan = read_raw_scan(path, brain.turn)
-        brain = find_brain(scan, device, template)
+    scan, brain = _find_upright_brain(path, device, template)
     matrix = registration.register_affine(brain.normalized, scan.affine, template, brain.start, threads)
     displacement = None
     if registration_kind == "nonlinear":
@@ -228,7 +226,10 @@ def _header_notes(image: Any) -> list[str]:
     if not header["qform_code"] and not header["sform_code"]:
         return ["the header has no orientation (qform and sform codes are 0); left and right cannot be known"]
     if header["qform_code"] and header["sform_code"]:
-        codes = ["".join(aff2axcodes(form)) for form in (header.get_qform(), header.get_sform())]
+        try:
+            codes = ["".join(aff2axcodes(form)) for form in (header.get_qform(), header.get_sform())]
+        except ValueError:
+            return ["its qform is no rotation; the sform was used"]
         if codes[0] != codes[1]:
             return [f"qform and sform disagree ({codes[0]}, {codes[1]}); the sform was used"]
     return []
@@ -240,8 +241,16 @@ def _with_zero_background(volume: np.ndarray, finite: np.ndarray) -> np.ndarray:
     filled = ~finite
     if lowest < 0 and (volume == lowest).mean() > FILLED_SHARE:
         filled = filled | (volume == lowest)
-    shift = lowest if volume[~filled].min() < 0 or not filled.any() else 0
-    return np.where(filled, 0, volume - shift)
+    rest = volume[~filled]
+    low = rest.min()
+    if low < 0:
+        if (rest < 0).mean() < FILLED_SHARE:
+            low = 0.0  # stray negative voxels
+        elif lowest < low and abs(low - lowest) < abs(low):
+            low = lowest  # all intensities are negative, and the fill is their zero
+    elif filled.any():
+        low = 0.0
+    return np.where(filled, 0, np.maximum(volume - low, 0)).astype(np.float32)
 
 
 def _head_box(volume: np.ndarray, voxel_size: np.ndarray) -> tuple[slice, ...]:
@@ -289,9 +298,14 @@ def extract_brain(volume: np.ndarray, voxel_size: np.ndarray, device: str) -> np
     """
     extractor = _extractor(device)
     try:
-        probability = extractor.run_model(volume.copy())
-        if device == "cuda":
-            torch.cuda.empty_cache()  # the other processes share the memory
+        try:
+            probability = extractor.run_model(volume.copy())
+        except torch.cuda.OutOfMemoryError:  # other processes share the GPU
+            extractor = _extractor("cpu")
+            probability = extractor.run_model(volume.copy())
+        finally:
+            if device == "cuda":
+                torch.cuda.empty_cache()
         mask = ndimage.gaussian_filter(probability, MASK_SIGMA / voxel_size) > MASK_LEVEL
         mask = extractor.postprocess(mask) > 0
     except (AssertionError, ValueError) as error:  # deepbet's ways to say that it found nothing
@@ -325,6 +339,25 @@ def correct_bias_field(volume: np.ndarray, mask: np.ndarray, voxel_size: np.ndar
     return (volume / np.exp(field - field[mask].mean())).astype(np.float32)
 
 
+def _find_upright_brain(path: Path, device: str, template: Template) -> "tuple[RawScan, Brain]":
+    """Find the brain, whatever the header says: the networks of the brain extraction expect an upright head."""
+
+    def attempt(turn: np.ndarray | None) -> tuple[RawScan, Brain]:
+        scan = read_raw_scan(path, turn)
+        return scan, find_brain(scan, device, template)
+
+    best = attempt(None)
+    if best[1].turn is not None:
+        best = attempt(best[1].turn)
+    if best[1].score < LEAST_START:  # nothing like a brain was cut out: perhaps the head lies on its side
+        for turn in registration.cube_rotations()[1:]:
+            with suppress(UnusableScanError):
+                found = attempt(turn)
+                if found[1].turn is None and found[1].score > best[1].score + registration.HEADER_TRUST:
+                    best = found
+    return best
+
+
 class Brain(NamedTuple):
     """A brain in a scan.
 
@@ -338,6 +371,8 @@ class Brain(NamedTuple):
     start : (4, 4) float array, from mm of the template to mm of the scan
     turn : (3, 3) float array or None
         How the head lies, if not as the header says.
+    score : float
+        How well the start fits the template.
     """
 
     mask: np.ndarray
@@ -345,6 +380,7 @@ class Brain(NamedTuple):
     normalized: np.ndarray
     start: np.ndarray
     turn: np.ndarray | None
+    score: float
 
 
 def find_brain(scan: RawScan, device: str, template: Template) -> Brain:
@@ -352,5 +388,5 @@ def find_brain(scan: RawScan, device: str, template: Template) -> Brain:
     mask = extract_brain(scan.volume, scan.voxel_size, device)
     corrected = correct_bias_field(scan.volume, mask, scan.voxel_size)
     normalized = np.where(mask, corrected / np.percentile(corrected[mask], 99), 0).astype(np.float32)
-    start, turn = registration.find_start(normalized, mask, scan.affine, template)
-    return Brain(mask, corrected, normalized, start, turn)
+    start, turn, score = registration.find_start(normalized, mask, scan.affine, template)
+    return Brain(mask, corrected, normalized, start, turn, score)

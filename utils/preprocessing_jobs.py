@@ -5,7 +5,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import resource
 import time
 from collections import Counter
@@ -18,16 +17,19 @@ from typing import Any
 import jinja2
 import nibabel
 import numpy as np
+from filelock import FileLock
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
 from utils.images import MNI152_T1_2MM, is_nifti
-from utils.quality import DOUBTFUL, FAIL, LIMITS, PASS, VERDICTS
-from utils.tables import subject_id_of
+from utils.quality import LIMITS, PICTURE_SIZE
+from utils.subjects import DOUBTFUL, FAIL, PASS, VERDICTS
+from utils.tables import scan_name
 
 MEMORY = 2 * 2**30  # bytes that one process may need
+GPU_MEMORY = 4 * 2**30  # bytes of the GPU, likewise; an estimate
 SCANS_PER_PROCESS = 20  # before it is replaced, so that memory stays flat
 MOST_SHOWN = 20  # scans of the summary
 LEVELS = 4095  # of the intensities that are stored
@@ -107,7 +109,7 @@ def find_raw_scans(source: Path) -> list[RawFile]:
     found: dict[str, Path] = {}
     problems = []
     for path in paths:
-        name = re.sub(r"_T1w$", "", subject_id_of(path.name))
+        name = scan_name(path.name)
         if name in found:
             problems.append(f"{path}: would be written to the same file as {found[name]}; rename one")
         found.setdefault(name, path)
@@ -138,11 +140,16 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     InputError
         If the output folder cannot be written.
     """
-    # Imported here: the packages of this step alone, and torch, take seconds to import.
+    # Imported here: these take seconds to import.
+    import torch
+
     from utils.preprocessing import fingerprint
 
     folder = settings.output_dir
     check_writable(folder)
+    _check_outputs(scans, folder)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no GPU is to be seen; use --device auto or cpu")
     content = fingerprint(settings.registration)
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     (folder / QC_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -153,8 +160,11 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans are finished already")
     os.environ.update({name: value for name, value in PASSIVE.items() if name not in os.environ})
     processors = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    workers = workers or max(1, min(processors, memory // MEMORY))
+    if not workers:
+        room = [_main_memory() // MEMORY]
+        if settings.device != "cpu" and torch.cuda.is_available():
+            room.append(torch.cuda.mem_get_info()[0] // GPU_MEMORY)
+        workers = max(1, min(processors, *room))
     workers = min(workers, max(1, len(waiting)))
     settings = replace(settings, threads=max(1, processors // workers))
     context = multiprocessing.get_context("spawn")
@@ -169,7 +179,7 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
                 while queue or running:
                     while queue and len(running) < 2 * workers:
                         scan = queue.pop()
-                        running[pool.schedule(preprocess_file, [scan, settings, key], timeout=timeout)] = scan
+                        running[pool.schedule(_run, [scan, settings, key], timeout=timeout)] = scan
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         scan = running.pop(future)
                         records[scan.name] = _result(future, scan, settings, key, timeout)
@@ -182,6 +192,29 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     finally:
         write_overview(folder)
     return [record for record in records.values() if record]
+
+
+def _main_memory() -> int:
+    """Return the bytes that this process may use: the machine's, or its group's if that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such group, or no limit
+        return machine
+
+
+def _check_outputs(scans: Sequence[RawFile], folder: Path) -> None:
+    """Refuse to replace what this command did not make of the same scan."""
+    problems = []
+    for scan in scans:
+        output = _outputs(folder, scan.name)[0]
+        record = _read_record(_record_file(folder, scan.name))
+        if record is None and output.exists():
+            problems.append(f"{output}: exists already and was not made here; set another OUTPUT_DIR (--output_dir)")
+        elif record and record["source"] != str(scan.path.resolve()) and Path(record["source"]).exists():
+            problems.append(f"{output}: was made of {record['source']}, not of {scan.path}; set another OUTPUT_DIR")
+    if problems:
+        raise InputError(problems)
 
 
 def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, Any]:
@@ -225,11 +258,16 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, An
 
 
 def write_overview(folder: Path) -> None:
-    """Write ``qc.csv`` and ``index.html`` from the records of all scans in a folder."""
+    """Write ``qc.csv`` and ``index.html`` from the records of a folder; parts of a job array take turns."""
+    with FileLock(folder / QC_FOLDER / ".lock"):
+        _write_overview(folder)
+
+
+def _write_overview(folder: Path) -> None:
     records = sorted(_read_records(folder), key=lambda record: record["name"])
     rows = [_row(record) for record in records]
     with replacing(folder / "qc.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     environment = jinja2.Environment(
@@ -243,6 +281,7 @@ def write_overview(folder: Path) -> None:
         ],
         limits=LIMITS,
         verdicts=VERDICTS,
+        picture_size=PICTURE_SIZE,
     )
     with replacing(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -268,23 +307,32 @@ def summarize(records: Sequence[dict[str, Any]], folder: Path) -> int:
     return 0 if counts[PASS] == len(records) else 1
 
 
+def _run(scan: RawFile, settings: Settings, key: str) -> dict[str, Any] | str:
+    """Preprocess one scan in a process of the pool; return its record, or what went wrong."""
+    try:
+        return preprocess_file(scan, settings, key)
+    except Exception as error:  # whatever a package raises, the other scans go on
+        return f"failed unexpectedly ({type(error).__name__}: {error})"
+
+
 def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, timeout: float) -> dict[str, Any]:
     """Return the record of a scan, also of one whose process did not come to an end."""
     try:
-        return future.result()
+        result = future.result()
     except TimeoutError:
-        reason = f"was given up after {timeout:g} s; raise --timeout"
+        result = f"was given up after {timeout:g} s; raise --timeout"
     except ProcessExpired as error:
-        reason = f"its process died with exit code {error.exitcode}, perhaps for want of memory; lower NUM_WORKERS"
-    except OSError as error:
-        reason = f"could not be written ({error})"
-    except Exception as error:  # whatever a package raises, the other scans go on
-        reason = f"failed unexpectedly ({type(error).__name__}: {error})"
-    record = _new_record(scan, key) | {"verdict": FAIL, "reasons": [reason], "finished": False}
+        result = f"its process died with exit code {error.exitcode}, perhaps for want of memory; lower NUM_WORKERS"
+    if not isinstance(result, str):
+        return result
+    record = _new_record(scan, key) | {"verdict": FAIL, "reasons": [result], "finished": False}
     output, picture, _ = _outputs(settings.output_dir, scan.name)
-    for stale in (output, picture):
-        stale.unlink(missing_ok=True)
-    write_json(_record_file(settings.output_dir, scan.name), record)
+    try:
+        for stale in (output, picture):
+            stale.unlink(missing_ok=True)
+        write_json(_record_file(settings.output_dir, scan.name), record)
+    except OSError as error:
+        raise InputError(f"{settings.output_dir}: cannot be written ({error}); make room and run it again") from error
     return record
 
 
@@ -310,7 +358,7 @@ def _finished(scan: RawFile, settings: Settings, key: str) -> dict[str, Any] | N
 
 
 def _read_records(folder: Path) -> list[dict[str, Any]]:
-    found = (_read_record(path) for path in (folder / QC_FOLDER).glob("*.json"))
+    found = (_read_record(path) for path in (folder / QC_FOLDER).glob("[!.]*.json"))
     return [record for record in found if record]
 
 
@@ -325,7 +373,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record as a row of ``qc.csv``."""
     versions = " ".join(f"{name}={value}" for name, value in record["versions"].items())
     quality = {name: f"{value:.4g}" for name, value in record["quality"].items() if value is not None}
-    plain = {name: record[name] for name in ("name", "verdict", "seconds", "memory", "source", "fingerprint")}
+    plain = {name: record.get(name, "") for name in ("name", "verdict", "seconds", "memory", "source", "fingerprint")}
     return plain | quality | {"reasons": "; ".join(record["reasons"]), "versions": versions}
 
 
@@ -339,8 +387,11 @@ def _record_file(folder: Path, name: str) -> Path:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return what changes when a file is replaced."""
-    status = path.stat()
+    """Return what changes when a file is replaced; nothing for a link to nowhere."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
     return [status.st_size, status.st_mtime_ns]
 
 

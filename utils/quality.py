@@ -8,10 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from utils.template import Template, voxel_coordinates
-
-PASS, DOUBTFUL, FAIL = "pass", "doubtful", "fail"
-VERDICTS = (PASS, DOUBTFUL, FAIL)
+from utils.subjects import DOUBTFUL, FAIL, PASS
+from utils.template import Template, sample, voxel_coordinates
 
 
 class Limits(NamedTuple):
@@ -38,13 +36,17 @@ LIMITS = {
     "largest_scale": Limits("greatest stretch of the affine", doubt_above=1.25, fail_above=1.6),
     "signal_to_noise": Limits("bright brain over the noise between neighbouring voxels", 2, 5),
     "cut_area": Limits("brain at the border of what was scanned, square cm", doubt_above=8, fail_above=50),
+    "affine_dice": Limits("Dice overlap before the nonlinear part", 0.80, 0.88),
     "smallest_jacobian": Limits("least change of volume by the nonlinear part; 0 or less: folded", doubt_below=0.0),
+    "largest_jacobian": Limits("greatest change of volume by the nonlinear part", doubt_above=6),
 }
+NONLINEAR_ONLY = ("affine_dice", "smallest_jacobian", "largest_jacobian")
 
 PICTURE_ZOOM = 2
 COLOURS = 96  # of a picture
 SURROUNDINGS = 6  # voxels around the brain that a picture shows; a face lies further away
 AXIAL, CORONAL, SAGITTAL = (24, 34, 44, 54, 64), (32, 48, 64, 80), (30, 45, 60)  # voxels of the 2 mm grid
+PICTURE_SIZE = (2340, 482)  # pixels, of the slices above and their zoom
 TEMPLATE_COLOUR, MASK_COLOUR = (255, 80, 80), (80, 220, 120)
 VERDICT_COLOURS = {PASS: (90, 200, 120), DOUBTFUL: (240, 190, 70), FAIL: (240, 90, 90)}
 
@@ -106,7 +108,10 @@ def measure_quality(
         **_signal_and_noise(native, native_mask),
     }
     if alignment.displacement is not None:
-        quality["smallest_jacobian"] = _jacobian(alignment.displacement)[brain].min()
+        jacobian = _jacobian(alignment.displacement)[brain]
+        quality |= {"smallest_jacobian": jacobian.min(), "largest_jacobian": jacobian.max()}
+        rough = sample(native_mask.astype(np.float32), alignment.affine, alignment.matrix) > 0.5
+        quality["affine_dice"] = 2 * (rough & brain).sum() / (rough.sum() + brain.sum())
     return {name: float(value) for name, value in quality.items() if np.isfinite(value)}
 
 
@@ -127,8 +132,11 @@ def judge(quality: dict[str, float], notes: list[str]) -> tuple[str, list[str]]:
     verdict = DOUBTFUL if notes else PASS
     reasons = list(notes)
     for name, limits in LIMITS.items():
-        value = quality.get(name, np.nan)
-        if np.isnan(value):
+        value = quality.get(name)
+        if value is None:
+            if name not in NONLINEAR_ONLY:
+                verdict = DOUBTFUL if verdict == PASS else verdict
+                reasons.append(f"{name} could not be measured")
             continue
         if value < limits.fail_below or value > limits.fail_above:
             verdict = FAIL

@@ -54,7 +54,7 @@ def without_shear(affine: np.ndarray) -> np.ndarray:
 
 def find_start(
     brain: np.ndarray, mask: np.ndarray, affine: np.ndarray, template: Template
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, float]:
     """Find a rigid start by trying many rotations about the centre of the brain.
 
     Parameters
@@ -72,6 +72,8 @@ def find_start(
     turn : (3, 3) float array or None
         Which of the 24 orientations of a cube the brain has in the header's
         world; None for that which the header gives.
+    score : float
+        The correlation at the start.
 
     Notes
     -----
@@ -111,7 +113,7 @@ def find_start(
         chosen = 0
     rotation = best[chosen][1]
     start = nibabel.affines.from_matvec(rotation, centre - rotation @ template_centre)
-    return start, turns[chosen] if chosen else None
+    return start, turns[chosen] if chosen else None, best[chosen][0]
 
 
 def cube_rotations() -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """Make a data set that training takes: labels found, persons split, scans linked."""
 
 import csv
+import json
 import os
 import shutil
 from collections import Counter
@@ -14,11 +15,11 @@ from utils.errors import InputError
 from utils.files import check_writable
 from utils.images import is_nifti
 from utils.label_formats import open_labels
-from utils.quality import DOUBTFUL, FAIL
-from utils.subjects import person_of
-from utils.tables import subject_id_of
+from utils.subjects import DOUBTFUL, FAIL
+from utils.tables import scan_name
 
 SPLITS = ("train", "valid", "test")
+QC_FOLDER = "qc"  # of `preprocess.py`
 FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # of fsl_anat, in a folder for each subject
 SEX_NAMES = {0: "F", 1: "M", None: ""}
 
@@ -55,36 +56,55 @@ def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]
     ----------
     folder : Path
     include_doubtful : bool
-        Whether scans count whose verdict in ``qc.csv`` is doubtful.
+        Whether scans count whose verdict is doubtful.
 
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or they were not all prepared alike.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; set PREPROCESSED (--preprocessed) to preprocessed scans")
-    scans = {subject_id_of(path.name): path for path in sorted(folder.iterdir()) if is_nifti(path)}
-    for path in sorted(folder.glob(f"*/{FSL_PRODUCT}")):
-        scans.setdefault(path.parent.name.removesuffix(".anat"), path)
-    if not scans:
+    scans = {scan_name(path.name): path for path in sorted(folder.iterdir()) if is_nifti(path)}
+    fsl = {scan_name(path.parent.name): path for path in sorted(folder.glob(f"*/{FSL_PRODUCT}"))}
+    if scans and fsl:
+        raise InputError(f"{folder}: holds scans and fsl_anat's folders; two preprocessings do not mix, so give one")
+    if not scans and not fsl:
         raise InputError(f"{folder}: holds no .nii or .nii.gz file, and no */{FSL_PRODUCT}")
-    table = folder / "qc.csv"
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8") as file:
-            verdicts = {row["name"]: row["verdict"] for row in csv.DictReader(file)}
-        out = {FAIL} if include_doubtful else {FAIL, DOUBTFUL}
-        left_out = [name for name in scans if verdicts.get(name) in out]
-        if left_out:
-            print(f"note: left out by {table}: {', '.join(left_out[:10])}{' ...' if len(left_out) > 10 else ''}")
-        scans = {name: path for name, path in scans.items() if name not in left_out}
-    return scans
+    if not (folder / QC_FOLDER).is_dir():
+        return scans or fsl
+    return _without_bad(scans, folder, include_doubtful)
+
+
+def _without_bad(scans: dict[str, Path], folder: Path, include_doubtful: bool) -> dict[str, Path]:
+    """Leave out what the records of `preprocess.py` call bad; refuse what has no record."""
+    out = {FAIL} if include_doubtful else {FAIL, DOUBTFUL}
+    problems, left_out, fingerprints = [], [], set()
+    for name, path in scans.items():
+        try:
+            record = json.loads((folder / QC_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            problems.append(f"{path}: has no record in {folder / QC_FOLDER}; run preprocess.py again")
+            continue
+        if record["verdict"] in out:
+            left_out.append(name)
+        else:
+            fingerprints.add(record["fingerprint"])
+    if len(fingerprints) > 1:
+        problems.append(f"{folder}: holds scans of {len(fingerprints)} preprocessings; run preprocess.py on all again")
+    if problems:
+        raise InputError(problems)
+    if left_out:
+        names = ", ".join(left_out[:10]) + (" ..." if len(left_out) > 10 else "")
+        print(f"note: {len(left_out)} doubtful or failed scans are left out: {names}")
+    return {name: path for name, path in scans.items() if name not in left_out}
 
 
 def label_scans(
     scans: dict[str, Path],
     label_table: Path,
     *,
+    person_column: str | None = None,
     site_column: str | None = None,
     split_column: str | None = None,
     where: Sequence[tuple[str, frozenset[str]]] = (),
@@ -96,8 +116,8 @@ def label_scans(
     ----------
     scans : dict of subject id to Path
     label_table : Path
-    site_column, split_column : str or None
-        Columns of the table with the site, and with a split that is given.
+    person_column, site_column, split_column : str or None
+        Columns of the table with the person, the site, and a split that is given.
     where : sequence of (column, values)
         Scans whose row has another value are left out.
     skip_unlabelled : bool
@@ -109,7 +129,7 @@ def label_scans(
         With every scan that has no label, or if a column is missing.
     """
     form, find, columns = open_labels(label_table)
-    for column in filter(None, (site_column, split_column, *(name for name, _ in where))):
+    for column in filter(None, (person_column, site_column, split_column, *(name for name, _ in where))):
         if column.lower() not in columns:
             raise InputError(f"{label_table}: has no column {column} (found {', '.join(columns)})")
     found, problems, others = [], [], 0
@@ -122,18 +142,27 @@ def label_scans(
         elif np.isnan(label.age):
             problems.append(f"{path}: {label_table} gives no age of {label.person} in years")
         else:
-            # The name tells the sessions of one person that a table with a row for each scan does not.
-            person = label.person if label.person != subject_id else person_of(subject_id)
-            site, split = (label.row[name.lower()] if name else "" for name in (site_column, split_column))
+            person, site, split = (
+                label.row[name.lower()] if name else other
+                for name, other in ((person_column, label.person), (site_column, ""), (split_column, ""))
+            )
             found.append(LabelledScan(subject_id, path, person, label.age, label.sex, site, split))
     if problems and not skip_unlabelled:
         raise InputError([*problems, "correct the table, or leave such scans out with --skip_unlabelled true"])
     if not found:
-        raise InputError([f"{label_table}: gives no scan an age", *problems])
+        why = f"{others} scans have other values than --where asks for" if others else "no scan has an age"
+        raise InputError([f"{label_table}: {why}", *problems])
     print(f"{label_table} is read as a table of the form {form}")
-    for count, what in ((len(problems), "without a label"), (others, "of other rows than --where asks for")):
+    repeated = Counter((scan.person, scan.age) for scan in found)
+    same_age = len({person for (person, _), count in repeated.items() if count > 1})
+    for count, what in (
+        (len(problems), "scans without a label are left out"),
+        (others, "scans of other rows than --where asks for are left out"),
+        (sum(scan.sex is None for scan in found), "scans have no known sex; train with USE_SEX=false, or add it"),
+        (same_age, "persons have several scans of one age; if these are years apart, give each its own row"),
+    ):
         if count:
-            print(f"note: {count} scans {what} are left out")
+            print(f"note: {count} {what}")
     return found
 
 
@@ -173,6 +202,9 @@ def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], s
         number = int(np.argmax(np.where(shares > 0, shares * (counts.sum() + 1) - counts, -np.inf)))
         counts[number] += 1
         chosen[persons[place].person] = SPLITS[number]
+    for split, count, share in zip(SPLITS, counts, shares, strict=True):
+        if share > 0 and not count:
+            print(f"WARNING: {len(persons)} persons are too few for the split {split}, which stays empty")
     return [replace(scan, split=chosen[scan.person]) for scan in scans]
 
 
@@ -209,8 +241,9 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
     InputError
         If the folder holds anything already, or cannot be written.
     """
-    check_writable(folder)
-    if folder.exists() and any(folder.iterdir()):
+    folder = folder.resolve()
+    check_writable(folder.parent)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: holds other files already; set another OUTPUT_DIR (--output_dir)")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
@@ -235,9 +268,9 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
                 writer = csv.DictWriter(file, columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        partial.rename(folder)
+        partial.rename(folder)  # in place of an empty folder, if there is one
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error}); set another OUTPUT_DIR (--output_dir)") from error
     finally:
         if partial.exists():
             shutil.rmtree(partial)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 UNKNOWN_SEX = -1
 UNKNOWN_AGE = float("nan")
+PASS, DOUBTFUL, FAIL = "pass", "doubtful", "fail"  # verdicts on a preprocessed scan
+VERDICTS = (PASS, DOUBTFUL, FAIL)
 AGE_FIELDS = ("chronological_age", "first_stage_age", "discretized_age")
 
 PERSON_PATTERNS = (

@@ -66,6 +66,15 @@ def subject_id_of(file_name: str) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", file_name.replace("\\", "/").rsplit("/", 1)[-1].strip())
 
 
+def scan_name(file_name: str) -> str:
+    """Return the name of a scan: that of its file or FSL folder, without what only says that it is T1-weighted.
+
+    >>> scan_name("sub-01_ses-2_T1w.nii.gz"), scan_name("sub-01_T1w.anat")
+    ('sub-01_ses-2', 'sub-01')
+    """
+    return subject_id_of(file_name).removesuffix(".anat").removesuffix("_T1w")
+
+
 def read_label_table(path: Path) -> LabelTable:
     """Read subjects, ages and sexes.
 
