@@ -56,9 +56,9 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(2)
     except ModuleNotFoundError as error:
         print(
-            f"error: the package {error.name} is not installed for {sys.executable}; run bash bash_demo.sh, or "
-            "install requirements.txt there (for preprocess.py requirements-preprocess.txt too), or activate the "
-            "environment that has it",
+            f"error: the package {error.name} is not installed for {sys.executable}; install requirements.txt there "
+            "(for preprocess.py requirements-preprocess.txt too) with -m pip install -r, or run bash bash_demo.sh, or "
+            "activate the environment that has it",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -72,5 +72,5 @@ def run_command(main: Callable[[], None]) -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on, a training with --resume", file=sys.stderr)
+        print("interrupted; start the same command again to go on (a training with --resume)", file=sys.stderr)
         sys.exit(130)

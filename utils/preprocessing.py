@@ -21,7 +21,10 @@ from utils.quality import LIMITS, Alignment, measure_quality
 from utils.template import NAME, Template, load_template, sample, smooth_to
 
 FORMAT = 1  # raise it when the same scan and parameters give another result
-PACKAGES = ("deepbet", "picsl_greedy", "SimpleITK", "nilearn", "scipy", "numpy", "nibabel", "torch")
+PACKAGES = (
+    "deepbet", "connected-components-3d", "fill_voids", "picsl_greedy", "SimpleITK", "nilearn", "scipy", "numpy",
+    "nibabel", "torch",
+)  # fmt: skip
 
 LEAST_VOXELS = 16  # along each axis
 LARGEST_VOXEL = 10.0  # mm
@@ -167,6 +170,8 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
     UnusableScanError
         If it is no single volume of plain numbers that could show a head.
     """
+    if not path.is_file():
+        raise UnusableScanError("is not there: a link to nowhere, or a file that was removed")
     try:
         image = nibabel.load(path)
         kind = image.get_data_dtype().kind  # type: ignore[attr-defined]
@@ -355,6 +360,8 @@ def _find_upright_brain(path: Path, device: str, template: Template) -> "tuple[R
                 found = attempt(turn)
                 if found[1].turn is None and found[1].score > best[1].score + registration.HEADER_TRUST:
                     best = found
+            if best[1].score >= LEAST_START:
+                break
     return best
 
 

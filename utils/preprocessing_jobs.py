@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from utils.tables import scan_name
 MEMORY = 2 * 2**30  # bytes that one process may need
 GPU_MEMORY = 4 * 2**30  # bytes of the GPU, likewise; an estimate
 SCANS_PER_PROCESS = 20  # before it is replaced, so that memory stays flat
+LOG_PAUSE = 30.0  # s between lines of progress where there is no terminal
 MOST_SHOWN = 20  # scans of the summary
 LEVELS = 4095  # of the intensities that are stored
 QC_FOLDER = "qc"
@@ -97,13 +99,13 @@ def find_raw_scans(source: Path) -> list[RawFile]:
         paths = [source] if is_nifti(source) else []
     elif source.is_dir():
         paths = sorted(path for path in source.iterdir() if is_nifti(path))
-        for pattern in ("sub-*/anat/*_T1w.nii*", "sub-*/ses-*/anat/*_T1w.nii*"):
-            paths += sorted(path for path in source.glob(pattern) if is_nifti(path))
+        for pattern in ("", "ses-*/", "sub-*/", "sub-*/ses-*/"):
+            paths += sorted(path for path in source.glob(f"{pattern}anat/*_T1w.nii*") if is_nifti(path))
     else:
         raise InputError(f"{source}: no such file or folder; set INPUT (--input) to raw T1-weighted scans")
     if not paths:
         raise InputError(
-            f"{source}: holds no raw scan; expected .nii or .nii.gz files, or a BIDS data set with "
+            f"{source}: holds no raw scan; expected .nii or .nii.gz files, or the root of a BIDS data set with "
             "sub-*/[ses-*/]anat/*_T1w.nii.gz"
         )
     found: dict[str, Path] = {}
@@ -158,6 +160,10 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     waiting = [scan for scan in scans if records[scan.name] is None]
     if len(waiting) < len(scans):
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans are finished already")
+    older = [_read_record(_record_file(folder, scan.name)) for scan in waiting]
+    others = sum(record is not None and record["fingerprint"] != key for record in older)
+    if others:
+        print(f"{others} scans were made with other parameters or packages, and are done again")
     os.environ.update({name: value for name, value in PASSIVE.items() if name not in os.environ})
     processors = len(os.sched_getaffinity(0))
     if not workers:
@@ -167,11 +173,13 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
         workers = max(1, min(processors, *room))
     workers = min(workers, max(1, len(waiting)))
     settings = replace(settings, threads=max(1, processors // workers))
+    print(f"{len(waiting)} scans to do, {settings.registration}, {workers} at a time, into {folder}", flush=True)
     context = multiprocessing.get_context("spawn")
+    pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
     try:
         with (
             ProcessPool(workers, max_tasks=SCANS_PER_PROCESS, context=context) as pool,
-            tqdm(total=len(waiting), desc="preprocessing", unit="scan", disable=None, smoothing=0.1) as bar,
+            tqdm(total=len(waiting), desc="preprocessing", unit="scan", mininterval=pause, smoothing=0.1) as bar,
         ):
             running: dict[Future[Any], RawFile] = {}
             queue = list(reversed(waiting))
@@ -231,7 +239,7 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, An
 
     started = time.perf_counter()
     output, picture, mask_file = _outputs(settings.output_dir, scan.name)
-    record = _new_record(scan, key)
+    record = _new_record(scan, settings.registration, key)
     kept = False
     try:
         prepared = preprocess_scan(scan.path, settings.registration, settings.device, settings.threads)
@@ -300,8 +308,12 @@ def summarize(records: Sequence[dict[str, Any]], folder: Path) -> int:
         print(f"  {record['verdict']:<9} {record['name']:<{width}}  {'; '.join(record['reasons'])}")
     if len(others) > MOST_SHOWN:
         print(f"  ... and {len(others) - MOST_SHOWN} more")
-    keys = {record["fingerprint"] for record in _read_records(folder)}
-    if len(keys) > 1:
+    names = {record["name"] for record in records}
+    rest = [record for record in _read_records(folder) if record["name"] not in names]
+    gone = [record["name"] for record in rest if not Path(record["source"]).exists()]
+    if gone:
+        print(f"WARNING: {folder} also holds scans whose source is gone: {', '.join(gone[:MOST_SHOWN])}")
+    if {record["fingerprint"] for record in rest} - {record["fingerprint"] for record in records}:
         print(f"WARNING: {folder} also holds scans made with other parameters; see the fingerprint in qc.csv")
     print(f"  brains: {folder}   table: {folder / 'qc.csv'}   pictures: {folder / 'index.html'}")
     return 0 if counts[PASS] == len(records) else 1
@@ -325,7 +337,7 @@ def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, 
         result = f"its process died with exit code {error.exitcode}, perhaps for want of memory; lower NUM_WORKERS"
     if not isinstance(result, str):
         return result
-    record = _new_record(scan, key) | {"verdict": FAIL, "reasons": [result], "finished": False}
+    record = _new_record(scan, settings.registration, key) | {"verdict": FAIL, "reasons": [result], "finished": False}
     output, picture, _ = _outputs(settings.output_dir, scan.name)
     try:
         for stale in (output, picture):
@@ -336,12 +348,13 @@ def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, 
     return record
 
 
-def _new_record(scan: RawFile, key: str) -> dict[str, Any]:
+def _new_record(scan: RawFile, registration: str, key: str) -> dict[str, Any]:
     from utils.preprocessing import package_versions
 
     return {
         "name": scan.name, "source": str(scan.path.resolve()), "stamp": _stamp(scan.path), "fingerprint": key,
-        "versions": package_versions(), "quality": {}, "seconds": 0.0, "memory": 0.0, "finished": True,
+        "registration": registration, "versions": package_versions(), "quality": {}, "seconds": 0.0, "memory": 0.0,
+        "finished": True,
     }  # fmt: skip
 
 
@@ -373,7 +386,10 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record as a row of ``qc.csv``."""
     versions = " ".join(f"{name}={value}" for name, value in record["versions"].items())
     quality = {name: f"{value:.4g}" for name, value in record["quality"].items() if value is not None}
-    plain = {name: record.get(name, "") for name in ("name", "verdict", "seconds", "memory", "source", "fingerprint")}
+    plain = {
+        name: record.get(name, "")
+        for name in ("name", "verdict", "registration", "seconds", "memory", "source", "fingerprint")
+    }
     return plain | quality | {"reasons": "; ".join(record["reasons"]), "versions": versions}
 
 

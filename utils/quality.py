@@ -1,5 +1,6 @@
 """What tells a good result of the preprocessing from a bad one: quantities, verdict, picture."""
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Limits(NamedTuple):
 # Set by the damaged scans of docs/preprocessing.md.
 LIMITS = {
     "brain_volume": Limits("brain with its fluid, ml", 600, 900, 2200, 2600),
-    "dice": Limits("Dice overlap with the template's brain", 0.90, 0.95),
+    "dice": Limits("Dice overlap with the template's brain", 0.88, 0.92),
     "coverage": Limits("share of the template's brain that the brain covers", 0.85, 0.93),
     "correlation": Limits("with the template, inside its brain", 0.30, 0.45),
     "outside_field_of_view": Limits(
@@ -44,9 +45,10 @@ NONLINEAR_ONLY = ("affine_dice", "smallest_jacobian", "largest_jacobian")
 
 PICTURE_ZOOM = 2
 COLOURS = 96  # of a picture
+LINE = 6  # slices beside each other
 SURROUNDINGS = 6  # voxels around the brain that a picture shows; a face lies further away
 AXIAL, CORONAL, SAGITTAL = (24, 34, 44, 54, 64), (32, 48, 64, 80), (30, 45, 60)  # voxels of the 2 mm grid
-PICTURE_SIZE = (2340, 482)  # pixels, of the slices above and their zoom
+PICTURE_SIZE = (1254, 936)  # pixels, of the slices above and their zoom
 TEMPLATE_COLOUR, MASK_COLOUR = (255, 80, 80), (80, 220, 120)
 VERDICT_COLOURS = {PASS: (90, 200, 120), DOUBTFUL: (240, 190, 70), FAIL: (240, 90, 90)}
 
@@ -138,15 +140,16 @@ def judge(quality: dict[str, float], notes: list[str]) -> tuple[str, list[str]]:
                 verdict = DOUBTFUL if verdict == PASS else verdict
                 reasons.append(f"{name} could not be measured")
             continue
-        if value < limits.fail_below or value > limits.fail_above:
+        hopeless = value < limits.fail_below or value > limits.fail_above
+        if hopeless:
             verdict = FAIL
         elif not (value < limits.doubt_below or value > limits.doubt_above):
             continue
         elif verdict == PASS:
             verdict = DOUBTFUL
-        low, high = limits.doubt_below, limits.doubt_above
+        low, high = limits[1:5:3] if hopeless else limits[2:4]
         wanted = f"at least {low:g}" if value < low else f"at most {high:g}"
-        reasons.append(f"{name} is {value:.3g}; expected {wanted}")
+        reasons.append(f"{name} is {value:.3g}, expected {wanted} ({limits.meaning})")
     return verdict, reasons
 
 
@@ -209,11 +212,12 @@ def draw_picture(
         _mosaic(np.where(near, head, 0), inside, level, MASK_COLOUR),
     ]
     width = max(row.shape[1] for row in rows)
-    header = 46
+    header = 64
     canvas = Image.new("RGB", (width, header + sum(row.shape[0] for row in rows)), (16, 16, 16))
     pen = ImageDraw.Draw(canvas)
     pen.text((8, 4), f"{name}: {verdict}", VERDICT_COLOURS[verdict], ImageFont.load_default(18))
-    pen.text((8, 27), "; ".join(reasons)[:170], (220, 220, 220), ImageFont.load_default(12))
+    text = textwrap.wrap("; ".join(reasons), 190, max_lines=2, placeholder=" ...")
+    pen.text((8, 27), "\n".join(text), (220, 220, 220), ImageFont.load_default(12))
     top = header
     for row in rows:
         canvas.paste(Image.fromarray(row), (0, top))
@@ -222,7 +226,7 @@ def draw_picture(
 
 
 def _mosaic(volume: np.ndarray, outline: np.ndarray, level: float, colour: tuple[int, int, int]) -> np.ndarray:
-    """Lay slices of the three directions side by side, with an outline; (H, W, 3) uint8 array."""
+    """Lay slices of the three directions side by side, in lines, with an outline; (H, W, 3) uint8 array."""
     tiles = []
     for axis, indices in ((2, AXIAL), (1, CORONAL), (0, SAGITTAL)):
         for index in indices:
@@ -234,4 +238,6 @@ def _mosaic(volume: np.ndarray, outline: np.ndarray, level: float, colour: tuple
             tiles.append(tile)
     height = max(tile.shape[0] for tile in tiles)
     padded = [np.pad(tile, ((0, height - tile.shape[0]), (0, 4), (0, 0))) for tile in tiles]
-    return np.concatenate(padded, 1)
+    lines = [np.concatenate(padded[start : start + LINE], 1) for start in range(0, len(padded), LINE)]
+    width = max(line.shape[1] for line in lines)
+    return np.concatenate([np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0))) for line in lines])

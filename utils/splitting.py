@@ -5,20 +5,22 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.images import is_nifti
+from utils.images import is_nifti, model_grid
 from utils.label_formats import open_labels
 from utils.subjects import DOUBTFUL, FAIL
 from utils.tables import scan_name
 
 SPLITS = ("train", "valid", "test")
+GRID_SIZES = (2, 4, 6, 8)  # mm
 QC_FOLDER = "qc"  # of `preprocess.py`
 FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # of fsl_anat, in a folder for each subject
 SEX_NAMES = {0: "F", 1: "M", None: ""}
@@ -71,9 +73,27 @@ def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]
         raise InputError(f"{folder}: holds scans and fsl_anat's folders; two preprocessings do not mix, so give one")
     if not scans and not fsl:
         raise InputError(f"{folder}: holds no .nii or .nii.gz file, and no */{FSL_PRODUCT}")
+    problems = [
+        f"{path}: {shape} voxels; expected preprocessed scans, 91x109x91" for path, shape in _other_grids(scans | fsl)
+    ]
+    if problems:
+        raise InputError(problems)
     if not (folder / QC_FOLDER).is_dir():
         return scans or fsl
     return _without_bad(scans, folder, include_doubtful)
+
+
+def _other_grids(scans: dict[str, Path]) -> Iterator[tuple[Path, str]]:
+    """Find scans that lie on no grid of the model's, by their headers alone; others are read in training."""
+    known = {tuple(sorted(model_grid(size).shape)) for size in GRID_SIZES}
+    for path in scans.values():
+        try:
+            shape = nibabel.load(path).shape  # type: ignore[attr-defined]
+        except Exception as error:  # damaged files raise many types
+            yield path, f"not a readable NIfTI image ({error}), so it has no"
+            continue
+        if tuple(sorted(shape[:3])) not in known:
+            yield path, f"has {'x'.join(map(str, shape))}"
 
 
 def _without_bad(scans: dict[str, Path], folder: Path, include_doubtful: bool) -> dict[str, Path]:
@@ -180,6 +200,11 @@ def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], s
     -------
     list of LabelledScan, with their splits
 
+    Raises
+    ------
+    InputError
+        If a split would be empty.
+
     Notes
     -----
     The persons of a site are sorted by age, and neighbours are shuffled
@@ -202,9 +227,11 @@ def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], s
         number = int(np.argmax(np.where(shares > 0, shares * (counts.sum() + 1) - counts, -np.inf)))
         counts[number] += 1
         chosen[persons[place].person] = SPLITS[number]
-    for split, count, share in zip(SPLITS, counts, shares, strict=True):
-        if share > 0 and not count:
-            print(f"WARNING: {len(persons)} persons are too few for the split {split}, which stays empty")
+    empty = [split for split, count, share in zip(SPLITS, counts, shares, strict=True) if share > 0 and not count]
+    if empty:
+        raise InputError(
+            f"{len(persons)} persons are too few: {', '.join(empty)} would be empty; set FRACTIONS (--fractions)"
+        )
     return [replace(scan, split=chosen[scan.person]) for scan in scans]
 
 
