@@ -48,7 +48,7 @@ COLOURS = 96  # of a picture
 LINE = 6  # slices beside each other
 SURROUNDINGS = 6  # voxels around the brain that a picture shows; a face lies further away
 AXIAL, CORONAL, SAGITTAL = (24, 34, 44, 54, 64), (32, 48, 64, 80), (30, 45, 60)  # voxels of the 2 mm grid
-PICTURE_SIZE = (1254, 936)  # pixels, of the slices above and their zoom
+PICTURE_SIZE = (1224, 936)  # pixels, of the slices above and their zoom
 TEMPLATE_COLOUR, MASK_COLOUR = (255, 80, 80), (80, 220, 120)
 VERDICT_COLOURS = {PASS: (90, 200, 120), DOUBTFUL: (240, 190, 70), FAIL: (240, 90, 90)}
 
