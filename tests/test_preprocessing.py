@@ -164,15 +164,6 @@ def test_real_scans_pass_and_the_brain_is_inside_the_mask(real_scans) -> None:
     assert found.quality["smallest_jacobian"] > 0
 
 
-def test_no_brain_is_an_answer_too(tmp_path) -> None:
-    noise = np.random.default_rng(0).random((60, 60, 60)).astype(np.float32)
-    try:
-        found = preprocess_scan(saved(tmp_path, noise, np.diag([2.0, 2, 2, 1])), "affine", "cpu", 1)
-    except UnusableScanError:
-        return
-    assert judge(found.quality, found.notes)[0] == "fail"
-
-
 def test_the_fingerprint_tells_the_parameters() -> None:
     affine, nonlinear = (preprocessing.fingerprint(kind) for kind in ("affine", "nonlinear"))
     assert affine != nonlinear

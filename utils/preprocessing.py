@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from utils import registration
 from utils.images import MNI152_T1_2MM
-from utils.quality import LIMITS, Alignment, measure_quality
+from utils.quality import LIMITS, Alignment, cut_area, measure_quality
 from utils.template import NAME, Template, load_template, sample, smooth_to
 
 FORMAT = 1  # raise it when the same scan and parameters give another result
@@ -354,7 +354,9 @@ def _find_upright_brain(path: Path, device: str, template: Template) -> "tuple[R
     best = attempt(None)
     if best[1].turn is not None:
         best = attempt(best[1].turn)
-    if best[1].score < LEAST_START:  # nothing like a brain was cut out: perhaps the head lies on its side
+    scan, brain = best
+    cut = cut_area(brain.corrected, brain.mask, scan.voxel_size) > LIMITS["cut_area"].doubt_above
+    if brain.score < LEAST_START and not cut:  # nothing like a brain was found: perhaps the head lies on its side
         for turn in registration.cube_rotations()[1:]:
             with suppress(UnusableScanError):
                 found = attempt(turn)

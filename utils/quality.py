@@ -50,7 +50,6 @@ SURROUNDINGS = 6  # voxels around the brain that a picture shows; a face lies fu
 AXIAL, CORONAL, SAGITTAL = (24, 34, 44, 54, 64), (32, 48, 64, 80), (30, 45, 60)  # voxels of the 2 mm grid
 PICTURE_SIZE = (1224, 936)  # pixels, of the slices above and their zoom
 TEMPLATE_COLOUR, MASK_COLOUR = (255, 80, 80), (80, 220, 120)
-VERDICT_COLOURS = {PASS: (90, 200, 120), DOUBTFUL: (240, 190, 70), FAIL: (240, 90, 90)}
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def measure_quality(
         "coverage": both / brain.sum(),
         "correlation": _correlation(volume[brain], template.volume[brain]),
         "outside_field_of_view": outside.mean(),
-        "cut_area": _cut_area(native, native_mask, np.linalg.norm(alignment.affine[:3, :3], axis=0)),
+        "cut_area": cut_area(native, native_mask, np.linalg.norm(alignment.affine[:3, :3], axis=0)),
         "rotation": np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))),
         "smallest_scale": scales[-1],
         "largest_scale": scales[0],
@@ -153,7 +152,7 @@ def judge(quality: dict[str, float], notes: list[str]) -> tuple[str, list[str]]:
     return verdict, reasons
 
 
-def _cut_area(native: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> float:
+def cut_area(native: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> float:
     """Return the largest area of brain on a side of the box that holds what was scanned, square cm."""
     box = ndimage.find_objects((native > 0).astype(np.int8))[0]
     areas = []
@@ -215,7 +214,7 @@ def draw_picture(
     header = 64
     canvas = Image.new("RGB", (width, header + sum(row.shape[0] for row in rows)), (16, 16, 16))
     pen = ImageDraw.Draw(canvas)
-    pen.text((8, 4), f"{name}: {verdict}", VERDICT_COLOURS[verdict], ImageFont.load_default(18))
+    pen.text((8, 4), f"{name}: {verdict}", (255, 255, 255), ImageFont.load_default(18))
     text = textwrap.wrap("; ".join(reasons), 190, max_lines=2, placeholder=" ...")
     pen.text((8, 27), "\n".join(text), (220, 220, 220), ImageFont.load_default(12))
     top = header
