@@ -46,8 +46,9 @@ def test_a_known_affine_is_found(brain, angles) -> None:
     plain, turned = brain, moved(brain, truth)
     found = []
     for volume in (plain, turned):
-        start, turn = find_start(volume, volume > 0, GRID, template)
+        start, turn, score = find_start(volume, volume > 0, GRID, template)
         assert turn is None
+        assert score > 0.75
         found.append(register_affine(volume, GRID, template, start, 1))
     points = np.argwhere(template.brain)[::500] @ GRID[:3, :3].T + GRID[:3, 3]
     expected, got = (nibabel.affines.apply_affine(matrix, points) for matrix in (truth @ found[0], found[1]))
@@ -58,7 +59,7 @@ def test_a_known_affine_is_found(brain, angles) -> None:
 def test_another_orientation_is_found(brain, number) -> None:
     turn = cube_rotations()[number]
     affine = from_matvec(turn) @ GRID  # the header lies
-    start, found = find_start(brain, brain > 0, affine, load_template())
+    start, found, _ = find_start(brain, brain > 0, affine, load_template())
     assert found is not None
     np.testing.assert_array_equal(found, turn)
     np.testing.assert_allclose(start[:3, :3] @ turn.T, np.eye(3), atol=0.5)
