@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.errors import InputError
 from utils.subjects import person_of
-from utils.tables import OLDEST_AGE, SEXES, read_cells, subject_id_of
+from utils.tables import SEXES, read_cells, subject_id_of, to_age
 
 DAYS = 365.25  # of a year
 SEX_CODES = {"1": 1, "2": 0}  # male and female, where a data set says so
@@ -95,11 +95,8 @@ def open_labels(path: Path) -> tuple[str, Find, list[str]]:
 
 def _years(text: str) -> float:
     """Return a usable age, or NaN."""
-    try:
-        age = float(text)
-    except ValueError:
-        return np.nan
-    return age if 0 < age < OLDEST_AGE else np.nan
+    age = to_age(text)
+    return np.nan if age is None else age
 
 
 def _number(text: str) -> float:
@@ -137,16 +134,15 @@ def _only(
     return Label(person, min(ages, default=np.nan), sex, rows[0])
 
 
-def _plain(*id_columns: str) -> Callable[[pd.DataFrame], Find]:
+def _plain(id_column: str) -> Callable[[pd.DataFrame], Find]:
     """Make the reader of tables with a row for each scan, or for each person of BIDS and Cam-CAN."""
 
     def make(table: pd.DataFrame) -> Find:
-        column = next(name for name in id_columns if name in table.columns)
-        codes = SEX_CODES if "gender_code" in table.columns or column in ("ccid", "observations") else None
+        codes = SEX_CODES if "gender_code" in table.columns or id_column in ("ccid", "observations") else None
 
         def key(row: dict[str, str]) -> str:
             session = row.get("session_id", "")
-            return _bare(row[column]) + (f"_{session}" if session else "")
+            return _bare(row[id_column]) + (f"_{session}" if session else "")
 
         groups = _rows_by(table, key)
 

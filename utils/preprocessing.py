@@ -195,7 +195,7 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
     notes = _header_notes(image)
     if turn is not None:
         notes.append("the head lies on another side than the header says; left and right cannot be known")
-        affine = _linear(turn.T) @ affine
+        affine = nibabel.affines.from_matvec(turn.T) @ affine
     upright = nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine))
     volume = np.asarray(upright.dataobj, dtype=np.float32)
     finite = np.isfinite(volume)
@@ -205,7 +205,7 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
     box = _head_box(volume, np.linalg.norm(upright.affine[:3, :3], axis=0))
     corner = np.array([part.start for part in box])
     cropped = upright.affine @ nibabel.affines.from_matvec(np.eye(3), corner)
-    header = cropped if turn is None else _linear(turn) @ cropped
+    header = cropped if turn is None else nibabel.affines.from_matvec(turn) @ cropped
 
     def to_native(part: np.ndarray) -> np.ndarray:
         whole = np.zeros(volume.shape, part.dtype)
@@ -216,11 +216,6 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
         return nibabel.apply_orientation(whole, back)
 
     return RawScan(np.ascontiguousarray(volume[box]), cropped, header, notes, to_native)
-
-
-def _linear(matrix: np.ndarray) -> np.ndarray:
-    """Return the (4, 4) affine of a (3, 3) matrix."""
-    return nibabel.affines.from_matvec(matrix)
 
 
 def _header_notes(image: Any) -> list[str]:

@@ -26,7 +26,7 @@ from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
 from utils.images import MNI152_T1_2MM, is_nifti
 from utils.quality import LIMITS, PICTURE_SIZE
-from utils.subjects import DOUBTFUL, FAIL, PASS, VERDICTS
+from utils.subjects import DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS
 from utils.tables import scan_name
 
 MEMORY = 2 * 2**30  # bytes that one process may need
@@ -35,7 +35,6 @@ SCANS_PER_PROCESS = 20  # before it is replaced, so that memory stays flat
 LOG_PAUSE = 30.0  # s between lines of progress where there is no terminal
 MOST_SHOWN = 20  # scans of the summary
 LEVELS = 4095  # of the intensities that are stored
-QC_FOLDER = "qc"
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # threads that wait do not spin
 COLUMNS = (
     "name",

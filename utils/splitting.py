@@ -16,12 +16,11 @@ from utils.errors import InputError
 from utils.files import check_writable
 from utils.images import is_nifti, model_grid
 from utils.label_formats import open_labels
-from utils.subjects import DOUBTFUL, FAIL
+from utils.subjects import DOUBTFUL, FAIL, QC_FOLDER
 from utils.tables import scan_name
 
 SPLITS = ("train", "valid", "test")
 GRID_SIZES = (2, 4, 6, 8)  # mm
-QC_FOLDER = "qc"  # of `preprocess.py`
 FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # of fsl_anat, in a folder for each subject
 SEX_NAMES = {0: "F", 1: "M", None: ""}
 

@@ -8,6 +8,7 @@ UNKNOWN_SEX = -1
 UNKNOWN_AGE = float("nan")
 PASS, DOUBTFUL, FAIL = "pass", "doubtful", "fail"  # verdicts on a preprocessed scan
 VERDICTS = (PASS, DOUBTFUL, FAIL)
+QC_FOLDER = "qc"  # beside preprocessed scans, with their records
 AGE_FIELDS = ("chronological_age", "first_stage_age", "discretized_age")
 
 PERSON_PATTERNS = (

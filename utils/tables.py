@@ -120,7 +120,7 @@ def read_label_table(path: Path) -> LabelTable:
             continue
         first_row[subject_id] = number
         age_cell = "" if columns["age"] is None else str(row[columns["age"]]).strip()
-        age = _to_age(age_cell)
+        age = to_age(age_cell)
         if age is not None:
             table.ages[subject_id] = age
         else:
@@ -161,7 +161,7 @@ def read_cells(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: cannot be read as {suffix} ({error}); save it again") from error
 
 
-def _to_age(cell: str) -> float | None:
+def to_age(cell: str) -> float | None:
     """Return a usable age in years, or None."""
     try:
         age = float(cell)

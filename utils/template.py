@@ -76,9 +76,9 @@ def smooth_to(volume: np.ndarray, voxel_size: np.ndarray, resolution: float) -> 
 
 
 def sample(
-    volume: np.ndarray, affine: np.ndarray, matrix: np.ndarray, displacement: np.ndarray | None = None, order: int = 1
+    volume: np.ndarray, affine: np.ndarray, matrix: np.ndarray, displacement: np.ndarray | None = None
 ) -> np.ndarray:
-    """Sample a volume at the voxels of the template's grid, once, through all transforms.
+    """Sample a volume linearly at the voxels of the template's grid, once, through all transforms.
 
     Parameters
     ----------
@@ -86,15 +86,13 @@ def sample(
     affine : (4, 4) float array, voxel to mm, of the volume
     matrix : (4, 4) float array, from mm of the template to mm of the volume
     displacement : (91, 109, 91, 3) float32 array, mm, or None
-    order : int
-        Of the interpolating spline; 1 is linear.
 
     Returns
     -------
     (91, 109, 91) float32 array, 0 outside the volume
     """
     where = voxel_coordinates(affine, matrix, displacement)
-    return ndimage.map_coordinates(volume, where, order=order, output=np.float32)
+    return ndimage.map_coordinates(volume, where, order=1, output=np.float32)
 
 
 def voxel_coordinates(affine: np.ndarray, matrix: np.ndarray, displacement: np.ndarray | None = None) -> np.ndarray:
