@@ -8,29 +8,32 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 # ---- data ----
 DATA="${DATA:-data}"                                  # folder with train/, valid/, test/, labels.csv
 TRAIN_FOLDER="${TRAIN_FOLDER:-$DATA/train}"           # scans to train on, .nii or .nii.gz
-VALID_FOLDER="${VALID_FOLDER:-$DATA/valid}"           # scans that choose the best epoch
+VALID_FOLDER="${VALID_FOLDER-$DATA/valid}"           # scans to watch the training by; empty: none
 TEST_FOLDER="${TEST_FOLDER-$DATA/test}"               # scans that get discretized ages too; empty: none
 LABEL_TABLE="${LABEL_TABLE:-$DATA/labels.csv}"        # subject, age in years, sex; .csv .tsv .xlsx .xls
 OUTPUT_DIR="${OUTPUT_DIR:-runs/first_stage}"          # folder of the run, new for each run
 
+# ---- recipe: what the empty variables below are then ----
+RECIPE="${RECIPE:-small_cohort}"                      # small_cohort (about a hundred scans), or paper: as the authors
+
 # ---- network ----
-MODEL="${MODEL:-scaledense}"                          # scaledense, or scaledense_paper (a tenth of the work)
+MODEL="${MODEL:-}"                                    # scaledense, or scaledense_paper (a tenth of the work)
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
-VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm: 2, or 4 for a CPU
+VOXEL_SIZE="${VOXEL_SIZE:-}"                          # mm: 2, or 4
 
 # ---- loss ----
 LOSS="${LOSS:-mse}"                                   # mse or mae
 RANKING="${RANKING:-soft}"                            # soft, sodeep (needs SORTER) or none
 SORTER="${SORTER:-}"                                  # sorter file, of length BATCH_SIZE
-RANKING_WEIGHT="${RANKING_WEIGHT:-10}"                # lambda of the paper
-AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-1}"   # beta of the paper
+RANKING_WEIGHT="${RANKING_WEIGHT:-}"                  # lambda of the paper; 0: no ranking, no age difference
+AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-}"    # beta of the paper
 
 # ---- training ----
-EPOCHS="${EPOCHS:-150}"                               # passes over the training set, at most
-BATCH_SIZE="${BATCH_SIZE:-32}"                        # scans in a batch, of each process
-LEARNING_RATE="${LEARNING_RATE:-1e-3}"                # at the start
-WEIGHT_DECAY="${WEIGHT_DECAY:-5e-4}"                  # L2 penalty
-SCHEDULER="${SCHEDULER:-plateau}"                     # plateau, cosine or constant
+EPOCHS="${EPOCHS:-}"                                  # passes over the training set, at most
+BATCH_SIZE="${BATCH_SIZE:-}"                          # scans in a batch, of each process
+LEARNING_RATE="${LEARNING_RATE:-}"                    # the highest
+WEIGHT_DECAY="${WEIGHT_DECAY:-}"                      # L2 penalty, or decoupled
+SCHEDULER="${SCHEDULER:-}"                            # plateau, cosine or constant
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages
 FOLDS="${FOLDS:-0}"                                   # further networks for out-of-fold ages; 0: none
 SEED="${SEED:-0}"                                     # of everything random
@@ -49,6 +52,7 @@ fi
   --test_folder "$TEST_FOLDER" \
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \
+  --recipe "$RECIPE" \
   --model "$MODEL" \
   --use_sex "$USE_SEX" \
   --voxel_size "$VOXEL_SIZE" \

@@ -8,29 +8,32 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 # ---- data ----
 DATA="${DATA:-data}"                                  # folder with train/, valid/, labels.csv
 TRAIN_FOLDER="${TRAIN_FOLDER:-$DATA/train}"           # scans to train on, .nii or .nii.gz
-VALID_FOLDER="${VALID_FOLDER:-$DATA/valid}"           # scans that choose the best epoch
+VALID_FOLDER="${VALID_FOLDER-$DATA/valid}"           # scans to watch the training by; empty: none
 LABEL_TABLE="${LABEL_TABLE:-$DATA/labels.csv}"        # subject, age in years, sex; .csv .tsv .xlsx .xls
 OUTPUT_DIR="${OUTPUT_DIR:-runs/second_stage}"         # folder of the run, new for each run
 FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # of the trained first stage
 DISCRETIZED_AGE_FOLDER="${DISCRETIZED_AGE_FOLDER:-}"  # of <split>_discretized_age.npy; empty: beside the checkpoint
 
+# ---- recipe: what the empty variables below are then ----
+RECIPE="${RECIPE:-small_cohort}"                      # small_cohort (about a hundred scans), or paper: as the authors
+
 # ---- network ----
-MODEL="${MODEL:-scaledense}"                          # scaledense, or scaledense_paper (a tenth of the work)
+MODEL="${MODEL:-}"                                    # scaledense, or scaledense_paper (a tenth of the work)
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
 
 # ---- loss ----
 LOSS="${LOSS:-mse}"                                   # mse or mae
 RANKING="${RANKING:-soft}"                            # soft, sodeep (needs SORTER) or none
 SORTER="${SORTER:-}"                                  # sorter file, of length BATCH_SIZE
-RANKING_WEIGHT="${RANKING_WEIGHT:-10}"                # lambda of the paper
-AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-1}"   # beta of the paper
+RANKING_WEIGHT="${RANKING_WEIGHT:-}"                  # lambda of the paper; 0: no ranking, no age difference
+AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-}"    # beta of the paper
 
 # ---- training ----
-EPOCHS="${EPOCHS:-150}"                               # passes over the training set, at most
-BATCH_SIZE="${BATCH_SIZE:-32}"                        # scans in a batch, of each process
-LEARNING_RATE="${LEARNING_RATE:-1e-3}"                # at the start
-WEIGHT_DECAY="${WEIGHT_DECAY:-5e-4}"                  # L2 penalty
-SCHEDULER="${SCHEDULER:-plateau}"                     # plateau, cosine or constant
+EPOCHS="${EPOCHS:-}"                                  # passes over the training set, at most
+BATCH_SIZE="${BATCH_SIZE:-}"                          # scans in a batch, of each process
+LEARNING_RATE="${LEARNING_RATE:-}"                    # the highest
+WEIGHT_DECAY="${WEIGHT_DECAY:-}"                      # L2 penalty, or decoupled
+SCHEDULER="${SCHEDULER:-}"                            # plateau, cosine or constant
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages; as in the first stage
 SEED="${SEED:-0}"                                     # of everything random
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
@@ -49,6 +52,7 @@ fi
   --output_dir "$OUTPUT_DIR" \
   --first_stage_checkpoint "$FIRST_STAGE_CHECKPOINT" \
   --discretized_age_folder "$DISCRETIZED_AGE_FOLDER" \
+  --recipe "$RECIPE" \
   --model "$MODEL" \
   --use_sex "$USE_SEX" \
   --loss "$LOSS" \

@@ -19,14 +19,15 @@ def main() -> None:
     from utils.discretization import write_discretized_ages
     from utils.engine import Training, check_run_folder, predict
     from utils.files import sha256_of
-    from utils.images import model_grid
+    from utils.images import brain_box, model_grid
     from utils.scans import ScanStore
     from utils.stages import FirstStage
     from utils.subjects import Subject
 
     with user_errors():
         grid = model_grid(args.voxel_size)
-        make_config(args, 1, grid.shape, [0.0])
+        box = brain_box(args.voxel_size) if args.field_of_view == "brain" else None
+        make_config(args, 1, grid.shape, box, [0.0])
         criterion = make_loss(args)
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
@@ -42,9 +43,10 @@ def main() -> None:
 
     def train(train_subjects: list[Subject], folder: Path, seed: int) -> Path:
         ages = [subject.chronological_age for subject in train_subjects]
-        network = make_network(make_config(args, 1, grid.shape, ages), seed, args.activation_checkpointing)
-        identity = describe_checkpoint(network.config.to_dict(), args, train_subjects, cohort["valid"])
-        datasets = ScanDataset(train_subjects, scans), ScanDataset(cohort["valid"], scans)
+        network = make_network(make_config(args, 1, grid.shape, box, ages), seed, args.activation_checkpointing)
+        valid_subjects = cohort.get("valid", [])
+        identity = describe_checkpoint(network.config.to_dict(), args, train_subjects, valid_subjects)
+        datasets = ScanDataset(train_subjects, scans), ScanDataset(valid_subjects, scans)
         return Training(network, FirstStage(), criterion, *datasets, folder, args, device, identity).fit()
 
     def estimate(checkpoint: Path, subjects: list[Subject], label: str) -> np.ndarray:

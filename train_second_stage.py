@@ -25,13 +25,15 @@ def main() -> None:
         args.voxel_size, args.normalization = data_settings(first_stage, args.normalization)
     with user_errors():
         grid = model_grid(args.voxel_size)
-        make_config(args, 2, grid.shape, [0.0])
+        box = first_network.config.field_of_view
+        make_config(args, 2, grid.shape, box, [0.0])
         criterion = make_loss(args)
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
     scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
+    folders = {"train": args.train_folder, "valid": args.valid_folder}
     cohort = load_cohort(
-        {"train": args.train_folder, "valid": args.valid_folder},
+        {split: folder for split, folder in folders.items() if folder},
         args.label_table,
         scans,
         use_sex=args.use_sex,
@@ -42,22 +44,24 @@ def main() -> None:
         path = folder / f"{split}_discretized_age.npy"
         table = read_discretized_ages(path, [s.subject_id for s in subjects], args.age_interval, sha256)
         cohort[split] = add_first_stage_ages(subjects, table["brain_age"], table["discretized_age"])
-    warn_of_overfitting(cohort["train"], cohort["valid"])
+    valid_subjects = cohort.get("valid", [])
+    if valid_subjects and not args.age_jitter:
+        warn_of_overfitting(cohort["train"], valid_subjects)
     ages = [subject.chronological_age for subject in cohort["train"]]
-    network = make_network(make_config(args, 2, grid.shape, ages), args.seed, args.activation_checkpointing)
+    network = make_network(make_config(args, 2, grid.shape, box, ages), args.seed, args.activation_checkpointing)
     if args.start_from_first_stage:
         with user_errors(str(args.first_stage_checkpoint)):
             start_from_first_stage(network, first_network)
     best = Training(
         network,
-        SecondStage(args.age_interval),
+        SecondStage(args.age_interval, args.age_jitter),
         criterion.to(device),
         ScanDataset(cohort["train"], scans),
-        ScanDataset(cohort["valid"], scans),
+        ScanDataset(valid_subjects, scans),
         args.output_dir,
         args,
         device,
-        describe_checkpoint(network.config.to_dict(), args, cohort["train"], cohort["valid"], sha256),
+        describe_checkpoint(network.config.to_dict(), args, cohort["train"], valid_subjects, sha256),
     ).fit()
     if distributed.rank() == 0:
         print(f"best weights: {best}")

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.errors import run_command, user_errors
-from utils.options import throughput_parser, training_parser
+from utils.options import parse_training_flags, throughput_parser
 
 PLAIN, OURS = "plain way", "our way"
 
@@ -232,7 +232,7 @@ def build(variant: Variant, task: str, args: Namespace, device: Any) -> Callable
     criterion, generator = CascadeLoss(ranker=SoftRank()), torch.Generator().manual_seed(0)
     parameters = list(network.parameters())
     if variant.fused_optimizer:
-        optimizer = make_optimizer(parameters, training_parser(1).parse_args([]))
+        optimizer = make_optimizer(parameters, parse_training_flags(1, ["--recipe", "paper"]))
     else:
         optimizer = torch.optim.Adam(parameters, 1e-3, weight_decay=5e-4, amsgrad=True)
     forward = compiled(network, device) if variant.compile else network
@@ -240,7 +240,7 @@ def build(variant: Variant, task: str, args: Namespace, device: Any) -> Callable
     def step(batch: dict[str, Any]) -> None:
         """Ours decodes, augments and normalizes the volumes; the plain way gets them ready and contiguous."""
         if variant.ours:
-            batch = to_device(batch, device, (0,) if task == "training" else None)
+            batch = to_device(batch, device, ("flip", "shift") if task == "training" else (), (0,))
             if not variant.channels_last:
                 batch["volume"] = contiguous(batch["volume"])
         if task == "inference":

@@ -13,15 +13,20 @@ from model.sorter import load_sorter
 
 
 def make_config(
-    args: Namespace, stage: int, volume_shape: tuple[int, int, int], train_ages: Sequence[float]
+    args: Namespace,
+    stage: int,
+    volume_shape: tuple[int, int, int],
+    field_of_view: tuple[tuple[int, int], ...] | None,
+    train_ages: Sequence[float],
 ) -> NetworkConfig:
     """Make the configuration of a network that is to be trained.
 
     Parameters
     ----------
-    args : Namespace with ``model``, ``use_sex``, ``blocks``, ``filters``
+    args : Namespace with ``model``, ``use_sex``, ``blocks``, ``filters``, ``flip_averaging``
     stage : {1, 2}
     volume_shape : tuple of 3 int
+    field_of_view : tuple of 3 (first, last) int, voxels, or None
     train_ages : sequence of float, years
         The chronological ages of the training subjects.
 
@@ -37,6 +42,8 @@ def make_config(
         model=args.model,
         use_sex=args.use_sex,
         volume_shape=volume_shape,
+        field_of_view=field_of_view,
+        flip_averaging=args.flip_averaging,
         blocks=args.blocks,
         filters=args.filters,
         age_mean=float(ages.mean()),
@@ -72,7 +79,7 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
     the image shows and the discretized age are taken together, so that it
     goes on predicting a constant.
     """
-    names = ("model", "volume_shape", "blocks", "filters", "use_sex")
+    names = ("model", "volume_shape", "field_of_view", "blocks", "filters", "use_sex")
     different = [name for name in names if getattr(first.config, name) != getattr(second.config, name)]
     if different:
         raise ValueError(

@@ -50,8 +50,9 @@ class BatchNorm3d(nn.BatchNorm3d):
         own: Any = self  # torch declares its statistics as optional
         with torch.no_grad():
             own.num_batches_tracked += 1
-            own.running_mean.lerp_(mean, own.momentum)
-            own.running_var.lerp_(variance * (size / (size - 1)), own.momentum)
+            weight = 1 / own.num_batches_tracked if own.momentum is None else own.momentum
+            own.running_mean.lerp_(mean, weight)
+            own.running_var.lerp_(variance * (size / (size - 1)), weight)
 
 
 class _WideBatchNorm(torch.autograd.Function):

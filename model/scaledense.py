@@ -38,6 +38,11 @@ class NetworkConfig:
         `age_mean`, so that it starts near the years it must reach; the
         second stage's discretized age is standardized by them. Released
         checkpoints have 0 and 1, which changes nothing.
+    field_of_view : tuple of 3 (first, last) int, or None
+        The box of voxels that the trunk looks at; None: the whole volume.
+    flip_averaging : bool
+        Whether an estimate is the mean over the volume and its mirror image,
+        left and right changed over; in training it never is.
 
     Raises
     ------
@@ -54,9 +59,13 @@ class NetworkConfig:
     filters: int = 8
     age_mean: float = 0.0
     age_sd: float = 1.0
+    field_of_view: tuple[tuple[int, int], ...] | None = None
+    flip_averaging: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume_shape", tuple(self.volume_shape))
+        if self.field_of_view is not None:
+            object.__setattr__(self, "field_of_view", tuple((int(a), int(b)) for a, b in self.field_of_view))
         if self.stage not in (1, 2):
             raise ValueError(f"stage is {self.stage}; expected 1 or 2")
         if self.model not in MODELS:
@@ -65,13 +74,21 @@ class NetworkConfig:
             raise ValueError(f"{self.blocks} blocks of {self.filters} filters; expected at least one of each")
         if not self.age_sd > 0:
             raise ValueError(f"age_sd is {self.age_sd}; expected a positive number of years")
+        if any(not 0 <= a <= b < size for (a, b), size in zip(self.box, self.volume_shape, strict=True)):
+            raise ValueError(f"the field of view {self.field_of_view} is no part of the volume {self.volume_shape}")
+        shape = [b - a + 1 for a, b in self.box]
         minimum = 2**self.blocks + (STEM_SHRINKAGE if self.has_stem else 0)
-        if min(self.volume_shape) < minimum:
+        if min(shape) < minimum:
             raise ValueError(
-                f"a volume of {'x'.join(map(str, self.volume_shape))} voxels does not survive "
+                f"a volume of {'x'.join(map(str, shape))} voxels does not survive "
                 f"{self.model} with {self.blocks} blocks: every axis needs at least {minimum} "
                 "voxels; use fewer --blocks or a finer --voxel_size"
             )
+
+    @property
+    def box(self) -> tuple[tuple[int, int], ...]:
+        """First and last voxel of the field of view along each axis."""
+        return self.field_of_view or tuple((0, size - 1) for size in self.volume_shape)
 
     @property
     def has_stem(self) -> bool:
@@ -117,6 +134,7 @@ class ScaleDenseTrunk(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        self.box = tuple(slice(a, b + 1) for a, b in config.box)
         self.stem: nn.Module = nn.Identity()
         if config.has_stem:
             self.stem = nn.Sequential(nn.Conv3d(1, config.filters, 7, padding=1, dilation=2), nn.ELU())
@@ -136,8 +154,13 @@ class ScaleDenseTrunk(nn.Module):
         Returns
         -------
         (B, features) float32 tensor (float64 for float64 volumes)
+
+        Notes
+        -----
+        Half of MNI152's grid is empty: the box of the brain saves a third
+        of the work and more.
         """
-        x = self.stem(volumes)
+        x = self.stem(volumes[:, :, *self.box])
         for block in self.blocks:
             path = recompute(block, x) if self.training and self.activation_checkpointing else block(x)
             x = torch.cat([functional.max_pool3d(x, 2), path], 1)
@@ -224,9 +247,15 @@ class ScaleDense(nn.Module):
         (B,) float32 tensor, years
             Brain age of the first stage, residual age of the second.
         """
-        features = self.trunk(volumes)
-        with torch.autocast(volumes.device.type, enabled=False):
-            return self._head(features, sex, discretized_age)
+        views = [volumes]
+        if self.config.flip_averaging and not self.training:
+            views.append(volumes.flip(2))
+        estimates = []
+        for view in views:
+            features = self.trunk(view)
+            with torch.autocast(volumes.device.type, enabled=False):
+                estimates.append(self._head(features, sex, discretized_age))
+        return torch.stack(estimates).mean(0) if len(estimates) > 1 else estimates[0]
 
     def _head(
         self,

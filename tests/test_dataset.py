@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.conftest import VOXEL_SIZE, save_scan, small_volume
-from utils.dataset import EpochBatches, ScanDataset, collate, flip_and_shift, make_loader, to_device
+from utils.dataset import EpochBatches, ScanDataset, collate, make_loader, to_device
 from utils.images import model_grid
 from utils.scans import ScanStore
 from utils.subjects import Subject
@@ -78,18 +78,3 @@ def test_loaders_keep_order_and_layout(synthetic_cohort, workers) -> None:
     assert first["volume"].shape == (2, 1, 23, 28, 23)
     assert first["volume"].stride(1) == 1  # channels last, which shape alone does not tell for one channel
     torch.testing.assert_close(second["volume"], to_device(collate([dataset[2]]), torch.device("cpu"))["volume"])
-
-
-def test_flip_and_shift() -> None:
-    volumes = torch.zeros(200, 9, 9, 9)
-    volumes[:, 2, 4, 4] = 1
-    changed = flip_and_shift(volumes, (0, 1))
-    assert changed.sum() == 200
-    places = changed.nonzero()[:, 1:]
-    flipped = places[:, 0] > 4
-    assert 60 < int(flipped.sum()) < 140
-    offsets = places - torch.where(flipped[:, None], torch.tensor([6, 4, 4]), torch.tensor([2, 4, 4]))
-    assert offsets.abs().max() == 2
-    assert len(offsets.unique(dim=0)) > 60
-    again = flip_and_shift(volumes, (0, 1))
-    assert torch.equal(changed, again)

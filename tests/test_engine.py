@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def flags(*extra: object) -> Namespace:
-    return options.training_parser(1).parse_args([*QUICK, *map(str, extra)])
+    return options.parse_training_flags(1, ["--recipe", "paper", *QUICK, *map(str, extra)])
 
 
 @pytest.fixture

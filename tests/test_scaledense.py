@@ -184,7 +184,7 @@ def test_no_seed_starts_dead(model) -> None:
     sex, age = torch.tensor([0, 1, 0, 1]), torch.tensor([25.0, 44.0, 58.0, 79.0])
     dead = []
     for seed in range(50):
-        network = make_network(make_config(flags(model), 1, (26, 26, 26), age.tolist()), seed)
+        network = make_network(make_config(flags(model), 1, (26, 26, 26), None, age.tolist()), seed)
         optimizer = torch.optim.Adam(network.parameters(), 1e-3)
         for _ in range(2):
             output = network(volumes, sex)
@@ -197,7 +197,7 @@ def test_no_seed_starts_dead(model) -> None:
 
 
 def flags(model: str) -> SimpleNamespace:
-    return SimpleNamespace(model=model, use_sex=True, blocks=3, filters=4)
+    return SimpleNamespace(model=model, use_sex=True, blocks=3, filters=4, flip_averaging=False)
 
 
 def test_the_head_stays_in_float32() -> None:
@@ -207,14 +207,14 @@ def test_the_head_stays_in_float32() -> None:
 
 
 def test_a_second_stage_starts_from_the_first() -> None:
-    first, second = (make_network(make_config(flags("scaledense"), s, (26, 26, 26), [30.0, 60.0]), s) for s in (1, 2))
+    first, second = (make_network(make_config(flags("scaledense"), s, (26, 26, 26), None, [30.0, 60.0]), s) for s in (1, 2))
     volumes = torch.randn(2, 1, 26, 26, 26)
     before = second.trunk(volumes)
     start_from_first_stage(second, first)
     torch.testing.assert_close(second.trunk(volumes), first.trunk(volumes))
     assert not torch.equal(second.trunk(volumes), before)
     assert second(volumes, torch.tensor([0, 1]), torch.tensor([30.0, 60.0])).abs().max() == 0
-    other = make_network(make_config(flags("scaledense_paper"), 1, (26, 26, 26), [30.0, 60.0]), 0)
+    other = make_network(make_config(flags("scaledense_paper"), 1, (26, 26, 26), None, [30.0, 60.0]), 0)
     with pytest.raises(ValueError, match="another model; train the second with the same"):
         start_from_first_stage(second, other)
 

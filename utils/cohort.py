@@ -161,7 +161,7 @@ def warn_of_overfitting(train_subjects: Sequence[Subject], valid_subjects: Seque
         print(
             f"WARNING: the first stage's MAE is {train:.2f} years on the training subjects and {valid:.2f} on the "
             "validation subjects: it leaves the second stage little to learn. Train the first stage with "
-            "--folds 5, for ages from networks that never saw the subject."
+            "--folds 5, for ages from networks that never saw the subject, or the second with --age_jitter."
         )
 
 

@@ -1,17 +1,16 @@
 """Volumes in batches, for training and for prediction."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from utils.augmentation import augment
 from utils.scans import ScanStore
 from utils.subjects import Subject
-
-LARGEST_SHIFT = 2  # voxels
 
 
 class ScanDataset(Dataset[dict[str, Any]]):
@@ -39,7 +38,7 @@ class ScanDataset(Dataset[dict[str, Any]]):
             ``voxels`` (D, H, W) tensor of a compact type; ``scaling`` (4,)
             float32 array: slope, intercept, and the inverse of the brain's
             deviation and its mean in deviations; ``sex`` int;
-            ``chronological_age``, ``discretized_age``, years, NaN where
+            ``chronological_age``, ``first_stage_age``, ``discretized_age``, years, NaN where
             unknown; ``subject_id`` str.
         """
         subject = self.subjects[index]
@@ -50,6 +49,7 @@ class ScanDataset(Dataset[dict[str, Any]]):
             "scaling": np.array(scaling, np.float32),
             "sex": subject.sex,
             "chronological_age": np.float32(subject.chronological_age),
+            "first_stage_age": np.float32(subject.first_stage_age),
             "discretized_age": np.float32(subject.discretized_age),
             "subject_id": subject.subject_id,
         }
@@ -70,10 +70,27 @@ class EpochBatches:
         numbers of batches.
     drop_last : bool
         Leave out an incomplete last batch.
+    ages : (size,) float array, or None
+        Spread over every joint batch of the processes, so that each has
+        young and old subjects; None: batches are drawn whatever the ages.
+
+    Notes
+    -----
+    Batch norm takes from every subject what the batch has in common. Where
+    that is the mean age of a few subjects drawn at random, the network
+    cannot know it in training, and learns little else than the order of a
+    batch.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = False
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        ages: np.ndarray | None = None,
     ) -> None:
         self.size = size
         self.batch_size = batch_size
@@ -81,6 +98,7 @@ class EpochBatches:
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
+        self.ages = ages
         self.epoch = 0
         self.start = 0
 
@@ -89,10 +107,38 @@ class EpochBatches:
         return own // self.batch_size if self.drop_last else -(-own // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.size)
+        if self.ages is not None:
+            order = spread(order, self.ages, self.batch_size * self.world_size, rng)
         own = order[self.rank :: self.world_size][: self.size // self.world_size]
         for index in range(self.start, len(self)):
             yield own[index * self.batch_size : (index + 1) * self.batch_size].tolist()
+
+
+def spread(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Reorder subjects so that each batch of consecutive ones covers the range of ages.
+
+    Parameters
+    ----------
+    order : (N,) int array, indices of subjects
+    ages : (N,) float array
+    batch_size : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    (N,) int array
+        The subjects fall into `batch_size` groups of neighbouring ages, and
+        every full batch has one of each group. Groups drawn at random give
+        the incomplete last batch.
+    """
+    full, rest = divmod(len(order), batch_size)
+    larger = rng.permutation(batch_size) < rest
+    by_age = order[np.argsort(ages[order], kind="stable")]
+    groups = [rng.permutation(group) for group in np.split(by_age, np.cumsum(full + larger)[:-1])]
+    whole = np.stack([group[:full] for group in groups], 1)
+    return np.concatenate([rng.permuted(whole, axis=1).ravel(), *(group[full:] for group in groups)])
 
 
 def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: torch.device) -> DataLoader[Any]:
@@ -117,15 +163,19 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return default_collate(items)
 
 
-def to_device(batch: dict[str, Any], device: torch.device, seed: Sequence[int] | None = None) -> dict[str, Any]:
+def to_device(
+    batch: dict[str, Any], device: torch.device, augmentation: Collection[str] = (), seed: Sequence[int] = ()
+) -> dict[str, Any]:
     """Move a batch to the device, and turn its voxels into normalized volumes there.
 
     Parameters
     ----------
     batch : dict, of `ScanDataset`
     device : torch.device
-    seed : sequence of int or None
-        Of `flip_and_shift`; None leaves the volumes as they are.
+    augmentation : collection of str
+        What to change at random; see `utils.augmentation.augment`.
+    seed : sequence of int
+        The same seed gives the same changes.
 
     Returns
     -------
@@ -139,8 +189,8 @@ def to_device(batch: dict[str, Any], device: torch.device, seed: Sequence[int] |
     }
     slope, intercept, inverse_deviation, offset = moved.pop("scaling")[:, :, None, None, None].unbind(1)
     volumes = moved.pop("voxels") * slope + intercept
-    if seed is not None:
-        volumes = flip_and_shift(volumes, seed)
+    if augmentation:
+        volumes = augment(volumes, augmentation, seed)
     volumes = normalize(volumes, inverse_deviation, offset)
     moved["volume"] = volumes[..., None].permute(0, 4, 1, 2, 3)  # strides of one channel last, not of one first
     return moved
@@ -171,31 +221,3 @@ def normalize(volumes: torch.Tensor, inverse_deviation: torch.Tensor, offset: to
     The authors' ``load_data.py``.
     """
     return torch.where(volumes > 0, volumes * inverse_deviation, volumes) - offset
-
-
-def flip_and_shift(volumes: torch.Tensor, seed: Sequence[int]) -> torch.Tensor:
-    """Mirror half of the volumes left to right and shift each by up to two voxels.
-
-    Parameters
-    ----------
-    volumes : (B, D, H, W) tensor, the first axis left to right, 0 outside the brain
-    seed : sequence of int
-        The same seed gives the same changes.
-
-    Returns
-    -------
-    (B, D, H, W) tensor
-    """
-    rng = np.random.default_rng(seed)
-    flips = torch.from_numpy(rng.random(len(volumes)) < 0.5)
-    shifts = torch.from_numpy(rng.integers(-LARGEST_SHIFT, LARGEST_SHIFT + 1, (len(volumes), 3)))
-    places, inside = [torch.arange(len(volumes))[:, None, None, None]], []
-    for axis, size in enumerate(volumes.shape[1:]):
-        place = torch.arange(size) - shifts[:, axis, None]
-        if axis == 0:
-            place = torch.where(flips[:, None], size - 1 - place, place)
-        shape = [len(volumes), *(size if other == axis else 1 for other in range(3))]
-        inside.append(((place >= 0) & (place < size)).view(shape).to(volumes.device, non_blocking=True))
-        places.append(place.clamp(0, size - 1).view(shape))
-    moved = volumes[tuple(place.to(volumes.device, non_blocking=True) for place in places)]
-    return moved * (inside[0] & inside[1] & inside[2])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -41,6 +42,9 @@ class Stage(Protocol):
 
     def predict(self, network: Callable[..., torch.Tensor], batch: Any) -> dict[str, torch.Tensor]:
         """Turn a batch into predictions."""
+
+    def disturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+        """Change what else than the volume a training batch tells the network."""
 
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
         """Turn predictions into scalars and a warning."""
@@ -117,7 +121,7 @@ def check_run_folder(folder: Path, resume: bool) -> None:
 
 
 class Training:
-    """Train a network; keep the weights of the best validation MAE.
+    """Train a network; keep the weights of the best validation MAE, or of the last epoch.
 
     Parameters
     ----------
@@ -125,6 +129,7 @@ class Training:
     stage : Stage
     criterion : Criterion
     train_set, valid_set : ScanDataset
+        Without validation subjects the last epoch's weights are kept.
     folder : Path
         Of the run: ``best.pt``, ``last.pt``, ``metrics.csv``,
         ``hyperparameters.json`` and TensorBoard's events go here.
@@ -170,6 +175,8 @@ class Training:
         self.batches = EpochBatches(
             len(train_set), args.batch_size, args.seed, distributed.rank(), distributed.world_size(),
             drop_last=criterion.batch_size is not None,
+            ages=np.array([subject.chronological_age for subject in train_set.subjects])
+            if args.batches == "stratified" else None,
         )  # fmt: skip
         self._check_batches(len(valid_set))
         self.generator = torch.Generator().manual_seed(args.seed)
@@ -192,7 +199,7 @@ class Training:
                 f"--batch_size: {joint} subjects in a step, but the sorter ranks {needed}; "
                 f"set BATCH_SIZE so that all processes together have {needed}, or use --ranking soft"
             )
-        if needed is not None and valid_size < needed:
+        if needed is not None and 0 < valid_size < needed:
             print(f"note: {valid_size} validation subjects are too few for the sorter, so only their MAE is computed")
         if len(self.batches) == 0:
             raise InputError(
@@ -203,7 +210,8 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether the last epoch is done or early stopping has struck."""
-        return self.epoch >= self.args.epochs or self.epochs_without_gain >= self.args.early_stopping_epochs
+        stalled = self.epochs_without_gain >= self.args.early_stopping_epochs
+        return self.epoch >= self.args.epochs or (stalled and self.args.keep == "best")
 
     def resume(self) -> None:
         """Go back to the state that `save` wrote."""
@@ -287,16 +295,22 @@ class Training:
                 count = self.sums["subjects"]
                 row = {"epoch": float(self.epoch), "learning_rate": self.optimizer.param_groups[0]["lr"]}
                 row |= {f"train/{key}": total / count for key, total in self.sums.items() if key != "subjects"}
-                predictions = predict(self.network, self.stage, self.valid_set, args, self.device, "validation")
-                if not np.isfinite(predictions["brain_age"]).all():
-                    self.stop("brain ages of the validation split are not finite")
-                own, warning = self.stage.report(predictions)
-                scalars = self.validate(predictions) | own
-                row |= {f"valid/{key}": value for key, value in scalars.items()}
+                if args.recalibrate and (self.valid_set or self.epoch + 1 >= args.epochs):
+                    self.recalibrate()
+                predictions, own, warning = {}, {}, ""
+                if self.valid_set:
+                    predictions = predict(self.network, self.stage, self.valid_set, args, self.device, "validation")
+                    if not np.isfinite(predictions["brain_age"]).all():
+                        self.stop("brain ages of the validation split are not finite")
+                    own, warning = self.stage.report(predictions)
+                    scalars = self.validate(predictions) | own
+                    row |= {f"valid/{key}": value for key, value in scalars.items()}
                 row |= {"scans_per_second": (count - done) / seconds, "waiting_for_data": self.waited / seconds}
                 notes = "".join(f"  {key} {value:.2f}" for key, value in own.items())
                 self.finish_epoch(row, predictions, notes, warning, writer)
-            best = next(row for row in self.history if row["valid/mae"] == self.best[1])
+            best = self.history[-1]
+            if args.keep == "best":
+                best = next(row for row in self.history if row["valid/mae"] == self.best[1])
             writer.add_hparams(
                 {
                     key: value if isinstance(value, int | float | bool) else str(value)
@@ -331,6 +345,20 @@ class Training:
                 self.save()
         distributed.share_buffers(self.network)
 
+    def recalibrate(self) -> None:
+        """Take the running statistics of batch norm anew from the training scans, unchanged by augmentation.
+
+        During training they lag behind the weights, and what they measure
+        is augmented. With few steps an epoch, estimates are then off by
+        years, all in one direction.
+        """
+        self.batches.start = 0  # all of them, also where the epoch was resumed
+        loader = make_loader(self.train_set, list(self.batches), min(self.args.num_workers, 2), self.device)
+        self.network.train()
+        with autocast(self.device, self.args.precision):
+            update_bn((to_device(batch, self.device)["volume"] for batch in loader), self.network.trunk)
+        distributed.share_buffers(self.network)
+
     @property
     def saving_interval(self) -> int:
         """Batches between two savings: no gradient is half accumulated then."""
@@ -339,9 +367,8 @@ class Training:
 
     def train_step(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
         """Learn from a batch; return the losses and the MAE, and the number of subjects."""
-        augment = self.args.augmentation == "flip_shift"
-        place = (self.args.seed, self.epoch, self.step, distributed.rank())
-        batch = to_device(batch, self.device, place if augment else None)
+        seed = self.args.seed, self.epoch, self.step, distributed.rank()
+        batch = self.stage.disturb(to_device(batch, self.device, self.args.augmentation, seed), seed)
         with autocast(self.device, self.args.precision):
             brain_age = self.stage.predict(self.parallel, batch)["brain_age"]
         brain_age = distributed.gather(brain_age)
@@ -399,13 +426,13 @@ class Training:
         The best epoch is that of the lowest validation MAE; one of which the
         stage warns, as having collapsed, is never better than one without.
         """
-        epoch, mae = self.epoch, row["valid/mae"]
+        epoch, mae = self.epoch, row.get("valid/mae", math.inf)
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(mae)
         else:
             self.scheduler.step()
         place = [bool(warning), mae]
-        improved = place < self.best
+        improved = place < self.best if self.args.keep == "best" else epoch + 1 >= self.args.epochs
         self.epochs_without_gain = 0 if improved else self.epochs_without_gain + 1
         self.best = min(place, self.best)
         self.history.append(row)
@@ -414,7 +441,7 @@ class Training:
             for key, value in row.items():
                 if key != "epoch":
                     writer.add_scalar(key, value, epoch)
-            if improved or self.finished:
+            if predictions and (improved or self.finished):
                 figure = plot_ages(
                     predictions["chronological_age"], predictions["brain_age"], f"Validation, epoch {epoch + 1}"
                 )
@@ -424,9 +451,10 @@ class Training:
             if improved:
                 save_checkpoint(
                     self.best_path,
-                    {**self.identity, "state_dict": self.network.state_dict(), "epoch": epoch, "valid_mae": mae},
+                    {**self.identity, "state_dict": self.network.state_dict(), "epoch": epoch, "valid_mae": row.get("valid/mae")},
                 )
-            tqdm.write(_describe_epoch(row, self.args.epochs, improved) + notes + (warning and f"\n{warning}"))
+            mark = " (best)" if improved and self.args.keep == "best" else ""
+            tqdm.write(_describe_epoch(row, self.args.epochs, mark) + notes + (warning and f"\n{warning}"))
         self.save()
 
     def _write_history(self) -> None:
@@ -525,10 +553,11 @@ def _writer(folder: Path, epoch: int) -> Any:
     return SummaryWriter(str(folder), purge_step=epoch)
 
 
-def _describe_epoch(row: dict[str, float], epochs: int, improved: bool) -> str:
+def _describe_epoch(row: dict[str, float], epochs: int, mark: str) -> str:
     """Say one epoch in a line."""
+    valid = f" valid {row['valid/mae']:.2f}" if "valid/mae" in row else ""
     return (
         f"epoch {int(row['epoch']) + 1:>3}/{epochs}  loss {row['train/loss']:.2f}  "
-        f"MAE train {row['train/mae']:.2f} valid {row['valid/mae']:.2f} years{' (best)' if improved else ''}  "
+        f"MAE train {row['train/mae']:.2f}{valid} years{mark}  "
         f"learning rate {row['learning_rate']:.1e}  {row['scans_per_second']:.1f} scans/s"
     )

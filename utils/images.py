@@ -23,6 +23,7 @@ MNI152_T1_2MM = Grid(
     (91, 109, 91),
     np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]]),
 )
+BRAIN_BOX = ((6, 85), (6, 101), (0, 79))  # first and last voxel, of 2 mm, of the brain in MNI152 space
 STORAGE_ORDER = "LAS"  # FSL's MNI152_T1_2mm: the first axis runs to the left
 
 
@@ -53,6 +54,12 @@ def model_grid(voxel_size: int) -> Grid:
     affine[:3, 3] = (MNI152_T1_2MM.affine @ [*[(factor - 1) / 2] * 3, 1])[:3]
     width, depth, height = (-(-size // factor) for size in MNI152_T1_2MM.shape)
     return Grid((width, depth, height), affine)
+
+
+def brain_box(voxel_size: int) -> tuple[tuple[int, int], ...]:
+    """Return the first and the last voxel of the brain along each axis of a model's grid."""
+    factor = voxel_size // 2
+    return tuple((first // factor, last // factor) for first, last in BRAIN_BOX)
 
 
 def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:

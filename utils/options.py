@@ -3,9 +3,67 @@
 import argparse
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# What the flags of training default to. "small_cohort" is what docs/results.md found best with about a hundred
+# scans; "paper" is what the authors' code does.
+RECIPES: dict[str, dict[str, Any]] = {
+    "small_cohort": {
+        "model": "scaledense_paper",
+        "blocks": 4,
+        "filters": 8,
+        "voxel_size": 4,
+        "field_of_view": "brain",
+        "flip_averaging": True,
+        "ranking_weight": 0.0,
+        "age_difference_weight": 1.0,
+        "epochs": 60,
+        "batch_size": 8,
+        "batches": "stratified",
+        "optimizer": "adamw",
+        "learning_rate": 3e-3,
+        "weight_decay": 1e-2,
+        "amsgrad": False,
+        "scheduler": "cosine",
+        "warmup_epochs": 4,
+        "keep": "last",
+        "recalibrate": True,
+        "augmentation": ("flip",),
+        "start_from_first_stage": True,
+        "age_jitter": 6.0,
+    },
+    "paper": {
+        "model": "scaledense",
+        "blocks": 5,
+        "filters": 8,
+        "voxel_size": 2,
+        "field_of_view": "whole",
+        "flip_averaging": False,
+        "ranking_weight": 10.0,
+        "age_difference_weight": 1.0,
+        "epochs": 150,
+        "batch_size": 32,
+        "batches": "shuffled",
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "weight_decay": 5e-4,
+        "amsgrad": True,
+        "scheduler": "plateau",
+        "warmup_epochs": 0,
+        "keep": "best",
+        "recalibrate": False,
+        "augmentation": (),
+        "start_from_first_stage": False,
+        "age_jitter": 0.0,
+    },
+}
+SECOND_STAGE: dict[str, dict[str, Any]] = {  # where the second stage's defaults differ
+    "small_cohort": {"epochs": 30, "learning_rate": 1e-3},
+    "paper": {"optimizer": "sgd", "learning_rate": 1e-5},
+}
+AUGMENTATIONS = ("flip", "shift", "rotation", "scaling", "gain", "gamma", "bias_field", "noise")
 EPILOGUE = "The bash script beside this one sets these flags from variables; the README explains each."
 
 
@@ -37,6 +95,42 @@ def _number(text: str, low: float, strict: bool, kind: type) -> float:
             f"{text} is too small; expected {'more than' if strict else 'at least'} {low:g}"
         )
     return value  # type: ignore[no-any-return]
+
+
+def _recipe_of(stage: int, name: str) -> dict[str, Any]:
+    """Return the defaults of a stage in a recipe."""
+    return RECIPES[name] | (SECOND_STAGE[name] if stage == 2 else {})
+
+
+def _add_recipe_flag(group: Any, stage: int, *names: str, kind: Any, meaning: str, choices: Any = (), **more: Any) -> None:
+    """Add a flag that is None, or empty, until `parse_training_flags` takes it from the recipe."""
+    flag = names[0].removeprefix("--")
+
+    def read(text: str) -> Any:
+        value = kind(text) if text else None
+        if choices and text and value not in choices:
+            raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(choices)}")
+        return value
+
+    def shown(value: Any) -> str:
+        if isinstance(value, tuple):
+            return ",".join(value) or "none"
+        return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+    defaults = ", ".join(f"{name}: {shown(_recipe_of(stage, name)[flag])}" for name in RECIPES)
+    metavar = "{" + ",".join(choices) + "}" if choices else "{true,false}" if kind is _boolean else flag.upper()
+    group.add_argument(
+        *names, type=read, default=argparse.SUPPRESS, metavar=metavar, help=f"{meaning} ({defaults})", **more
+    )
+
+
+def _augmentation(text: str) -> tuple[str, ...]:
+    """Read names with commas between them."""
+    names = () if text == "none" else tuple(text.split(","))
+    unknown = [name for name in names if name not in AUGMENTATIONS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of none, {', '.join(AUGMENTATIONS)}")
+    return names
 
 
 def _fraction(text: str) -> float:
@@ -110,10 +204,13 @@ def _add_device(group: Any) -> None:
     )
 
 
-def add_hardware_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Add what depends on the machine alone."""
+def add_hardware_flags(parser: argparse.ArgumentParser, stage: int | None = None) -> None:
+    """Add what depends on the machine alone; the batch size of training is the recipe's."""
     group = parser.add_argument_group("machine")
-    group.add_argument("--batch_size", type=_count, default=batch_size, help="scans in a batch, of each process")
+    if stage:
+        _add_recipe_flag(group, stage, "--batch_size", kind=_count, meaning="scans in a batch, of each process")
+    else:
+        group.add_argument("--batch_size", type=_count, default=8, help="scans in a batch, of each process")
     group.add_argument(
         "--num_workers",
         type=_whole,
@@ -174,11 +271,17 @@ def training_parser(stage: int) -> argparse.ArgumentParser:
             "itself is not run. Writes best.pt, last.pt, metrics.csv, hyperparameters.json and\n"
             "TensorBoard events to the output folder."
         )
+    parser.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="small_cohort",
+        help="the defaults of the flags that name two: small_cohort, found best with about a hundred scans (docs/results.md); paper, as the authors' code",
+    )
     _add_training_data_flags(parser, stage)
     _add_network_flags(parser, stage)
-    _add_loss_flags(parser)
+    _add_loss_flags(parser, stage)
     _add_optimization_flags(parser, stage)
-    add_hardware_flags(parser, batch_size=32)
+    add_hardware_flags(parser, stage)
     _add_memory_flags(parser)
     _ignore(parser, "--print_freq", "--warmup_lr_init", "--model_name", "--npz_name", "--plot_name")
     if stage == 2:
@@ -186,10 +289,16 @@ def training_parser(stage: int) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_training_flags(stage: int) -> argparse.Namespace:
-    """Read the command line of a training script; refuse flags that contradict each other."""
+def parse_training_flags(stage: int, flags: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line of a training script, or `flags`; refuse those that contradict each other."""
     parser = training_parser(stage)
-    args = parser.parse_args()
+    args = parser.parse_args(flags)
+    known = {action.dest for action in parser._actions}
+    for name, value in _recipe_of(stage, args.recipe).items():
+        if name in known and getattr(args, name, None) is None:
+            setattr(args, name, value)
+    if args.valid_folder is None and args.keep == "best":
+        parser.error("--keep best needs --valid_folder; give one, or keep the last epoch's weights (--keep last)")
     if args.minimum_learning_rate > args.learning_rate:
         parser.error(
             f"--minimum_learning_rate {args.minimum_learning_rate:g} is above --learning_rate {args.learning_rate:g}"
@@ -207,7 +316,10 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> Non
         "--train_folder", type=Path, default=Path("data/train"), help="folder of .nii or .nii.gz scans to train on"
     )
     group.add_argument(
-        "--valid_folder", type=Path, default=Path("data/valid"), help="folder of scans that choose the best epoch"
+        "--valid_folder",
+        type=_optional_path,
+        default=Path("data/valid"),
+        help="folder of scans that are estimated after each epoch, and choose the best one with --keep best; '' for none",
     )
     if stage == 1:
         group.add_argument(
@@ -250,12 +362,19 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> Non
             default=None,
             help="folder of train_ and valid_discretized_age.npy; default: that of the first stage's checkpoint",
         )
-        group.add_argument(
+        _add_recipe_flag(
+            group,
+            stage,
             "--start_from_first_stage",
-            type=_boolean,
-            default=True,
-            metavar="{true,false}",
-            help="start the trunk with the first stage's weights; from new weights the second stage hardly learns",
+            kind=_boolean,
+            meaning="start the trunk with the first stage's weights; from new weights the second stage hardly learns",
+        )
+        _add_recipe_flag(
+            group,
+            stage,
+            "--age_jitter",
+            kind=_not_negative,
+            meaning="standard deviation, years, of an error that is added to the first stage's ages of training subjects in every step, for the first stage knows them too well",
         )
         group.add_argument(
             "--age_interval",
@@ -268,19 +387,21 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> Non
 
 def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
     group = parser.add_argument_group("network")
-    group.add_argument(
+    _add_recipe_flag(
+        group,
+        stage,
         "--model",
-        type=str.lower,
+        kind=str.lower,
         choices=("scaledense", "scaledense_paper"),
-        default="scaledense",
-        help="scaledense: that of the authors' code, 102 M parameters; scaledense_paper: the lighter one of the paper's figure, 1.5 M parameters, a tenth of the work",
+        meaning="scaledense: that of the authors' code, 102 M parameters; scaledense_paper: the lighter one of the paper's figure, 1.5 M parameters, a tenth of the work",
     )
-    group.add_argument("--blocks", type=_count, default=5, help="number of blocks; each halves the volume")
-    group.add_argument(
+    _add_recipe_flag(group, stage, "--blocks", kind=_count, meaning="number of blocks; each halves the volume")
+    _add_recipe_flag(
+        group,
+        stage,
         "--filters",
-        type=_count,
-        default=8,
-        help="channels of the stem (scaledense) or of the first block (scaledense_paper)",
+        kind=_count,
+        meaning="channels of the stem (scaledense) or of the first block (scaledense_paper)",
     )
     group.add_argument(
         "--use_sex",
@@ -290,12 +411,28 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
         metavar="{true,false}",
         help="whether the network is told the sex",
     )
+    _add_recipe_flag(
+        group,
+        stage,
+        "--flip_averaging",
+        kind=_boolean,
+        meaning="whether an estimate is the mean over the volume and its mirror image",
+    )
     if stage == 1:
-        group.add_argument(
+        _add_recipe_flag(
+            group,
+            stage,
             "--voxel_size",
-            type=_count,
-            default=2,
-            help="mm, of the grid the network works on: 2, or 4 for a CPU; scans at 2 mm are averaged down to it",
+            kind=_count,
+            meaning="mm, of the grid the network works on: 2, or a multiple; scans at 2 mm are averaged down to it",
+        )
+        _add_recipe_flag(
+            group,
+            stage,
+            "--field_of_view",
+            kind=str.lower,
+            choices=("brain", "whole"),
+            meaning="what of the grid the network looks at: the box of the brain saves a third of the work",
         )
         group.add_argument(
             "--normalization",
@@ -332,7 +469,7 @@ def _add_released_normalization(group: Any) -> None:
     )
 
 
-def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
+def _add_loss_flags(parser: argparse.ArgumentParser, stage: int) -> None:
     group = parser.add_argument_group(
         "loss", "error + ranking_weight * (ranking + age_difference_weight * age difference)"
     )
@@ -351,8 +488,17 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
         default="soft",
         help="how predicted ages are ranked: soft, in closed form, for any batch size; sodeep, by the sorter of the paper; none: no ranking term, the age difference stays",
     )
-    group.add_argument("--ranking_weight", "--lbd", type=_not_negative, default=10.0, help="lambda of the paper")
-    group.add_argument("--age_difference_weight", "--beta", type=_not_negative, default=1.0, help="beta of the paper")
+    _add_recipe_flag(
+        group,
+        stage,
+        "--ranking_weight",
+        "--lbd",
+        kind=_not_negative,
+        meaning="lambda of the paper; 0: neither ranking nor age difference",
+    )
+    _add_recipe_flag(
+        group, stage, "--age_difference_weight", "--beta", kind=_not_negative, meaning="beta of the paper"
+    )
     group.add_argument(
         "--rank_temperature",
         type=_positive,
@@ -369,36 +515,53 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_optimization_flags(parser: argparse.ArgumentParser, stage: int) -> None:
     group = parser.add_argument_group("optimization")
-    group.add_argument("--epochs", type=_count, default=150, help="passes over the training set, at most")
-    group.add_argument(
+    _add_recipe_flag(group, stage, "--epochs", kind=_count, meaning="passes over the training set, at most")
+    _add_recipe_flag(
+        group,
+        stage,
+        "--batches",
+        kind=str.lower,
+        choices=("stratified", "shuffled"),
+        meaning="stratified: each batch covers the range of ages; shuffled: drawn whatever the ages",
+    )
+    _add_recipe_flag(
+        group,
+        stage,
         "--optimizer",
+        kind=str.lower,
         choices=("adam", "adamw", "sgd"),
-        default="adam",
-        help="the authors use adam for the first stage, sgd at 1e-5 for the second",
+        meaning="the authors use adam for the first stage, sgd at 1e-5 for the second",
     )
-    group.add_argument(
-        "--learning_rate", "--lr", type=_positive, default=1e-3, help="at the start, or after the warm-up"
+    _add_recipe_flag(
+        group, stage, "--learning_rate", "--lr", kind=_positive, meaning="at the start, or after the warm-up"
     )
-    group.add_argument(
-        "--weight_decay", type=_not_negative, default=5e-4, help="L2 penalty (adam, sgd) or decoupled decay (adamw)"
+    _add_recipe_flag(
+        group,
+        stage,
+        "--weight_decay",
+        kind=_not_negative,
+        meaning="L2 penalty (adam, sgd) or decoupled decay (adamw)",
     )
-    group.add_argument("--amsgrad", type=_boolean, default=True, metavar="{true,false}", help="of adam and adamw")
+    _add_recipe_flag(group, stage, "--amsgrad", kind=_boolean, meaning="of adam and adamw")
     group.add_argument("--momentum", type=_not_negative, default=0.0, help="of sgd alone")
-    group.add_argument(
+    _add_recipe_flag(
+        group,
+        stage,
         "--scheduler",
         "--schedular",
+        kind=str.lower,
         choices=("plateau", "cosine", "constant"),
-        default="plateau",
-        help="plateau: lower the rate when validation MAE stalls; cosine: down to the lowest over all epochs",
+        meaning="plateau: lower the rate when validation MAE stalls; cosine: down to the lowest over all epochs",
     )
     group.add_argument("--plateau_factor", type=_fraction, default=0.5, help="what plateau multiplies the rate by")
     group.add_argument("--plateau_epochs", type=_whole, default=5, help="epochs without gain that plateau waits")
-    group.add_argument(
+    _add_recipe_flag(
+        group,
+        stage,
         "--warmup_epochs",
         "--warmup_epoch",
-        type=_whole,
-        default=0,
-        help="epochs of rising rate before cosine or constant",
+        kind=_whole,
+        meaning="epochs of rising rate before cosine or constant",
     )
     group.add_argument(
         "--minimum_learning_rate",
@@ -411,13 +574,29 @@ def _add_optimization_flags(parser: argparse.ArgumentParser, stage: int) -> None
         "--early_stopping_epochs",
         type=_count,
         default=20,
-        help="stop after this many epochs without a better validation MAE",
+        help="with --keep best: stop after this many epochs without a better validation MAE",
     )
-    group.add_argument(
+    _add_recipe_flag(
+        group,
+        stage,
+        "--keep",
+        kind=str.lower,
+        choices=("best", "last"),
+        meaning="which epoch's weights best.pt holds: those of the lowest validation MAE, or the last; a few validation subjects choose badly",
+    )
+    _add_recipe_flag(
+        group,
+        stage,
+        "--recalibrate",
+        kind=_boolean,
+        meaning="whether the running statistics of batch norm are taken anew, from the training scans, before the network is evaluated or kept",
+    )
+    _add_recipe_flag(
+        group,
+        stage,
         "--augmentation",
-        choices=("flip_shift", "none"),
-        default="flip_shift",
-        help="of training volumes: mirror left to right, shift by up to 2 voxels; the authors' code has none",
+        kind=_augmentation,
+        meaning=f"what is changed at random in training volumes: some of {', '.join(AUGMENTATIONS)}, with commas between them, or none; see utils/augmentation.py",
     )
     group.add_argument(
         "--seed", type=_whole, default=0, help="of the weights, the order, the pairs and the augmentation"
@@ -488,7 +667,7 @@ def testing_parser(stage: int) -> argparse.ArgumentParser:
             default=None,
             help="step of the discretized ages, years; default: 5",
         )
-    add_hardware_flags(parser, batch_size=8)
+    add_hardware_flags(parser)
     _ignore(parser, "--model", "--model_name", "--sorter", "--loss", "--aux_loss", "--lbd", "--beta")
     return parser
 

@@ -1,10 +1,12 @@
 """What tells the two stages apart in training and testing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from utils.discretization import discretize_age
 from utils.metrics import Predictions, residual_sd_within_bins
 
 Batch = Mapping[str, torch.Tensor]
@@ -18,6 +20,10 @@ class FirstStage:
         """Return ``brain_age``, (B,) float32 tensor, years."""
         return {"brain_age": network(batch["volume"], batch["sex"])}
 
+    def disturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+        """Change nothing."""
+        return batch
+
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
         """Return no scalars and no warning beyond those of every stage."""
         return {}, ""
@@ -30,12 +36,15 @@ class SecondStage:
     ----------
     age_interval : float, years
         The step of the discretized ages.
+    age_jitter : float, years
+        Standard deviation of what `disturb` adds to the first stage's ages.
     """
 
     columns = ("first_stage_age", "discretized_age", "residual_age")
 
-    def __init__(self, age_interval: float) -> None:
+    def __init__(self, age_interval: float, age_jitter: float = 0.0) -> None:
         self.age_interval = age_interval
+        self.age_jitter = age_jitter
 
     def predict(self, network: Callable[..., torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
         """Return ``residual_age`` and ``brain_age``, (B,) float32 tensors, years."""
@@ -44,6 +53,33 @@ class SecondStage:
             "residual_age": residual_age,
             "brain_age": batch["discretized_age"] + residual_age,
         }
+
+    def disturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+        """Let the first stage err on training subjects as it does on new ones.
+
+        Parameters
+        ----------
+        batch : dict
+            With ``first_stage_age``, (B,) float tensor, years.
+        seed : sequence of int
+
+        Returns
+        -------
+        dict
+            As `batch`, with ``discretized_age`` of ages to which a normal
+            error of `age_jitter` was added.
+
+        Notes
+        -----
+        A first stage errs little on subjects that it was trained on, which
+        leaves the second nothing to learn from them.
+        """
+        if not self.age_jitter:
+            return batch
+        ages = batch["first_stage_age"].cpu().numpy()
+        ages = ages + np.random.default_rng((*seed, 1)).normal(0, self.age_jitter, len(ages))
+        discretized = torch.from_numpy(discretize_age(ages, self.age_interval).astype(np.float32))
+        return batch | {"discretized_age": discretized.to(batch["discretized_age"].device)}
 
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
         """Tell what the second stage adds to the first, and whether it collapsed.
