@@ -16,20 +16,15 @@ import pandas as pd
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from sklearn.linear_model import RidgeCV
 from sklearn.metrics import mean_absolute_error
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from utils.images import coarsen_volume, is_nifti, read_image
+from benchmarks.ridge_baseline import ridge, voxels_of
+from utils.images import is_nifti
 from utils.tables import read_label_table, subject_id_of
-from utils.template import load_template
 
 SEPARATOR = "__"  # between the scan and what was done to it
-RIDGE_ALPHAS = np.logspace(2, 7, 11)
-RIDGE_SMOOTHING = 1.0  # voxels of 2 mm
 FOLDS = 10
 SEEDS = 3
 
@@ -69,18 +64,12 @@ def measure_ridge(preprocessed: Path, label_table: Path) -> dict[str, Any]:
         path for path in sorted(filter(is_nifti, preprocessed.iterdir())) if subject_id_of(path.name) in labels.ages
     ]
     ages = np.array([labels.ages[subject_id_of(path.name)] for path in paths])
-    inside = coarsen_volume(load_template().brain.astype(float), 2) > 0.5
-    rows = []
-    for path in tqdm(paths, f"reading {preprocessed.name}", leave=False, disable=None):
-        volume = read_image(path, 2)[0]
-        volume = np.where(volume > 0, (volume - volume[volume > 0].mean()) / volume[volume > 0].std(), 0)
-        rows.append(coarsen_volume(ndimage.gaussian_filter(volume, RIDGE_SMOOTHING), 2)[inside])
-    voxels = np.stack(rows).astype(np.float64)
+    voxels = voxels_of(paths)
     bins = pd.qcut(ages, FOLDS, labels=False)
     maes, correlations = [], []
     for seed in range(SEEDS):
         folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(voxels, bins))
-        predicted = cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(RIDGE_ALPHAS)), voxels, ages, cv=folds)
+        predicted = cross_val_predict(ridge(), voxels, ages, cv=folds)
         maes.append(mean_absolute_error(ages, predicted))
         correlations.append(np.corrcoef(ages, predicted)[0, 1])
     return {"scans": len(paths), "mae": maes, "mean_mae": float(np.mean(maes)), "pearson": float(np.mean(correlations))}

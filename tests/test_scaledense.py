@@ -207,7 +207,9 @@ def test_the_head_stays_in_float32() -> None:
 
 
 def test_a_second_stage_starts_from_the_first() -> None:
-    first, second = (make_network(make_config(flags("scaledense"), s, (26, 26, 26), None, [30.0, 60.0]), s) for s in (1, 2))
+    first, second = (
+        make_network(make_config(flags("scaledense"), s, (26, 26, 26), None, [30.0, 60.0]), s) for s in (1, 2)
+    )
     volumes = torch.randn(2, 1, 26, 26, 26)
     before = second.trunk(volumes)
     start_from_first_stage(second, first)

@@ -297,7 +297,9 @@ class Training:
                 row |= {f"train/{key}": total / count for key, total in self.sums.items() if key != "subjects"}
                 if args.recalibrate and (self.valid_set or self.epoch + 1 >= args.epochs):
                     self.recalibrate()
-                predictions, own, warning = {}, {}, ""
+                predictions: Predictions = {}
+                own: dict[str, float] = {}
+                warning = ""
                 if self.valid_set:
                     predictions = predict(self.network, self.stage, self.valid_set, args, self.device, "validation")
                     if not np.isfinite(predictions["brain_age"]).all():
@@ -451,7 +453,12 @@ class Training:
             if improved:
                 save_checkpoint(
                     self.best_path,
-                    {**self.identity, "state_dict": self.network.state_dict(), "epoch": epoch, "valid_mae": row.get("valid/mae")},
+                    {
+                        **self.identity,
+                        "state_dict": self.network.state_dict(),
+                        "epoch": epoch,
+                        "valid_mae": row.get("valid/mae"),
+                    },
                 )
             mark = " (best)" if improved and self.args.keep == "best" else ""
             tqdm.write(_describe_epoch(row, self.args.epochs, mark) + notes + (warning and f"\n{warning}"))

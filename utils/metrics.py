@@ -8,6 +8,7 @@ from scipy import stats
 Predictions = dict[str, np.ndarray]  # (N,) float arrays by name, years
 BOOTSTRAP_RESAMPLES = 2000
 FEWEST_FOR_CORRELATION = 3
+INTERVAL_COVERAGE = 0.9  # share of subjects whose age lies in their interval
 
 
 def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: int = 0) -> dict[str, Any]:
@@ -62,6 +63,58 @@ def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float | None:
     if len(a) < FEWEST_FOR_CORRELATION or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(function(a, b).statistic)
+
+
+def compare_errors(
+    chronological_age: np.ndarray, one: np.ndarray, other: np.ndarray, seed: int = 0
+) -> dict[str, float]:
+    """Compare the MAE of two estimates of the same subjects.
+
+    Parameters
+    ----------
+    chronological_age, one, other : (N,) float arrays, years
+    seed : int
+        Of the bootstrap over subjects.
+
+    Returns
+    -------
+    dict
+        ``difference`` of the MAE, that of `other` minus that of `one`, so
+        that it is positive where `one` is better; ``low``, ``high``, its 95 %
+        interval by the paired percentile bootstrap.
+    """
+    age = np.asarray(chronological_age, np.float64)
+    gains = np.abs(other - age) - np.abs(one - age)
+    draws = np.random.default_rng(seed).integers(0, len(age), (BOOTSTRAP_RESAMPLES, len(age)))
+    low, high = np.percentile(gains[draws].mean(1), [2.5, 97.5])
+    return {"difference": float(gains.mean()), "low": float(low), "high": float(high)}
+
+
+def interval_radius(errors: np.ndarray, coverage: float) -> float:
+    """Return the half width of an interval that holds the age of a new subject.
+
+    Parameters
+    ----------
+    errors : (N,) float array, years
+        Absolute errors of subjects that the networks were not trained on.
+    coverage : float
+        The share of subjects for whom it shall hold.
+
+    Returns
+    -------
+    float, years
+        Infinite if there are too few errors.
+
+    References
+    ----------
+    Lei et al., "Distribution-free predictive inference for regression",
+    JASA 2018: the split-conformal quantile.
+
+    >>> interval_radius(np.arange(1.0, 20.0), 0.9)
+    18.0
+    """
+    rank = int(np.ceil(coverage * (len(errors) + 1)))
+    return float(np.sort(errors)[rank - 1]) if rank <= len(errors) else float("inf")
 
 
 def residual_sd_within_bins(residual_age: np.ndarray, discretized_age: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ def _recipe_of(stage: int, name: str) -> dict[str, Any]:
     return RECIPES[name] | (SECOND_STAGE[name] if stage == 2 else {})
 
 
-def _add_recipe_flag(group: Any, stage: int, *names: str, kind: Any, meaning: str, choices: Any = (), **more: Any) -> None:
+def _add_recipe_flag(
+    group: Any, stage: int, *names: str, kind: Any, meaning: str, choices: Any = (), **more: Any
+) -> None:
     """Add a flag that is None, or empty, until `parse_training_flags` takes it from the recipe."""
     flag = names[0].removeprefix("--")
 
@@ -115,7 +118,9 @@ def _add_recipe_flag(group: Any, stage: int, *names: str, kind: Any, meaning: st
     def shown(value: Any) -> str:
         if isinstance(value, tuple):
             return ",".join(value) or "none"
-        return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        return (
+            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        )
 
     defaults = ", ".join(f"{name}: {shown(_recipe_of(stage, name)[flag])}" for name in RECIPES)
     metavar = "{" + ",".join(choices) + "}" if choices else "{true,false}" if kind is _boolean else flag.upper()
@@ -198,19 +203,29 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
 
 
+def _add_timeout(group: Any) -> None:
+    group.add_argument(
+        "--timeout", type=_positive, default=600.0, help="seconds after which the preprocessing of a scan is given up"
+    )
+
+
 def _add_device(group: Any) -> None:
     group.add_argument(
         "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA where there is a GPU"
     )
 
 
-def add_hardware_flags(parser: argparse.ArgumentParser, stage: int | None = None) -> None:
+def add_hardware_flags(parser: argparse.ArgumentParser, stage: int | None = None, cache: bool = True) -> None:
     """Add what depends on the machine alone; the batch size of training is the recipe's."""
     group = parser.add_argument_group("machine")
     if stage:
         _add_recipe_flag(group, stage, "--batch_size", kind=_count, meaning="scans in a batch, of each process")
     else:
         group.add_argument("--batch_size", type=_count, default=8, help="scans in a batch, of each process")
+    _add_machine_flags(group, Path("data/cache") if cache else None)
+
+
+def _add_machine_flags(group: Any, cache_folder: Path | None) -> None:
     group.add_argument(
         "--num_workers",
         type=_whole,
@@ -224,10 +239,12 @@ def add_hardware_flags(parser: argparse.ArgumentParser, stage: int | None = None
         default="auto",
         help="of the network; the head and the losses always run in float32. auto: bfloat16 on CUDA, float32 on a CPU",
     )
+    if cache_folder is None:
+        return
     group.add_argument(
         "--cache_folder",
         type=_optional_path,
-        default=Path("data/cache"),
+        default=cache_folder,
         help="where scans are kept ready after they were read once, at most 3.6 MB each; made anew for scans that change; '' reads the scans themselves each time",
     )
 
@@ -496,9 +513,7 @@ def _add_loss_flags(parser: argparse.ArgumentParser, stage: int) -> None:
         kind=_not_negative,
         meaning="lambda of the paper; 0: neither ranking nor age difference",
     )
-    _add_recipe_flag(
-        group, stage, "--age_difference_weight", "--beta", kind=_not_negative, meaning="beta of the paper"
-    )
+    _add_recipe_flag(group, stage, "--age_difference_weight", "--beta", kind=_not_negative, meaning="beta of the paper")
     group.add_argument(
         "--rank_temperature",
         type=_positive,
@@ -672,6 +687,90 @@ def testing_parser(stage: int) -> argparse.ArgumentParser:
     return parser
 
 
+def _flags(text: str) -> list[str]:
+    """Split flags as a shell does."""
+    return shlex.split(text)
+
+
+def cross_validation_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``cross_validate.py``."""
+    parser = make_parser(
+        "Cross-validate both stages: K folds of like ages, all scans of a person in one, so that everybody\n"
+        "is estimated by networks that never saw the person; no validation split chooses anything.\n\n"
+        "Writes predictions.csv, metrics.json and a scatter plot of all subjects together, folds.csv, and a\n"
+        "folder for each fold. What is finished is not done again. With --weights_dir it then trains on\n"
+        "everybody, and writes the weights that predict.py takes."
+    )
+    parser.add_argument(
+        "--scan_folder", type=Path, default=Path("preprocessed"), help="folder of prepared scans, .nii or .nii.gz"
+    )
+    parser.add_argument(
+        "--label_table", type=Path, default=Path("labels.csv"), help="table of subject, age (years), sex"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/cross_validation"), help="folder for everything")
+    parser.add_argument("--folds", type=_folds, default=5, help="K")
+    parser.add_argument(
+        "--members", type=_count, default=1, help="cascades of other seeds in each fold, whose estimates are averaged"
+    )
+    parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="1: the first stage alone")
+    parser.add_argument("--seed", type=_whole, default=0, help="of the folds; member m trains with seed + m - 1")
+    parser.add_argument(
+        "--flags", type=_flags, default=[], help="flags for both training scripts, in quotes, such as '--epochs 20'"
+    )
+    parser.add_argument("--first_stage_flags", type=_flags, default=[], help="flags for train_first_stage.py")
+    parser.add_argument("--second_stage_flags", type=_flags, default=[], help="flags for train_second_stage.py")
+    parser.add_argument(
+        "--weights_dir",
+        type=_optional_path,
+        default=None,
+        help="folder for weights trained on everybody, with a model card; '' for none",
+    )
+    parser.add_argument("--data_notice", default="", help="name, source and licence of the data, for the model card")
+    _add_machine_flags(parser.add_argument_group("machine"), Path("runs/cache"))
+    return parser
+
+
+def prediction_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``predict.py``."""
+    parser = make_parser(
+        "Estimate brain ages of T1-weighted scans, raw or prepared, with weights that are ready.\n\n"
+        "Writes predictions.csv (brain age, 90 % interval, gap where the age is known, warnings), a picture\n"
+        "of each scan and index.html. A scan that fails is reported and does not stop the others.\n"
+        "The exit status is 0 if every scan got an age, 1 if some did not, 2 for wrong input."
+    )
+    parser.add_argument(
+        "--input",
+        type=Path,
+        default=Path("raw"),
+        help="a scan, a folder of scans (.nii, .nii.gz), or a BIDS data set; a scan on the 2 mm grid of MNI152 whose background is 0 is taken as prepared, any other is preprocessed",
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("predictions"), help="folder for the results")
+    parser.add_argument(
+        "--label_table",
+        type=_optional_path,
+        default=None,
+        help="table of subject, age (years), sex, where they are known; '' where there is none",
+    )
+    parser.add_argument(
+        "--sex", choices=("F", "M"), default=None, help="sex of all subjects that the label table does not tell it of"
+    )
+    parser.add_argument(
+        "--weights_dir",
+        type=_optional_path,
+        default=None,
+        help="folder of weights, of bash_cross_validate.sh; default: weights/ of this project",
+    )
+    parser.add_argument(
+        "--explain",
+        choices=("none", "occlusion", "integrated_gradients"),
+        default="none",
+        help="write a map of where the network looks, too: occlusion is easier to read, integrated_gradients faster",
+    )
+    add_hardware_flags(parser, cache=False)
+    _add_timeout(parser)
+    return parser
+
+
 def cohort_parser() -> argparse.ArgumentParser:
     """Return the parser of ``make_demo_cohort.py``."""
     parser = make_parser(
@@ -755,7 +854,7 @@ def preprocessing_parser() -> argparse.ArgumentParser:
         metavar="{true,false}",
         help="write the brain mask on the raw scan's own grid, masks/<subject>.nii.gz",
     )
-    parser.add_argument("--timeout", type=_positive, default=600.0, help="seconds after which a scan is given up")
+    _add_timeout(parser)
     _add_device(parser)
     return parser
 

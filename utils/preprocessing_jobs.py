@@ -26,7 +26,7 @@ from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
 from utils.images import MNI152_T1_2MM, is_nifti
 from utils.quality import LIMITS, PICTURE_SIZE
-from utils.subjects import DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS
+from utils.subjects import DESCRIPTION, DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS
 from utils.tables import scan_name
 
 MEMORY = 2 * 2**30  # bytes that one process may need
@@ -425,7 +425,7 @@ def _save(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: float | Non
 def _write_description(folder: Path, content: dict[str, Any], key: str) -> None:
     """Write ``dataset_description.json``, as BIDS derivatives have one."""
     write_json(
-        folder / "dataset_description.json",
+        folder / DESCRIPTION,
         {
             "Name": "Brain-extracted T1-weighted scans in MNI152 space, 2 mm",
             "BIDSVersion": "1.10.0",

@@ -204,11 +204,10 @@ def draw_picture(
         Written above.
     """
     inside = volume > 0
-    level = float(np.percentile(volume[inside], 99.5)) if inside.any() else 1.0
     near = ndimage.binary_dilation(inside, iterations=SURROUNDINGS)
     rows = [
-        _mosaic(volume, template.brain, level, TEMPLATE_COLOUR),
-        _mosaic(np.where(near, head, 0), inside, level, MASK_COLOUR),
+        slices(volume, volume, template.brain, TEMPLATE_COLOUR),
+        slices(np.where(near, head, 0), volume, inside, MASK_COLOUR),
     ]
     width = max(row.shape[1] for row in rows)
     header = 64
@@ -224,8 +223,23 @@ def draw_picture(
     canvas.quantize(COLOURS).save(path, format="PNG", optimize=True)
 
 
-def _mosaic(volume: np.ndarray, outline: np.ndarray, level: float, colour: tuple[int, int, int]) -> np.ndarray:
-    """Lay slices of the three directions side by side, in lines, with an outline; (H, W, 3) uint8 array."""
+def slices(volume: np.ndarray, brain: np.ndarray, outline: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Lay slices of the three directions side by side, in lines, with an outline.
+
+    Parameters
+    ----------
+    volume : (91, 109, 91) float32 array
+        What is shown.
+    brain : (91, 109, 91) float32 array, 0 outside the brain
+        Its brightest voxels are white.
+    outline : (91, 109, 91) bool array
+    colour : tuple of 3 int
+
+    Returns
+    -------
+    (H, W, 3) uint8 array
+    """
+    level = float(np.percentile(brain[brain > 0], 99.5)) if (brain > 0).any() else 1.0
     tiles = []
     for axis, indices in ((2, AXIAL), (1, CORONAL), (0, SAGITTAL)):
         for index in indices:

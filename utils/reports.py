@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from utils.files import replacing, write_json
-from utils.metrics import Predictions, evaluate_ages
+from utils.metrics import Predictions, compare_errors, evaluate_ages
 from utils.subjects import UNKNOWN_SEX, Subject
 
 SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
@@ -94,8 +94,9 @@ def write_report(
     npz_name, plot_name : str
         File names.
     stage_report : callable
-        Of the second stage: gives further metrics, and a warning that is
-        written with them. The first stage's metrics then stand beside.
+        Gives further metrics, and a warning that is written with them. With
+        ``first_stage_age`` among the columns, the first stage's metrics stand
+        beside, and the difference with its interval.
 
     Returns
     -------
@@ -128,7 +129,10 @@ def write_report(
         scalars, warning = stage_report({name: values[known] for name, values in predictions.items()})
         metrics |= {name: value if np.isfinite(value) else None for name, value in scalars.items()}
         metrics["warning"] = warning or None
-        metrics["first_stage"] = evaluate_ages(age[known], predictions["first_stage_age"][known])
+        if "first_stage_age" in columns:
+            first = predictions["first_stage_age"][known]
+            metrics["first_stage"] = evaluate_ages(age[known], first)
+            metrics["gain_interval"] = compare_errors(age[known], predictions["brain_age"][known], first)
     write_json(folder / "metrics.json", metrics)
     figure = plot_ages(age[known], predictions["brain_age"][known], title, describe_metrics(metrics))
     with replacing(folder / plot_name) as temporary:
@@ -148,6 +152,14 @@ def announce_report(folder: Path, name: str, metrics: dict[str, Any] | None) -> 
     for label, key, digits in METRIC_ROWS:
         values = ["undefined" if m[key] is None else f"{m[key]:.{digits}f}" for m in stages.values()]
         print(f"  {label:<36}" + "".join(f"{value:>14}" for value in values))
+    if "gain_interval" in metrics:
+        gain = metrics["gain_interval"]
+        print(
+            f"  gain over the first stage, MAE: {gain['difference']:.2f} years "
+            f"(95 % interval {gain['low']:.2f} to {gain['high']:.2f})"
+        )
+    if metrics.get("coverage") is not None:
+        print(f"  the 90 % intervals hold the age of {100 * metrics['coverage']:.0f} % of the subjects")
     if metrics.get("residual_sd") is not None:
         print(f"  SD of the residual within equal discretized ages: {metrics['residual_sd']:.2f} years")
     if metrics.get("warning"):

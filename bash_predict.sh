@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Estimate brain ages of raw or prepared T1-weighted scans with the weights of this project:
+#   bash bash_predict.sh scan.nii.gz
+# Sets up the environment on the first call. Edit the variables, or set them in the environment; further
+# flags are passed on.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
+
+INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, or a BIDS data set
+OUTPUT_DIR="${OUTPUT_DIR:-predictions}"               # folder for predictions.csv and the pictures
+LABEL_TABLE="${LABEL_TABLE:-}"                        # subject, age, sex, where known; empty: none
+WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # of bash_cross_validate.sh; empty: weights/ of this project
+EXPLAIN="${EXPLAIN:-none}"                            # occlusion or integrated_gradients: maps of where it looks
+NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read prepared scans
+
+if (($#)) && [[ "$1" != -* ]]; then
+  INPUT="$1"
+  shift
+fi
+set_up_environment requirements.txt requirements-preprocess.txt
+"$PYTHON" "$HERE/predict.py" \
+  --input "$INPUT" \
+  --output_dir "$OUTPUT_DIR" \
+  --label_table "$LABEL_TABLE" \
+  --weights_dir "$WEIGHTS_DIR" \
+  --explain "$EXPLAIN" \
+  --num_workers "$NUM_WORKERS" \
+  "$@"

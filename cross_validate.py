@@ -1,0 +1,57 @@
+"""Cross-validate both stages of the cascade, and train weights on everybody."""
+
+from utils.errors import InputError, run_command
+from utils.options import cross_validation_parser
+
+
+def main() -> None:
+    args = cross_validation_parser().parse_args()
+    if not args.folds:
+        raise InputError("--folds: cross-validation needs at least 2 folds")
+    if args.weights_dir and args.stages == 1:
+        raise InputError("--stages 1: weights are made of both stages; leave --weights_dir out, or train both")
+    # Imported here, so that --help and wrong flags answer at once.
+    import torch
+
+    from utils.checkpoints import load_checkpoint
+    from utils.cohort import load_cohort
+    from utils.cross_validation import member_checkpoints, pool, run_all, write_folds
+    from utils.dataset import ScanDataset, make_loader, to_device
+    from utils.files import check_writable
+    from utils.model_card import describe_weights
+    from utils.reports import announce_report, write_report
+    from utils.scans import ScanStore
+    from utils.weights import save_weights
+
+    check_writable(args.output_dir)
+    scans = ScanStore(2, "brain", None, args.num_workers)
+    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=False)["scan"]
+    fold = write_folds(args.output_dir, subjects, args.folds, args.seed)
+    run_all(args.output_dir, subjects, fold, args)
+    predictions, report = pool(args.output_dir, subjects, fold, args)
+    columns = ["fold", "interval_low", "interval_high", *(["first_stage_age"] if args.stages == 2 else [])]
+    name = "Cascade" if args.stages == 2 else "First stage"
+    title = f"{name}, cross-validated"
+    metrics = write_report(args.output_dir, subjects, predictions, title, columns, stage_report=report)
+    announce_report(args.output_dir, name.lower(), metrics)
+    if args.weights_dir and metrics:
+        checkpoints = [[load_checkpoint(path) for path in paths] for paths in member_checkpoints(args)]
+        manifest, card = describe_weights(
+            args.scan_folder,
+            subjects,
+            predictions,
+            metrics,
+            checkpoints[0][0],
+            args.members,
+            args.folds,
+            args.data_notice,
+        )
+        scans = ScanStore(checkpoints[0][0]["voxel_size"], checkpoints[0][0]["normalization"], None, args.num_workers)
+        loader = make_loader(ScanDataset(subjects, scans), [[i] for i in range(len(subjects))], 0, torch.device("cpu"))
+        reference = sum(to_device(batch, torch.device("cpu"))["volume"][0, 0] for batch in loader) / len(subjects)
+        save_weights(args.weights_dir, checkpoints, manifest, card, reference)
+        print(f"weights and model card: {args.weights_dir}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,62 @@
+"""Both stages as one network, and several of them together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.scaledense import ScaleDense
+
+UNKNOWN_SEX = -1
+
+
+class Cascade(nn.Module):
+    """The mean of several two-stage cascades, for prediction alone.
+
+    Parameters
+    ----------
+    members : sequence of (first stage, second stage)
+    age_interval : float, years
+        Step of the discretized ages.
+
+    Notes
+    -----
+    The gradient goes through the discretization as if it were none, so that
+    both stages can be explained. A subject of unknown sex gets the mean of
+    what the networks say of a woman and of a man.
+    """
+
+    def __init__(self, members: Sequence[tuple[ScaleDense, ScaleDense]], age_interval: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.ModuleList(member) for member in members)
+        self.age_interval = age_interval
+        self.eval()
+
+    def folded(self) -> "Cascade":
+        """Return the same, of networks whose convolutions are folded together."""
+        members: Any = self.members
+        return Cascade([(first.folded(), second.folded()) for first, second in members], self.age_interval)
+
+    def forward(self, volumes: torch.Tensor, sex: torch.Tensor) -> torch.Tensor:
+        """Estimate brain ages.
+
+        Parameters
+        ----------
+        volumes : (B, 1, D, H, W) float32 tensor, MNI152 space, z-scored
+        sex : (B,) int64 tensor, 0 female, 1 male, -1 unknown
+
+        Returns
+        -------
+        (B,) float32 tensor, years
+        """
+        if bool((sex == UNKNOWN_SEX).any()):
+            return (self(volumes, torch.where(sex < 0, 0, sex)) + self(volumes, torch.where(sex < 0, 1, sex))) / 2
+        ages = []
+        members: Any = self.members
+        for first, second in members:
+            age = first(volumes, sex)
+            rounded = torch.floor(age.detach() / self.age_interval + 0.5) * self.age_interval
+            discretized_age = age + (rounded - age).detach()
+            ages.append(discretized_age + second(volumes, sex, discretized_age))
+        return torch.stack(ages).mean(0)

@@ -1,0 +1,120 @@
+"""Say of weights what a user must know before trusting them."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.metrics import INTERVAL_COVERAGE, Predictions, interval_radius
+from utils.subjects import DESCRIPTION, Subject
+
+CARD = """# Model card: brain age from a T1-weighted MRI
+
+{members} cascades of two stages (`{model}`, {blocks} blocks of {filters} filters, {voxel_size} mm), whose estimates are averaged.
+
+## Training data
+
+{notice}
+
+{n} scans, {age_min:.1f} to {age_max:.1f} years (mean {age_mean:.1f}); {sexes}. Prepared by: {preprocessing}.
+
+## How well they estimate
+
+{folds}-fold cross-validation over these subjects, each estimated by networks that never saw the person:
+
+| N | MAE, years (95 % interval) | RMSE | Pearson | Spearman | mean gap | Spearman of gap and age |
+| --- | --- | --- | --- | --- | --- | --- |
+| {n} | {mae:.2f} ({mae_low:.2f} to {mae_high:.2f}) | {rmse:.2f} | {pearson:.3f} | {spearman:.3f} | {mean_gap:.2f} | {gap_age_spearman:.2f} |
+
+The first stage alone: MAE {first_mae:.2f}. The {coverage:.0f} % interval is the estimate plus and minus {radius:.1f} years, from the errors of that
+cross-validation; it held for {covered:.0f} % of the subjects there. On scans of another scanner, protocol, population or
+preparation the errors are larger, and nothing here says by how much.
+
+## Intended use
+
+Research on groups: brain age of healthy or ill adults of {age_min:.0f} to {age_max:.0f} years, from 3-D T1-weighted scans that were prepared in the
+same way. Compare people of like age and scanner: the young are estimated too old and the old too young, as by every such model.
+
+## Not for
+
+- **Diagnosis, or any decision about a person.** A gap of a few years is within the error.
+- Ages outside the range above: there are no estimates beyond what was seen.
+- Children, other contrasts than T1, scans after contrast agent, brains with large lesions or after surgery: none were seen.
+"""
+
+
+def describe_weights(
+    scan_folder: Path,
+    subjects: Sequence[Subject],
+    predictions: Predictions,
+    metrics: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    members: int,
+    folds: int,
+    notice: str,
+) -> tuple[dict[str, Any], str]:
+    """Collect the manifest and write the model card of weights trained on everybody.
+
+    Parameters
+    ----------
+    scan_folder : Path
+        Where ``dataset_description.json`` tells how the scans were prepared.
+    subjects : sequence of N Subject
+    predictions : dict of str to (N,) float array
+        Of the cross-validation.
+    metrics : mapping
+        Of `utils.reports.write_report`.
+    checkpoint : mapping
+        Of a first stage.
+    members, folds : int
+    notice : str
+        Name, source and licence of the data.
+
+    Returns
+    -------
+    manifest : dict of plain values
+        ``age_range``, ``out_of_fold_errors``, ``preprocessing``, ``cross_validation``, ``data``.
+    card : str, Markdown
+    """
+    ages = np.array([subject.chronological_age for subject in subjects])
+    errors = np.abs(predictions["brain_age"] - predictions["chronological_age"])
+    preprocessing = preparation_of(scan_folder)
+    manifest = {
+        "age_range": [float(ages.min()), float(ages.max())],
+        "out_of_fold_errors": [round(float(error), 4) for error in errors],
+        "preprocessing": preprocessing,
+        "cross_validation": dict(metrics),
+        "data": notice,
+    }
+    sexes = Counter({0: "female", 1: "male"}.get(subject.sex, "of unknown sex") for subject in subjects)
+    numbers = {name: np.nan if value is None else value for name, value in metrics.items()}
+    card = CARD.format(
+        **{name: checkpoint["network"][name] for name in ("model", "blocks", "filters")},
+        voxel_size=checkpoint["voxel_size"],
+        **{name: numbers[name] for name in ("n", "age_min", "age_max", "mae", "mae_low", "mae_high", "rmse", "pearson",
+                                            "spearman", "mean_gap", "gap_age_spearman")},
+        members=members,
+        folds=folds,
+        notice=notice or "Not stated (`--data_notice`).",
+        age_mean=ages.mean(),
+        sexes=", ".join(f"{count} {name}" for name, count in sorted(sexes.items())),
+        preprocessing=f"`preprocess.py`, {preprocessing['registration']} registration, fingerprint `{preprocessing['fingerprint']}`"
+        if preprocessing else "another tool chain",
+        first_mae=metrics["first_stage"]["mae"],
+        coverage=100 * INTERVAL_COVERAGE,
+        radius=interval_radius(errors, INTERVAL_COVERAGE),
+        covered=100 * metrics["coverage"],
+    )  # fmt: skip
+    return manifest, card
+
+
+def preparation_of(folder: Path) -> dict[str, str] | None:
+    """Tell how ``preprocess.py`` made the scans of a folder; None if it did not."""
+    try:
+        made = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["GeneratedBy"][0]
+        return {"fingerprint": made["Fingerprint"], "registration": made["Parameters"]["registration"]}
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None

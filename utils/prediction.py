@@ -1,0 +1,281 @@
+"""From scans of any kind to what predict.py reports of each."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from utils.errors import InputError
+from utils.files import replacing
+from utils.images import MNI152_T1_2MM, model_grid, read_image
+from utils.model_card import preparation_of
+from utils.quality import TEMPLATE_COLOUR, slices
+from utils.reports import SEX_NAMES
+from utils.scans import ScanStore
+from utils.subjects import DOUBTFUL, FAIL, Subject, person_of
+from utils.tables import SEXES, read_label_table
+from utils.template import load_template
+
+LEAST_BACKGROUND = 0.5  # share of the voxels of a brain-extracted scan that are 0
+MARGIN = 5.0  # years, beyond the training ages, that a picture shows
+
+
+@dataclass
+class Scan:
+    """A scan that is to get a brain age.
+
+    Parameters
+    ----------
+    name : str
+        Subject, and session where there is one.
+    source : Path
+    prepared : Path or None
+        Its brain on the 2 mm grid, if there is one.
+    chronological_age : float, years; NaN where unknown
+    sex : int, 0 female, 1 male, -1 unknown
+    failure : str
+        Why there is no brain age.
+    warnings : list of str
+    brain_age : float, years; NaN where it failed
+    """
+
+    name: str
+    source: Path
+    prepared: Path | None = None
+    chronological_age: float = float("nan")
+    sex: int = -1
+    failure: str = ""
+    warnings: list[str] = field(default_factory=list)
+    brain_age: float = float("nan")
+
+    @property
+    def subject(self) -> Subject:
+        """What the networks need of it."""
+        return Subject(self.name, self.prepared or self.source, self.chronological_age, self.sex)
+
+    def estimate(self, radius: float) -> str:
+        """Say its brain age, the interval of this half width, and the gap where it is known."""
+        age = self.brain_age
+        gap = f", gap {age - self.chronological_age:+.1f}" if np.isfinite(self.chronological_age) else ""
+        return f"{age:.1f} years ({age - radius:.0f} to {age + radius:.0f}){gap}"
+
+
+def is_prepared(path: Path) -> bool:
+    """Tell whether a file holds a brain on the grid of MNI152_T1_2mm, with 0 around it."""
+    try:
+        image: Any = nibabel.load(path)
+        if sorted(image.shape[:3]) != sorted(MNI152_T1_2MM.shape):
+            return False
+        return bool((read_image(path, 2)[0] == 0).mean() >= LEAST_BACKGROUND)
+    except Exception:  # damaged files raise many types; preprocessing says what is wrong with them
+        return False
+
+
+def add_labels(scans: Sequence[Scan], label_table: Path | None, sex_of_all: str | None) -> None:
+    """Give scans the ages and sexes that a table tells of them.
+
+    Parameters
+    ----------
+    scans : sequence of Scan, changed in place
+    label_table : Path or None
+    sex_of_all : str or None
+        Such as ``F``, where the table does not tell.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, or has something wrong of these scans.
+    """
+    table = read_label_table(label_table) if label_table else None
+    problems: list[str] = []
+    for scan in scans:
+        scan.sex = SEXES[sex_of_all.lower()] if sex_of_all else scan.sex
+        if table is None:
+            continue
+        known = next(
+            (key for key in (scan.name, f"{scan.name}_T1w", person_of(scan.name)) if key in table.problems), ""
+        )
+        problems += table.problems.get(known, [])
+        scan.chronological_age = table.ages.get(known, scan.chronological_age)
+        scan.sex = table.sexes.get(known, scan.sex)
+        if not known:
+            scan.warnings.append(f"no row of {table.path.name} tells of it")
+    if problems:
+        raise InputError(problems)
+
+
+def add_preparation(scans: Sequence[Scan], expected: Mapping[str, str] | None) -> None:
+    """Warn of scans that were prepared otherwise than those that the weights were trained on."""
+    made = {scan.source.parent: preparation_of(scan.source.parent) for scan in scans}
+    for scan in scans:
+        own = made[scan.source.parent]
+        if expected and own != expected:
+            how = (
+                f"with {own['registration']} registration, fingerprint {own['fingerprint']}"
+                if own
+                else "by other tools"
+            )
+            scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
+
+
+def add_records(scans: Mapping[str, Scan], records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Take over what preprocessing made of raw scans, and what it thinks of them."""
+    for record in records:
+        scan = scans[record["name"]]
+        reasons = "; ".join(record["reasons"])
+        if record["verdict"] == FAIL:
+            scan.failure = reasons
+            continue
+        scan.prepared = folder / f"{scan.name}.nii.gz"
+        if record["verdict"] == DOUBTFUL:
+            scan.warnings.append(f"preprocessing is doubtful: {reasons}")
+
+
+def check_scans(scans: Sequence[Scan], store: ScanStore) -> list[Scan]:
+    """Return the scans that can be read, and note why the others cannot."""
+    for scan in scans:
+        if scan.prepared and not scan.failure:
+            scan.failure = "; ".join(store.prepare([scan.prepared]))
+    return [scan for scan in scans if scan.prepared and not scan.failure]
+
+
+def add_ages(scans: Sequence[Scan], brain_ages: np.ndarray, age_range: Sequence[float]) -> None:
+    """Give scans their brain ages, and warn of ages that training did not cover."""
+    low, high = age_range
+    for scan, brain_age in zip(scans, brain_ages, strict=True):
+        scan.brain_age = float(brain_age)
+        for what, age in (("brain age", scan.brain_age), ("chronological age", scan.chronological_age)):
+            if age < low or age > high:
+                scan.warnings.append(f"{what} {age:.1f} is outside the training range, {low:.0f} to {high:.0f} years")
+
+
+def write_table(path: Path, scans: Sequence[Scan], radius: float) -> None:
+    """Write ``predictions.csv``, a row for each scan; cells of unknown numbers are empty."""
+
+    def number(value: float) -> str:
+        return f"{value:.2f}" if np.isfinite(value) else ""
+
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["subject_id", "chronological_age", "sex", "brain_age", "interval_low", "interval_high", "brain_age_gap",
+             "status", "warnings", "scan"]
+        )  # fmt: skip
+        for scan in scans:
+            age = scan.brain_age
+            writer.writerow(
+                [scan.name, number(scan.chronological_age), SEX_NAMES[scan.sex], number(age), number(age - radius),
+                 number(age + radius), number(age - scan.chronological_age), "failed" if scan.failure else "ok",
+                 scan.failure or "; ".join(scan.warnings), str(scan.source)]
+            )  # fmt: skip
+
+
+def draw_scan(path: Path, scan: Scan, radius: float, age_range: Sequence[float]) -> None:
+    """Draw the brain in slices with the template's outline, and its age on an axis.
+
+    Parameters
+    ----------
+    path : Path of the PNG file
+    scan : Scan with a brain age
+    radius : float, years, half the interval's width
+    age_range : (low, high), years, of training
+    """
+    volume = read_image(scan.subject.path, 2)[0]
+    figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    picture, axis = figure.subplots(2, 1, height_ratios=[6, 1])
+    picture.imshow(slices(volume, volume, load_template().brain, TEMPLATE_COLOUR))
+    picture.set_axis_off()
+    known = np.isfinite(scan.chronological_age)
+    picture.set_title(f"{scan.name}: brain age {scan.estimate(radius)}", loc="left", fontsize=13, fontweight="bold")
+    axis.axvspan(*age_range, color="0.92", label="training ages")
+    axis.errorbar(
+        scan.brain_age,
+        0,
+        xerr=radius,
+        fmt="o",
+        color="#4c72b0",
+        capsize=5,
+        markersize=9,
+        label="brain age, 90 % interval",
+    )
+    if known:
+        axis.plot(
+            scan.chronological_age, 0, "|", color="#c44e52", markersize=18, markeredgewidth=3, label="chronological age"
+        )
+    low, high = min(age_range[0], scan.brain_age - radius), max(age_range[1], scan.brain_age + radius)
+    axis.set(xlim=(low - MARGIN, high + MARGIN), ylim=(-1, 1), yticks=[], xlabel="years")
+    axis.legend(loc="upper left", ncols=3, frameon=False, fontsize=9)
+    if scan.warnings:
+        axis.annotate(
+            "\n".join(f"warning: {warning}" for warning in scan.warnings), (0, -0.9), xycoords="axes fraction",
+            va="top", fontsize=9, color="#c44e52", annotation_clip=False, wrap=True,
+        )  # fmt: skip
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+
+
+def write_map(folder: Path, scan: Scan, values: np.ndarray, voxel_size: int) -> None:
+    """Write a map of where the network looks as NIfTI, and as a picture over the brain.
+
+    Parameters
+    ----------
+    folder : Path
+    scan : Scan
+    values : (D, H, W) float array, years, on the model's grid
+    voxel_size : int, mm
+    """
+    from nilearn.plotting import plot_stat_map
+
+    image = nibabel.Nifti1Image(values.astype(np.float32), model_grid(voxel_size).affine)
+    with replacing(folder / f"{scan.name}_map.nii.gz") as temporary:
+        nibabel.save(image, temporary)
+    figure = Figure(figsize=(11, 6), facecolor="white")
+    FigureCanvasAgg(figure)
+    background = nibabel.Nifti1Image(read_image(scan.subject.path, 2)[0], MNI152_T1_2MM.affine)
+    largest = float(np.percentile(np.abs(values[values != 0]), 99.5)) if values.any() else 1.0
+    plot_stat_map(
+        image, bg_img=background, display_mode="mosaic", cut_coords=5, figure=figure, vmax=largest,
+        threshold=0.2 * largest, black_bg=False, draw_cross=False, annotate=False,
+        title=f"{scan.name}: red looks older (years)",
+    )  # fmt: skip
+    with replacing(folder / f"{scan.name}_map.png") as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+
+
+def describe(scans: Sequence[Scan], radius: float) -> Iterator[str]:
+    """Say of each scan a line, and of all of them one."""
+    width = max(len(scan.name) for scan in scans)
+    for scan in scans:
+        if scan.failure:
+            yield f"{scan.name:<{width}}  failed: {scan.failure}"
+            continue
+        yield "; ".join([f"{scan.name:<{width}}  {scan.estimate(radius)}", *scan.warnings])
+    usable = [scan for scan in scans if not scan.failure]
+    warned = sum(bool(scan.warnings) for scan in usable)
+    yield (
+        f"{len(scans)} scans: {len(usable)} with a brain age, {warned} of them with a warning, "
+        f"{len(scans) - len(usable)} failed"
+    )
+
+
+def find_scans(source: Path) -> list[Scan]:
+    """List the scans of a file, a folder or a BIDS data set, and which of them are prepared.
+
+    Raises
+    ------
+    InputError
+        If there is none, or two would get the same name.
+    """
+    from utils.preprocessing_jobs import find_raw_scans
+
+    return [
+        Scan(found.name, found.path, found.path if is_prepared(found.path) else None)
+        for found in find_raw_scans(source)
+    ]

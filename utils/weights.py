@@ -1,0 +1,113 @@
+"""Weights that are shipped: several trained cascades, and what one must know of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from utils.errors import InputError
+from utils.files import replacing, write_json
+
+MANIFEST = "weights.json"
+CARD = "MODEL_CARD.md"
+REFERENCE = "mean_volume.safetensors"
+DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "weights"
+STAGES = ("first_stage", "second_stage")
+
+
+def weights_file(folder: Path, member: int, stage: str) -> Path:
+    """Return where the weights of a stage of the member, counted from 1, lie."""
+    return folder / f"member_{member}_{stage}.safetensors"
+
+
+def save_weights(
+    folder: Path,
+    members: Sequence[Sequence[Mapping[str, Any]]],
+    manifest: Mapping[str, Any],
+    card: str,
+    reference: torch.Tensor,
+) -> None:
+    """Write the weights of trained cascades; the manifest comes last.
+
+    Parameters
+    ----------
+    folder : Path
+    members : sequence of (first stage, second stage) checkpoints
+        Of `utils.checkpoints.load_checkpoint`; they differ in their weights
+        alone.
+    manifest : mapping
+        What else to tell of them, of plain values.
+    card : str
+        The model card, Markdown.
+    reference : (D, H, W) float32 tensor
+        The mean of the training volumes, z-scored.
+    """
+    with replacing(folder / REFERENCE) as temporary:
+        save_file({"volume": reference.half().contiguous()}, temporary)
+    for number, checkpoints in enumerate(members, 1):
+        for stage, checkpoint in zip(STAGES, checkpoints, strict=True):
+            tensors = {name: tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
+            with replacing(weights_file(folder, number, stage)) as temporary:
+                save_file(tensors, temporary)
+    networks = {stage: checkpoint["network"] for stage, checkpoint in zip(STAGES, members[0], strict=True)}
+    with replacing(folder / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    settings = {name: members[0][0][name] for name in ("voxel_size", "normalization", "age_interval")}
+    write_json(folder / MANIFEST, {"members": len(members), "networks": networks, **settings, **manifest})
+
+
+def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """Read what `save_weights` wrote.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    manifest : dict
+    members : list of [first stage, second stage] checkpoints
+        As `model.building.load_network` takes them.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        count, networks = int(manifest["members"]), manifest["networks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: no readable manifest of weights ({type(error).__name__}); set WEIGHTS_DIR (--weights_dir) to "
+            "the folder weights/ of this project, or to one that bash_cross_validate.sh wrote"
+        ) from error
+    members: list[list[dict[str, Any]]] = []
+    for number in range(1, count + 1):
+        members.append([])
+        for stage in STAGES:
+            file = weights_file(folder, number, stage)
+            try:
+                state: dict[str, torch.Tensor] = load_file(file)
+            except (OSError, SafetensorError) as error:
+                raise InputError(
+                    f"{file}: cannot be read ({error}); fetch the folder of weights again, with all its files"
+                ) from error
+            members[-1].append({"state_dict": state, "network": networks[stage]})
+    return manifest, members
+
+
+def load_reference(folder: Path, device: torch.device) -> torch.Tensor:
+    """Return the mean of the training volumes, (1, 1, D, H, W) float32 tensor, z-scored."""
+    try:
+        volume = load_file(folder / REFERENCE)["volume"]
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{folder / REFERENCE}: cannot be read ({error}); fetch the folder of weights again"
+        ) from error
+    return volume.float().to(device)[None, None]
