@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from tqdm import tqdm
 
 from benchmarks.ridge_baseline import ridge, voxels_of
-from utils.images import is_nifti
+from utils.images import is_nifti, read_image
 from utils.tables import read_label_table, subject_id_of
 
 SEPARATOR = "__"  # between the scan and what was done to it
