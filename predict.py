@@ -53,7 +53,7 @@ def main() -> None:
     for scan in tqdm(usable, "pictures", unit="scan", disable=None, leave=False):
         prediction.draw_scan(args.output_dir / "pictures" / f"{scan.name}.png", scan, radius, manifest["age_range"])
     if args.explain != "none" and usable:
-        from model.explaining import explain
+        from utils.explaining import explain
 
         reference = load_reference(folder, device)
         folded: Any = network.folded()

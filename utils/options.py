@@ -14,14 +14,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "small_cohort": {
         "model": "scaledense_paper",
         "blocks": 4,
-        "filters": 8,
+        "filters": 4,
         "voxel_size": 4,
         "field_of_view": "brain",
         "flip_averaging": True,
         "ranking_weight": 0.0,
         "age_difference_weight": 1.0,
-        "epochs": 60,
-        "batch_size": 8,
+        "epochs": 40,
+        "batch_size": 16,
         "batches": "stratified",
         "optimizer": "adamw",
         "learning_rate": 3e-3,
@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup_epochs": 4,
         "keep": "last",
         "recalibrate": True,
-        "augmentation": ("flip",),
+        "augmentation": ("flip", "gain", "gamma"),
         "start_from_first_stage": True,
         "age_jitter": 6.0,
     },
@@ -61,7 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 SECOND_STAGE: dict[str, dict[str, Any]] = {  # where the second stage's defaults differ
-    "small_cohort": {"epochs": 30, "learning_rate": 1e-3},
+    "small_cohort": {"epochs": 20, "learning_rate": 1e-3},
     "paper": {"optimizer": "sgd", "learning_rate": 1e-5},
 }
 AUGMENTATIONS = ("flip", "shift", "rotation", "scaling", "gain", "gamma", "bias_field", "noise")
