@@ -24,8 +24,7 @@ def main() -> None:
     from utils.weights import save_weights
 
     check_writable(args.output_dir)
-    scans = ScanStore(2, "brain", None, args.num_workers)
-    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=False)["scan"]
+    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, None, use_sex=False)["scan"]
     fold = write_folds(args.output_dir, subjects, args.folds, args.seed)
     run_all(args.output_dir, subjects, fold, args)
     predictions, report = pool(args.output_dir, subjects, fold, args)

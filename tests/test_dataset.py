@@ -78,3 +78,27 @@ def test_loaders_keep_order_and_layout(synthetic_cohort, workers) -> None:
     assert first["volume"].shape == (2, 1, 23, 28, 23)
     assert first["volume"].stride(1) == 1  # channels last, which shape alone does not tell for one channel
     torch.testing.assert_close(second["volume"], to_device(collate([dataset[2]]), torch.device("cpu"))["volume"])
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(23, 4), (24, 6), (109, 16)])
+def test_stratified_batches_cover_the_ages(size, batch_size) -> None:
+    ages = np.random.default_rng(0).uniform(20, 80, size)
+    batches = list(EpochBatches(size, batch_size, 0, ages=ages))
+    assert sorted(index for batch in batches for index in batch) == list(range(size))
+    full = [ages[batch] for batch in batches if len(batch) == batch_size]
+    groups = np.array_split(np.sort(ages), batch_size)
+    width = max((group.max() - group.min() for group in groups), default=0)
+    for one in full:
+        assert np.abs(np.sort(one) - [group.mean() for group in groups]).max() < 2.5 * width + 1
+    plain = [ages[batch].mean() for batch in EpochBatches(size, batch_size, 0) if len(batch) == batch_size]
+    if len(full) > 2:
+        assert np.std([one.mean() for one in full]) < 0.7 * np.std(plain)
+
+
+def test_stratified_batches_of_processes_cover_the_ages_together() -> None:
+    ages = np.linspace(20, 80, 32)
+    parts = [list(EpochBatches(32, 4, 0, rank, 2, ages=ages)) for rank in range(2)]
+    for own in zip(*parts, strict=True):
+        together = np.sort(ages[[index for batch in own for index in batch]])
+        assert np.diff(together).max() < 18
+    assert sorted(index for part in parts for batch in part for index in batch) == list(range(32))

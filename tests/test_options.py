@@ -19,6 +19,8 @@ PARSERS = {
     "prepare_dataset": options.dataset_parser(),
     "make_demo_cohort": options.cohort_parser(),
     "train_sorter": options.sorter_parser(),
+    "cross_validate": options.cross_validation_parser(),
+    "predict": options.prediction_parser(),
     "throughput": options.throughput_parser(),
 }
 
@@ -58,7 +60,7 @@ def test_bash_variables_agree_with_the_flags(script) -> None:
         value = value.replace("$DATA", data[1] if data else "").replace("$LENGTH", variables.get("LENGTH", ""))
         action = defaults[name.lower()]
         typed = action.type(value) if action.type and value != "" else value or None
-        assert typed == action.default or (not value and action.default is SUPPRESS), name
+        assert typed == action.default or (not value and action.default in (SUPPRESS, [], "")), name
     for line in re.findall(r'^[A-Z_]+="\$\{.*$', text, re.M):
         assert re.search(r" # \w", line), f"a variable without its meaning: {line}"
 

@@ -19,7 +19,7 @@ LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
 def load_cohort(
     folders: Mapping[str, Path],
     label_table: Path | None,
-    scans: ScanStore,
+    scans: ScanStore | None,
     *,
     use_sex: bool = True,
     sex_of_all: str | None = None,
@@ -36,8 +36,9 @@ def load_cohort(
     folders : mapping of split name to folder
     label_table : Path or None
         None leaves ages unknown.
-    scans : ScanStore
-        Which reads and checks them, and caches them.
+    scans : ScanStore or None
+        Which reads and checks them, and caches them; None leaves that to
+        whoever reads them.
     use_sex : bool
         Whether the sex of every subject must be known.
     sex_of_all : str or None
@@ -65,7 +66,8 @@ def load_cohort(
         paths = _find_scans(folder, split, problems)
         cohort[split] = _match(paths, table, use_sex, sex_of_all, ages_required, problems)
     _check_overlap(cohort, problems)
-    problems += scans.prepare([subject.path for subjects in cohort.values() for subject in subjects])
+    if scans:
+        problems += scans.prepare([subject.path for subjects in cohort.values() for subject in subjects])
     if problems:
         raise InputError(problems)
     return cohort

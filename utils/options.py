@@ -708,7 +708,7 @@ def cross_validation_parser() -> argparse.ArgumentParser:
         "--label_table", type=Path, default=Path("labels.csv"), help="table of subject, age (years), sex"
     )
     parser.add_argument("--output_dir", type=Path, default=Path("runs/cross_validation"), help="folder for everything")
-    parser.add_argument("--folds", type=_folds, default=5, help="K")
+    parser.add_argument("--folds", type=_folds, default=5, help="K, the number of parts: each is tested once")
     parser.add_argument(
         "--members", type=_count, default=1, help="cascades of other seeds in each fold, whose estimates are averaged"
     )

@@ -1,0 +1,201 @@
+"""Cross-validation and what is made of it: folds that do not leak, resuming, weights, predictions."""
+
+import csv
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.ridge_baseline import ridge
+from tests.conftest import SMALL_NETWORK, VOXEL_SIZE, run_script, save_scan
+from utils.checkpoints import load_checkpoint
+from utils.cross_validation import write_folds
+from utils.errors import InputError
+from utils.images import MNI152_T1_2MM
+from utils.subjects import Subject, person_of
+from utils.weights import load_reference, load_weights
+
+MEMBERS, FOLDS = 2, 2
+
+
+@pytest.fixture(scope="module")
+def scans(synthetic_cohort, tmp_path_factory):
+    """All scans of the small cohort in one folder."""
+    folder = tmp_path_factory.mktemp("scans")
+    for path in synthetic_cohort.glob("*/*.nii.gz"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def flags(scans, synthetic_cohort, folder, *more):
+    return [
+        "--scan_folder", scans, "--label_table", synthetic_cohort / "labels.csv", "--output_dir", folder, "--folds", FOLDS,
+        "--members", MEMBERS, "--num_workers", 0, "--device", "cpu", "--cache_folder", "",
+        "--flags", " ".join([*SMALL_NETWORK, "--epochs 2 --warmup_epochs 0 --batch_size 6"]),
+        "--first_stage_flags", f"--voxel_size {VOXEL_SIZE}", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cross_validated(scans, synthetic_cohort, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cv") / "run"
+    weights = folder.parent / "weights"
+    more = ["--weights_dir", weights, "--data_notice", "Made-up balls."]
+    result = run_script("cross_validate.py", *flags(scans, synthetic_cohort, folder, *more))
+    return folder, weights, result.stdout
+
+
+def test_no_network_saw_those_whom_it_is_tested_on(cross_validated) -> None:
+    folder, _, _ = cross_validated
+    with (folder / "folds.csv").open() as file:
+        fold = {row["subject_id"]: row["fold"] for row in csv.DictReader(file)}
+    assert len(fold) == 22
+    for number in range(1, FOLDS + 1):
+        tested = {person_of(name) for name, own in fold.items() if own == str(number)}
+        for stage in ("first_stage", "second_stage"):
+            for member in range(1, MEMBERS + 1):
+                checkpoint = load_checkpoint(folder / f"fold_{number}" / f"member_{member}" / stage / "best.pt")
+                seen = {person_of(name) for name in checkpoint["train_subjects"]}
+                assert not tested & seen
+                assert len(tested) + len(seen) == 22
+                assert checkpoint["valid_subjects"] == []
+
+
+def test_the_pooled_ages_are_the_members_mean(cross_validated) -> None:
+    folder, _, printed = cross_validated
+    with (folder / "predictions.csv").open() as file:
+        pooled = {row["subject_id"]: row for row in csv.DictReader(file)}
+    assert len(pooled) == 22
+    for number in range(1, FOLDS + 1):
+        tables = []
+        for member in range(1, MEMBERS + 1):
+            with (folder / f"fold_{number}" / f"member_{member}" / "test" / "predictions.csv").open() as file:
+                tables.append({row["subject_id"]: float(row["brain_age"]) for row in csv.DictReader(file)})
+        for name in tables[0]:
+            assert float(pooled[name]["brain_age"]) == pytest.approx(np.mean([t[name] for t in tables]), abs=1e-3)
+            assert float(pooled[name]["fold"]) == number
+    metrics = json.loads((folder / "metrics.json").read_text())
+    inside = [
+        float(row["interval_low"]) <= float(row["chronological_age"]) <= float(row["interval_high"])
+        for row in pooled.values()
+    ]
+    assert metrics["coverage"] == pytest.approx(np.mean(inside))
+    assert {"first_stage", "gain_interval", "residual_sd"} <= set(metrics)
+    assert "gain over the first stage" in printed
+
+
+def test_what_is_finished_is_not_done_again(cross_validated, scans, synthetic_cohort) -> None:
+    folder, _, _ = cross_validated
+    kept = folder / "fold_1" / "member_1" / "first_stage" / "best.pt"
+    again = folder / "fold_2" / "member_2" / "test" / "predictions.csv"
+    stamp, content = kept.stat().st_mtime_ns, again.read_text()
+    again.unlink()
+    run_script("cross_validate.py", *flags(scans, synthetic_cohort, folder))
+    assert kept.stat().st_mtime_ns == stamp
+    assert again.read_text() == content
+    message = run_script("cross_validate.py", *flags(scans, synthetic_cohort, folder, "--seed", 1), status=2).stderr
+    assert "holds other subjects or folds" in message
+
+
+def test_a_script_that_fails_is_shown(scans, synthetic_cohort, tmp_path) -> None:
+    wrong = flags(scans, synthetic_cohort, tmp_path / "run", "--second_stage_flags", "--age_interval x", "--folds", 3)
+    wrong[wrong.index("--members") + 1] = 1
+    message = run_script("cross_validate.py", *wrong, status=2).stderr
+    assert "train_second_stage failed in fold_1, member 1 (status 2)" in message
+    assert "'x' is not a number" in message
+
+
+def test_folds_part_persons_not_scans(tmp_path) -> None:
+    subjects = [
+        Subject(f"sub-{number:02d}_ses-{session}", tmp_path, 20.0 + number, 0)
+        for number in range(12)
+        for session in range(3)
+    ]
+    fold = write_folds(tmp_path, subjects, 4, 0)
+    assert set(fold) == {1, 2, 3, 4}
+    assert all(len(set(fold[3 * number : 3 * number + 3])) == 1 for number in range(12))
+    assert (write_folds(tmp_path, subjects, 4, 0) == fold).all()
+    with pytest.raises(InputError, match="other subjects or folds"):
+        write_folds(tmp_path, subjects[:-3], 4, 0)
+
+
+def test_weights_hold_what_was_trained(cross_validated) -> None:
+    folder, weights, _ = cross_validated
+    manifest, members = load_weights(weights)
+    assert len(members) == MEMBERS
+    for number, member in enumerate(members, 1):
+        for stage, own in zip(("first_stage", "second_stage"), member, strict=True):
+            trained = load_checkpoint(folder / "all" / f"member_{number}" / stage / "best.pt")
+            assert len(trained["train_subjects"]) == 22
+            assert all(torch.equal(own["state_dict"][name], value) for name, value in trained["state_dict"].items())
+    assert len(manifest["out_of_fold_errors"]) == 22
+    assert manifest["preprocessing"] is None
+    card = (weights / "MODEL_CARD.md").read_text()
+    assert "Made-up balls." in card
+    assert "Diagnosis" in card
+    assert load_reference(weights, torch.device("cpu")).shape == (1, 1, 23, 28, 23)
+    (folder.parent / "damaged").mkdir()
+    (folder.parent / "damaged" / "weights.json").write_text((weights / "weights.json").read_text())
+    with pytest.raises(InputError, match="fetch the folder of weights again"):
+        load_weights(folder.parent / "damaged")
+
+
+def prepared_scan(path, rng, radius=30.0):
+    """A ball on the 2 mm grid, in place of a prepared brain."""
+    indices = np.indices(MNI152_T1_2MM.shape) - np.array(MNI152_T1_2MM.shape)[:, None, None, None] / 2
+    volume = np.where(np.linalg.norm(indices, axis=0) < radius, 120 + rng.normal(0, 5, MNI152_T1_2MM.shape), 0)
+    save_scan(path, volume.astype(np.float32), MNI152_T1_2MM.affine)
+
+
+def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
+    _, weights, _ = cross_validated
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        prepared_scan(tmp_path / "in" / f"sub-{number}.nii.gz", rng)
+    (tmp_path / "labels.csv").write_text("subject_id,age,sex\nsub-0,40,F\nsub-1,95,\n")
+    common = ["--input", tmp_path / "in", "--weights_dir", weights, "--num_workers", 0, "--device", "cpu"]
+    more = ["--label_table", tmp_path / "labels.csv", "--explain", "integrated_gradients"]
+    printed = run_script("predict.py", *common, "--output_dir", tmp_path / "out", *more).stdout
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    assert [row["sex"] for row in rows] == ["F", "", ""]
+    assert float(rows[0]["brain_age_gap"]) == pytest.approx(float(rows[0]["brain_age"]) - 40, abs=0.011)
+    assert rows[2]["brain_age_gap"] == ""
+    assert "chronological age 95.0 is outside the training range" in rows[1]["warnings"]
+    assert "no row of labels.csv" in rows[2]["warnings"]
+    assert float(rows[0]["interval_low"]) < float(rows[0]["brain_age"]) < float(rows[0]["interval_high"])
+    assert "3 scans: 3 with a brain age" in printed
+    for number in range(3):
+        assert (tmp_path / "out" / "pictures" / f"sub-{number}.png").stat().st_size > 5000
+        values = nibabel.load(tmp_path / "out" / "maps" / f"sub-{number}_map.nii.gz")
+        assert values.shape == (23, 28, 23)
+        assert (tmp_path / "out" / "maps" / f"sub-{number}_map.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--input", "nowhere"], "no such file or folder"),
+        (["--input", "README.md"], "holds no raw scan"),
+        (["--weights_dir", "nowhere"], "no readable manifest of weights"),
+        (["--label_table", "nowhere.csv"], "no such"),
+    ],
+)
+def test_wrong_input_of_prediction(cross_validated, tmp_path, more, said) -> None:
+    _, weights, _ = cross_validated
+    prepared_scan(tmp_path / "a.nii.gz", np.random.default_rng(0))
+    common = ["--input", tmp_path / "a.nii.gz", "--output_dir", tmp_path / "out", "--weights_dir", weights]
+    assert said in run_script("predict.py", *common, *more, status=2).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_ridge_learns_a_line() -> None:
+    rng = np.random.default_rng(0)
+    voxels = rng.normal(size=(80, 50))
+    ages = 50 + voxels[:, :5] @ np.full(5, 5.0)
+    predicted = ridge().fit(voxels[:60], ages[:60]).predict(voxels[60:])
+    assert np.corrcoef(predicted, ages[60:])[0, 1] > 0.8
