@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = "folds.csv"
 ALL = "all"  # the fold of no test subjects
 LAST_LINES = 12  # of a log, shown when its script failed
+TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
 COLUMNS = ("first_stage_age", "discretized_age", "residual_age")
 
 
@@ -104,7 +105,7 @@ def commands(folder: Path, member: int, tested: bool, args: Namespace) -> Iterat
         (first / "train_discretized_age.npy", "train_first_stage.py",
          [*train, "--test_folder", "", "--output_dir", first, *args.first_stage_flags]),
     ]  # fmt: skip
-    test = [*machine, "--test_folder", folder / "test", "--output_dir", own / "test"]
+    test = [*machine, "--test_folder", folder / "test", "--output_dir", own / TESTS[args.stages]]
     if args.stages == 1:
         test_script = "test_first_stage.py", [*test, "--checkpoint", first / "best.pt"]
     else:
@@ -114,7 +115,7 @@ def commands(folder: Path, member: int, tested: bool, args: Namespace) -> Iterat
         )  # fmt: skip
         test_script = "test_second_stage.py", [*test, *best, "--checkpoint", second / "best.pt"]
     if tested:
-        scripts.append((own / "test" / "predictions.csv", *test_script))
+        scripts.append((own / TESTS[args.stages] / "predictions.csv", *test_script))
     for product, script, flags in scripts:
         yield product, [sys.executable, str(ROOT / script), *map(str, flags)]
 
@@ -199,7 +200,7 @@ def pool(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: Name
     table = {name: np.zeros((args.members, len(subjects)), np.float32) for name in names}
     for number in range(1, args.folds + 1):
         for member in range(args.members):
-            path = folder / f"fold_{number}" / f"member_{member + 1}" / "test" / "predictions.csv"
+            path = folder / f"fold_{number}" / f"member_{member + 1}" / TESTS[args.stages] / "predictions.csv"
             with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     for name in names:
