@@ -130,7 +130,8 @@ def test_weights_hold_what_was_trained(cross_validated) -> None:
         for stage, own in zip(("first_stage", "second_stage"), member, strict=True):
             trained = load_checkpoint(folder / "all" / f"member_{number}" / stage / "best.pt")
             assert len(trained["train_subjects"]) == 22
-            assert all(torch.equal(own["state_dict"][name], value) for name, value in trained["state_dict"].items())
+            for name, value in trained["state_dict"].items():  # half precision, but for statistics
+                torch.testing.assert_close(own["state_dict"][name], value, rtol=1e-3, atol=1e-6)
     assert len(manifest["out_of_fold_errors"]) == 22
     assert manifest["preprocessing"] is None
     card = (weights / "MODEL_CARD.md").read_text()

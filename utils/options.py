@@ -12,15 +12,15 @@ from typing import Any
 # scans; "paper" is what the authors' code does.
 RECIPES: dict[str, dict[str, Any]] = {
     "small_cohort": {
-        "model": "scaledense_paper",
+        "model": "scaledense",
         "blocks": 4,
-        "filters": 4,
+        "filters": 2,
         "voxel_size": 4,
         "field_of_view": "brain",
         "flip_averaging": True,
         "ranking_weight": 0.0,
         "age_difference_weight": 1.0,
-        "epochs": 40,
+        "epochs": 30,
         "batch_size": 16,
         "batches": "stratified",
         "optimizer": "adamw",
@@ -28,12 +28,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-2,
         "amsgrad": False,
         "scheduler": "cosine",
-        "warmup_epochs": 4,
+        "warmup_epochs": 3,
         "keep": "last",
         "recalibrate": True,
         "augmentation": ("flip", "gain", "gamma"),
         "start_from_first_stage": True,
-        "age_jitter": 6.0,
+        "age_jitter": 12.0,
     },
     "paper": {
         "model": "scaledense",

@@ -19,6 +19,12 @@ DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 STAGES = ("first_stage", "second_stage")
 
 
+def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return weights in half the bytes; the statistics of batch norm stay as they are, for they may be large."""
+    keep = not tensor.is_floating_point() or "running_" in name
+    return tensor.contiguous() if keep else tensor.half().contiguous()
+
+
 def weights_file(folder: Path, member: int, stage: str) -> Path:
     """Return where the weights of a stage of the member, counted from 1, lie."""
     return folder / f"member_{member}_{stage}.safetensors"
@@ -50,7 +56,7 @@ def save_weights(
         save_file({"volume": reference.half().contiguous()}, temporary)
     for number, checkpoints in enumerate(members, 1):
         for stage, checkpoint in zip(STAGES, checkpoints, strict=True):
-            tensors = {name: tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
+            tensors = {name: _small(name, tensor) for name, tensor in checkpoint["state_dict"].items()}
             with replacing(weights_file(folder, number, stage)) as temporary:
                 save_file(tensors, temporary)
     networks = {stage: checkpoint["network"] for stage, checkpoint in zip(STAGES, members[0], strict=True)}
@@ -98,7 +104,8 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
                 raise InputError(
                     f"{file}: cannot be read ({error}); fetch the folder of weights again, with all its files"
                 ) from error
-            members[-1].append({"state_dict": state, "network": networks[stage]})
+            whole = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+            members[-1].append({"state_dict": whole, "network": networks[stage]})
     return manifest, members
 
 
