@@ -60,7 +60,7 @@ def make_network(config: NetworkConfig, seed: int, activation_checkpointing: boo
 
 
 def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
-    """Copy the trunk and the layers behind it into a second stage, all but its own head.
+    """Let a second stage begin where the first has ended: its residual undoes the discretization.
 
     Parameters
     ----------
@@ -74,6 +74,12 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
 
     Notes
     -----
+    With the first stage's output a + s z (a and s are the mean and the
+    deviation of the training ages) and the discretized age a + s d, the
+    residual starts as s (z - d), so that the cascade starts with the first
+    stage's estimates. Two units carry d and -d through the layers of the
+    discretized age.
+
     From new weights the second stage stands on a plateau: the residual is
     nearly uncorrelated with anything in the image until both the age that
     the image shows and the discretized age are taken together, so that it
@@ -90,6 +96,25 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
     second.load_state_dict(
         {name: value for name, value in first.state_dict().items() if not name.startswith(own)}, strict=False
     )
+    layers: Any = second.discretized_age_layer
+    ours: Any = second.output_layer
+    theirs: Any = first.output_layer
+    known = theirs[0].in_features  # what the first stage's head sees comes first
+    scale = first.config.age_sd / second.config.age_sd
+    shift = (first.config.age_mean - second.config.age_mean) / second.config.age_sd
+    with torch.no_grad():
+        layers[0].weight[:2] = torch.tensor([[1.0], [-1.0]])
+        layers[0].bias[:2] = 0
+        layers[2].weight[:2] = torch.eye(2, layers[2].in_features)
+        layers[2].bias[:2] = 0
+        ours[1].weight.copy_(scale * theirs[1].weight)
+        ours[1].bias.copy_(scale * theirs[1].bias + shift)
+        ours[0].weight[:, :known] = theirs[0].weight
+        ours[0].weight[:, known:] = 0
+        ours[0].bias.copy_(theirs[0].bias)
+        column = ours[1].weight[0] / ours[1].weight.square().sum().clamp_min(1e-12)
+        ours[0].weight[:, known] = -column
+        ours[0].weight[:, known + 1] = column
 
 
 def make_loss(args: Namespace) -> CascadeLoss:

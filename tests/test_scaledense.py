@@ -215,7 +215,13 @@ def test_a_second_stage_starts_from_the_first() -> None:
     start_from_first_stage(second, first)
     torch.testing.assert_close(second.trunk(volumes), first.trunk(volumes))
     assert not torch.equal(second.trunk(volumes), before)
-    assert second(volumes, torch.tensor([0, 1]), torch.tensor([30.0, 60.0])).abs().max() == 0
+    torch.nn.init.normal_(first.output_layer[-1].weight, std=0.02)
+    sex, discretized = torch.tensor([0, 1]), torch.tensor([30.0, 65.0])
+    for ages in ([30.0, 60.0], [20.0, 80.0, 90.0]):  # the second may be trained on other subjects
+        second = make_network(make_config(flags("scaledense"), 2, (26, 26, 26), None, ages), 2)
+        start_from_first_stage(second.eval(), first.eval())
+        expected = first(volumes, sex) - discretized
+        torch.testing.assert_close(second(volumes, sex, discretized), expected, atol=1e-3, rtol=1e-4)
     other = make_network(make_config(flags("scaledense_paper"), 1, (26, 26, 26), None, [30.0, 60.0]), 0)
     with pytest.raises(ValueError, match="another model; train the second with the same"):
         start_from_first_stage(second, other)

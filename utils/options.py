@@ -33,7 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "recalibrate": True,
         "augmentation": ("flip", "gain", "gamma"),
         "start_from_first_stage": True,
-        "age_jitter": 12.0,
+        "age_jitter": 6.0,
     },
     "paper": {
         "model": "scaledense",
