@@ -61,7 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 SECOND_STAGE: dict[str, dict[str, Any]] = {  # where the second stage's defaults differ
-    "small_cohort": {"epochs": 20, "learning_rate": 1e-3},
+    "small_cohort": {"epochs": 10, "learning_rate": 5e-4, "warmup_epochs": 1},
     "paper": {"optimizer": "sgd", "learning_rate": 1e-5},
 }
 AUGMENTATIONS = ("flip", "shift", "rotation", "scaling", "gain", "gamma", "bias_field", "noise")
