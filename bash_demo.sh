@@ -9,11 +9,7 @@ export DATA="${DATA:-data}"                           # folder for the simulated
 RUNS="${RUNS:-runs/demo}"                             # folder for both stages' runs
 export SUBJECTS="${SUBJECTS:-120}"                    # simulated brains
 export VOXEL_SIZE="${VOXEL_SIZE:-4}"                  # mm
-export MODEL="${MODEL:-scaledense_paper}"             # the lighter network
-export EPOCHS="${EPOCHS:-12}"                         # of each training
-export BATCH_SIZE="${BATCH_SIZE:-8}"                  # scans in a batch
-export LEARNING_RATE="${LEARNING_RATE:-2e-3}"         # at the start
-export SCHEDULER="${SCHEDULER:-cosine}"               # down to 0 over all epochs
+export EPOCHS="${EPOCHS:-20}"                         # of each training
 export NUM_WORKERS="${NUM_WORKERS:-2}"                # processes that simulate and read scans
 
 set_up_environment requirements.txt
