@@ -28,9 +28,9 @@ NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scan
   --members "$MEMBERS" \
   --stages "$STAGES" \
   --seed "$SEED" \
-  --flags "$FLAGS" \
-  --first_stage_flags "$FIRST_STAGE_FLAGS" \
-  --second_stage_flags "$SECOND_STAGE_FLAGS" \
+  --flags="$FLAGS" \
+  --first_stage_flags="$FIRST_STAGE_FLAGS" \
+  --second_stage_flags="$SECOND_STAGE_FLAGS" \
   --weights_dir "$WEIGHTS_DIR" \
   --data_notice "$DATA_NOTICE" \
   --precision "$PRECISION" \

@@ -1,7 +1,7 @@
 """Cross-validate both stages of the cascade, and train weights on everybody."""
 
 from utils.errors import InputError, run_command
-from utils.options import cross_validation_parser
+from utils.options import cross_validation_parser, parse_training_flags
 
 
 def main() -> None:
@@ -15,20 +15,34 @@ def main() -> None:
 
     from utils.checkpoints import load_checkpoint
     from utils.cohort import load_cohort
-    from utils.cross_validation import member_checkpoints, pool, run_all, write_folds
+    from utils.cross_validation import (
+        FEWEST_FOR_WEIGHTS,
+        flags_of_stage,
+        member_checkpoints,
+        pool,
+        remember_settings,
+        run_all,
+        write_folds,
+    )
     from utils.dataset import ScanDataset, make_loader, to_device
     from utils.files import check_writable
     from utils.model_card import describe_weights
     from utils.reports import announce_report, write_report
     from utils.scans import ScanStore
-    from utils.weights import save_weights
+    from utils.weights import check_weights_folder, save_weights
 
     check_writable(args.output_dir)
-    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, None, use_sex=False)["scan"]
+    if args.weights_dir:
+        check_weights_folder(args.weights_dir)
+    use_sex = [parse_training_flags(stage, flags_of_stage(stage, args)).use_sex for stage in range(1, args.stages + 1)]
+    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, None, use_sex=any(use_sex))["scan"]
+    if args.weights_dir and len(subjects) < FEWEST_FOR_WEIGHTS:
+        raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the interval of weights")
     fold = write_folds(args.output_dir, subjects, args.folds, args.seed)
+    remember_settings(args.output_dir, args)
     run_all(args.output_dir, subjects, fold, args)
     predictions, report = pool(args.output_dir, subjects, fold, args)
-    columns = ["fold", "interval_low", "interval_high", *(["first_stage_age"] if args.stages == 2 else [])]
+    columns = ["interval_low", "interval_high", *(["first_stage_age"] if args.stages == 2 else [])]
     name = "Cascade" if args.stages == 2 else "First stage"
     title = f"{name}, cross-validated"
     metrics = write_report(args.output_dir, subjects, predictions, title, columns, stage_report=report)

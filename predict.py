@@ -28,18 +28,19 @@ def main() -> None:
     check_writable(args.output_dir)
     folder = args.weights_dir or DEFAULT_FOLDER
     manifest, members = load_weights(folder)
+    reference = load_reference(folder)
     with user_errors(str(folder)):
         networks = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
     scans = prediction.find_scans(args.input)
     prediction.add_labels(scans, args.label_table, args.sex)
     made = manifest["preprocessing"]
-    prediction.add_preparation([scan for scan in scans if scan.prepared], made)
     raw = {scan.name: scan for scan in scans if not scan.prepared}
     if raw:
         prepared = args.output_dir / "preprocessed"
         settings = Settings(prepared, made["registration"] if made else "nonlinear", args.device, False, False)
         files = [RawFile(scan.name, scan.source) for scan in raw.values()]
         prediction.add_records(raw, preprocess_all(files, settings, 0, args.timeout), prepared)
+    prediction.add_preparation(scans, made)
     device = distributed.start(args.device)
     store = ScanStore(manifest["voxel_size"], manifest["normalization"], None, 0)
     usable = prediction.check_scans(scans, store)
@@ -55,7 +56,7 @@ def main() -> None:
     if args.explain != "none" and usable:
         from utils.explaining import explain
 
-        reference = load_reference(folder, device)
+        reference = reference.to(device)
         folded: Any = network.folded()
         folded = folded.to(memory_format=torch.channels_last_3d)
         for index, scan in enumerate(tqdm(usable, "maps", unit="scan", disable=None, leave=False)):

@@ -43,7 +43,9 @@ def main() -> None:
     for split, subjects in cohort.items():
         path = folder / f"{split}_discretized_age.npy"
         table = read_discretized_ages(path, [s.subject_id for s in subjects], args.age_interval, sha256)
-        cohort[split] = add_first_stage_ages(subjects, table["brain_age"], table["discretized_age"])
+        cohort[split] = add_first_stage_ages(
+            subjects, table["brain_age"], table["discretized_age"], table["out_of_fold"]
+        )
     valid_subjects = cohort.get("valid", [])
     if valid_subjects and not args.age_jitter:
         warn_of_overfitting(cohort["train"], valid_subjects)

@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from utils.errors import InputError, run_command
 from utils.files import write_json
-from utils.images import coarsen_volume, is_nifti, read_image
+from utils.images import coarsen_volume, read_image
 from utils.metrics import compare_errors, evaluate_ages
 from utils.reports import describe_metrics
-from utils.tables import subject_id_of
 from utils.template import load_template
 
 ALPHAS = np.logspace(2, 7, 11)
@@ -66,9 +65,8 @@ def main() -> None:
     parser.add_argument("--scan_folder", type=Path, required=True, help="the scans that were cross-validated")
     parser.add_argument("--cross_validation", type=Path, required=True, help="OUTPUT_DIR of bash_cross_validate.sh")
     args = parser.parse_args()
-    table = read_columns(args.cross_validation / "folds.csv", "subject_id", "age", "fold")
-    paths = {subject_id_of(path.name): path for path in args.scan_folder.iterdir() if is_nifti(path)}
-    voxels = voxels_of([paths[subject_id] for subject_id in table["subject_id"]])
+    table = read_columns(args.cross_validation / "folds.csv", "subject_id", "age", "fold", "scan")
+    voxels = voxels_of([args.scan_folder / name for name in table["scan"]])
     ages, folds = np.array(table["age"], float), np.array(table["fold"])
     predicted = np.zeros(len(ages))
     for fold in np.unique(folds):

@@ -21,7 +21,7 @@ from model.scaledense import NetworkConfig, ScaleDense
 from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags, run_script
 from utils import options
 from utils.cohort import load_cohort
-from utils.dataset import ScanDataset, make_loader
+from utils.dataset import ScanDataset, collate, make_loader, to_device
 from utils.engine import SPEEDS, Training, autocast, make_scheduler, predict
 from utils.errors import InputError
 from utils.scans import ScanStore
@@ -341,3 +341,28 @@ def test_a_seed_makes_a_run_repeatable(datasets, tmp_path) -> None:
     first, again, other = (states(tmp_path / name) for name in "abc")
     assert same(first, again)
     assert not same(first[0]["state_dict"], other[0]["state_dict"])
+
+
+def test_recalibrated_statistics_are_those_of_the_training_scans(datasets, tmp_path) -> None:
+    args = flags("--epochs", 2, "--batch_size", 5, "--recalibrate", "true", "--lr", 1e-2)
+    best = torch.load(train(datasets, tmp_path, args), weights_only=True)
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    network = small_network()
+    network.load_state_dict(last["state_dict"])
+    norm = next(part for part in network.modules() if isinstance(part, torch.nn.BatchNorm3d))
+    everybody = to_device(collate(list(datasets[0])), CPU)["volume"]
+    expected = network.trunk.blocks[0][0].branches[0][0](everybody).mean((0, 2, 3, 4))
+    torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
+    assert best["epoch"] in (0, 1)
+
+
+def test_without_validation_the_last_weights_are_kept(datasets, tmp_path) -> None:
+    args = options.parse_training_flags(1, [*QUICK, "--epochs", "3", "--warmup_epochs", "1", "--valid_folder", ""])
+    path = train([datasets[0], ScanDataset([], datasets[0].scans)], tmp_path, args)
+    best, last = (torch.load(file, weights_only=True) for file in (path, tmp_path / "last.pt"))
+    assert best["epoch"] == 2
+    assert all(torch.equal(value, last["state_dict"][name]) for name, value in best["state_dict"].items())
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    assert not [name for name in rows[0] if name.startswith("valid/")]

@@ -10,7 +10,17 @@ import torch
 from tests.conftest import save_scan
 from utils.dataset import normalize
 from utils.errors import InputError
-from utils.images import MNI152_T1_2MM, brain_statistics, coarsen_volume, encode_volume, model_grid, read_image
+from utils.images import (
+    BRAIN_BOX,
+    MNI152_T1_2MM,
+    brain_box,
+    brain_statistics,
+    coarsen_volume,
+    encode_volume,
+    model_grid,
+    read_image,
+)
+from utils.template import load_template
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +158,11 @@ def test_the_smallest_type_that_loses_nothing(volume, slope, kind) -> None:
     assert voxels.dtype == kind
     decoded = voxels.astype(np.float32) * np.float32(scaling[0]) + np.float32(scaling[1])
     np.testing.assert_array_equal(decoded, volume)
+
+
+def test_the_box_of_the_brain_holds_the_template() -> None:
+    places = np.argwhere(load_template().brain)
+    for (first, last), low, high in zip(BRAIN_BOX, places.min(0), places.max(0), strict=True):
+        assert first <= low
+        assert high <= last
+    assert brain_box(4) == ((3, 42), (3, 50), (0, 39))

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from tests.conftest import SHARED
-from utils.metrics import evaluate_ages, residual_sd_within_bins
+from utils.metrics import compare_errors, evaluate_ages, interval_radius, residual_sd_within_bins
 
 
 def test_against_scikit_learn_and_scipy() -> None:
@@ -68,3 +68,22 @@ def test_residual_sd_within_bins() -> None:
     expected = np.sqrt((residual[:50].var(ddof=1) + residual[50:].var(ddof=1)) / 2)
     assert residual_sd_within_bins(residual, bins) == pytest.approx(expected)
     assert np.isnan(residual_sd_within_bins(np.ones(2), np.array([1.0, 2.0])))
+
+
+def test_paired_comparison() -> None:
+    rng = np.random.default_rng(0)
+    age = rng.uniform(20, 80, 200)
+    error = rng.normal(0, 5, 200)
+    better, worse = age + error, age + 1.5 * error
+    result = compare_errors(age, better, worse)
+    assert result["difference"] == pytest.approx(np.abs(worse - age).mean() - np.abs(better - age).mean())
+    assert 0 < result["low"] < result["difference"] < result["high"]
+    same = compare_errors(age, better, better)
+    assert same == {"difference": 0, "low": 0, "high": 0}
+
+
+def test_interval_radius_covers_new_subjects() -> None:
+    rng = np.random.default_rng(0)
+    held = [(rng.exponential(1, 1) <= interval_radius(rng.exponential(1, 60), 0.9)).item() for _ in range(2000)]
+    assert 0.88 < np.mean(held) < 0.935
+    assert interval_radius(np.ones(8), 0.9) == np.inf

@@ -33,7 +33,7 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
     -------
     (B, D, H, W) float32 tensor
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((*seed, 2))  # trailing zeros would count for nothing
     if "flip" in names or "shift" in names:
         volumes = _flip_and_shift(volumes, "flip" in names, "shift" in names, rng)
     if "rotation" in names or "scaling" in names:

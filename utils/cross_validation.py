@@ -1,6 +1,7 @@
 """Cross-validate both stages by running the training and test scripts fold by fold."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from utils.cohort import split_into_folds
 from utils.errors import InputError
-from utils.files import replacing
+from utils.files import replacing, sha256_of, write_json
 from utils.metrics import INTERVAL_COVERAGE, Predictions, interval_radius, residual_sd_within_bins
 from utils.subjects import Subject
 
@@ -23,6 +24,12 @@ Report = Callable[[Predictions], tuple[dict[str, float], str]]
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = "folds.csv"
 ALL = "all"  # the fold of no test subjects
+OWN_FLAGS = {
+    *(f"--{split}_folder" for split in ("train", "valid", "test")),
+    *("--output_dir", "--label_table", "--excel_path", "--seed", "--resume", "--keep", "--folds"),
+    *("--first_stage_checkpoint", "--first_stage_net", "--precision"),
+}
+FEWEST_FOR_WEIGHTS = 10  # subjects: fewer give no 90 % interval
 LAST_LINES = 12  # of a log, shown when its script failed
 TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
 COLUMNS = ("first_stage_age", "discretized_age", "residual_age")
@@ -52,7 +59,7 @@ def write_folds(folder: Path, subjects: Sequence[Subject], folds: int, seed: int
     for number, (_, part) in enumerate(split_into_folds(subjects, folds, seed), 1):
         fold[part] = number
     rows = [
-        [subject.subject_id, f"{subject.chronological_age:.4f}", str(number)]
+        [subject.subject_id, f"{subject.chronological_age:.4f}", str(number), subject.path.name]
         for subject, number in zip(subjects, fold, strict=True)
     ]
     path = folder / TABLE
@@ -62,17 +69,55 @@ def write_folds(folder: Path, subjects: Sequence[Subject], folds: int, seed: int
                 raise InputError(f"{path}: holds other subjects or folds; set another OUTPUT_DIR (--output_dir)")
         return fold
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["subject_id", "age", "fold"], *rows])
+        csv.writer(file).writerows([["subject_id", "age", "fold", "scan"], *rows])
     return fold
 
 
+def remember_settings(folder: Path, args: Namespace) -> None:
+    """Write down the flags of all trainings, or refuse other ones than those that the folder was begun with.
+
+    Raises
+    ------
+    InputError
+        If they differ, or a flag is given that cross-validation sets itself.
+    """
+    names = ("flags", "first_stage_flags", "second_stage_flags", "precision")
+    settings = {name: getattr(args, name) for name in names} | {"labels": sha256_of(args.label_table)}
+    own = [flag for name in names[:3] for flag in settings[name] if flag.split("=")[0] in OWN_FLAGS]
+    if own:
+        raise InputError(f"{', '.join(own)}: cross-validation sets this itself; leave it out of the flags")
+    path = folder / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        # The second stage may be cross-validated later, on first stages that are there.
+        changed = [name for name in settings if before[name] != settings[name]]
+        if changed:
+            raise InputError(
+                f"{path}: was begun with other {', '.join(changed)}; set another OUTPUT_DIR (--output_dir)"
+            )
+    write_json(path, settings)
+
+
 def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
-    """Make a folder of links to the subjects' scans; what is there already stays."""
+    """Make a folder of links to the subjects' scans; what is there already stays.
+
+    Raises
+    ------
+    InputError
+        If it holds links to other scans.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for subject in subjects:
         link = folder / subject.path.name
         if not link.is_symlink():
             link.symlink_to(subject.path.resolve())
+        elif link.resolve() != subject.path.resolve():
+            raise InputError(f"{link}: is no link to {subject.path}; set another OUTPUT_DIR (--output_dir)")
+
+
+def flags_of_stage(stage: int, args: Namespace) -> list[str]:
+    """Return the flags that both the user and cross-validation give to the training of a stage."""
+    return ["--valid_folder", "", *args.flags, *(args.first_stage_flags if stage == 1 else args.second_stage_flags)]
 
 
 def commands(folder: Path, member: int, tested: bool, args: Namespace) -> Iterator[tuple[Path, list[str]]]:
@@ -97,13 +142,12 @@ def commands(folder: Path, member: int, tested: bool, args: Namespace) -> Iterat
     own = folder / f"member_{member}"
     machine = ["--label_table", args.label_table, "--num_workers", args.num_workers, "--device", args.device,
                "--precision", args.precision, "--cache_folder", args.cache_folder or ""]  # fmt: skip
-    train = [*machine, "--train_folder", folder / "train", "--valid_folder", "", "--seed", args.seed + member - 1,
-             "--resume", *args.flags]  # fmt: skip
+    train = [*machine, "--train_folder", folder / "train", "--seed", args.seed + member - 1, "--resume"]
     first, second = own / "first_stage", own / "second_stage"
     best = ["--first_stage_checkpoint", first / "best.pt"]
     scripts = [
         (first / "train_discretized_age.npy", "train_first_stage.py",
-         [*train, "--test_folder", "", "--output_dir", first, *args.first_stage_flags]),
+         [*train, *flags_of_stage(1, args), "--test_folder", "", "--output_dir", first]),
     ]  # fmt: skip
     test = [*machine, "--test_folder", folder / "test", "--output_dir", own / TESTS[args.stages]]
     if args.stages == 1:
@@ -111,7 +155,7 @@ def commands(folder: Path, member: int, tested: bool, args: Namespace) -> Iterat
     else:
         scripts.append(
             (second / "best.pt", "train_second_stage.py",
-             [*train, *best, "--output_dir", second, *args.second_stage_flags])
+             [*train, *flags_of_stage(2, args), *best, "--output_dir", second])
         )  # fmt: skip
         test_script = "test_second_stage.py", [*test, *best, "--checkpoint", second / "best.pt"]
     if tested:
@@ -162,9 +206,8 @@ def run_all(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: N
                 ).returncode
             if status:
                 lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
-                raise InputError(
-                    [f"{script} failed in {name}, member {member} (status {status}); the end of {log}:", *lines]
-                )
+                what = f"{script} failed in {name}, member {member} (status {status}); the end of {log}:"
+                raise InputError("\n  ".join([what, *lines]))
 
 
 def member_checkpoints(args: Namespace) -> list[tuple[Path, Path]]:
@@ -187,9 +230,9 @@ def pool(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: Name
     Returns
     -------
     predictions : dict of str to (N,) float array
-        ``brain_age``, ``chronological_age``, ``fold``, the bounds of the
-        interval, ``interval_low`` and ``interval_high``, whose radius comes
-        from the other folds, and, of both stages, `COLUMNS`.
+        ``brain_age``, ``chronological_age``, the bounds of the interval,
+        ``interval_low`` and ``interval_high``, whose radius comes from the
+        other folds, and, of both stages, `COLUMNS`.
     report : callable
         As `utils.reports.write_report` takes it: tells the share of
         intervals that hold, and, of both stages, the standard deviation of
@@ -197,7 +240,7 @@ def pool(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: Name
     """
     index = {subject.subject_id: number for number, subject in enumerate(subjects)}
     names = ["brain_age", *(COLUMNS if args.stages == 2 else ())]
-    table = {name: np.zeros((args.members, len(subjects)), np.float32) for name in names}
+    table = {name: np.full((args.members, len(subjects)), np.nan, np.float32) for name in names}
     for number in range(1, args.folds + 1):
         for member in range(args.members):
             path = folder / f"fold_{number}" / f"member_{member + 1}" / TESTS[args.stages] / "predictions.csv"
@@ -205,9 +248,11 @@ def pool(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: Name
                 for row in csv.DictReader(file):
                     for name in names:
                         table[name][member, index[row["subject_id"]]] = float(row[name])
+            missing = ~np.isfinite(table["brain_age"][member, fold == number])
+            if missing.any():
+                raise InputError(f"{path}: lacks {missing.sum()} subjects of the fold; delete it and run this again")
     predictions: dict[str, Any] = {name: values.mean(0) for name, values in table.items()}
     predictions["chronological_age"] = np.array([subject.chronological_age for subject in subjects], np.float32)
-    predictions["fold"] = fold.astype(np.float32)
     error = np.abs(predictions["brain_age"] - predictions["chronological_age"])
     radius = np.array([interval_radius(error[fold != number], INTERVAL_COVERAGE) for number in fold])
     predictions["interval_low"] = predictions["brain_age"] - radius

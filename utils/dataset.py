@@ -51,6 +51,7 @@ class ScanDataset(Dataset[dict[str, Any]]):
             "chronological_age": np.float32(subject.chronological_age),
             "first_stage_age": np.float32(subject.first_stage_age),
             "discretized_age": np.float32(subject.discretized_age),
+            "out_of_fold": subject.out_of_fold,
             "subject_id": subject.subject_id,
         }
 

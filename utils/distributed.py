@@ -103,6 +103,15 @@ def share_buffers(network: nn.Module) -> None:
             distributed.broadcast(buffer, 0)
 
 
+def average_buffers(network: nn.Module) -> None:
+    """Give every process the mean over all of each running statistic."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                distributed.all_reduce(buffer)
+                buffer /= world_size()
+
+
 def gather_objects(item: T) -> list[T]:
     """Collect one object of each process, in the order of their ranks."""
     if world_size() == 1:

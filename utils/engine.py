@@ -217,6 +217,8 @@ class Training:
         """Go back to the state that `save` wrote."""
         check_run_folder(self.folder, self.args.resume)
         state = load_checkpoint(self.last_path)
+        if self.args.keep == "last" and state["epoch"] > self.args.epochs:
+            raise InputError(f"{self.last_path}: has {state['epoch']} epochs already; raise EPOCHS (--epochs) to that")
         now = self._flags()
         free = {*FREE_ON_RESUME, *(["epochs"] if self.args.scheduler != "cosine" else [])}
         changed = [
@@ -355,11 +357,13 @@ class Training:
         years, all in one direction.
         """
         self.batches.start = 0  # all of them, also where the epoch was resumed
-        loader = make_loader(self.train_set, list(self.batches), min(self.args.num_workers, 2), self.device)
+        order = np.concatenate(list(self.batches))
+        even = [part.tolist() for part in np.array_split(order, len(self.batches))]  # which count the same
+        loader = make_loader(self.train_set, even, min(self.args.num_workers, 2), self.device)
         self.network.train()
         with autocast(self.device, self.args.precision):
             update_bn((to_device(batch, self.device)["volume"] for batch in loader), self.network.trunk)
-        distributed.share_buffers(self.network)
+        distributed.average_buffers(self.network)
 
     @property
     def saving_interval(self) -> int:

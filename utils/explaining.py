@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from captum.attr import FeatureAblation, IntegratedGradients
 
-METHODS = ("occlusion", "integrated_gradients")
 CUBE = 16  # mm, side of the cubes that are covered
 STEPS = 16  # of the path that integrated gradients follow
 CHUNK = 8  # volumes at a time
@@ -38,7 +37,7 @@ def explain(
         Above 0 where the brain looks older than the reference does there. Of
         occlusion, by how much the age falls when the voxel's cube is covered;
         of integrated gradients, the part of a voxel, all of which add up to
-        the difference of the ages.
+        the difference of the ages (of a cascade nearly, for it rounds).
 
     References
     ----------

@@ -30,19 +30,19 @@ CARD = """# Model card: brain age from a T1-weighted MRI
 | {n} | {mae:.2f} ({mae_low:.2f} to {mae_high:.2f}) | {rmse:.2f} | {pearson:.3f} | {spearman:.3f} | {mean_gap:.2f} | {gap_age_spearman:.2f} |
 
 The first stage alone: MAE {first_mae:.2f}. The {coverage:.0f} % interval is the estimate plus and minus {radius:.1f} years, from the errors of that
-cross-validation; it held for {covered:.0f} % of the subjects there. On scans of another scanner, protocol, population or
+cross-validation; it held for {covered:.0f} % of the subjects there, each fold's radius taken from the other folds. On scans of another scanner, protocol, population or
 preparation the errors are larger, and nothing here says by how much.
 
 ## Intended use
 
-Research on groups: brain age of healthy or ill adults of {age_min:.0f} to {age_max:.0f} years, from 3-D T1-weighted scans that were prepared in the
-same way. Compare people of like age and scanner: the young are estimated too old and the old too young, as by every such model.
+Research on groups of people of {age_min:.0f} to {age_max:.0f} years, by T1-weighted scans that were prepared in the same way. Compare people of like age
+and scanner: the gap depends on the age (Spearman correlation {gap_age_spearman:.2f} above; below 0, the young are estimated too old and the old too young).
 
 ## Not for
 
 - **Diagnosis, or any decision about a person.** A gap of a few years is within the error.
 - Ages outside the range above: there are no estimates beyond what was seen.
-- Children, other contrasts than T1, scans after contrast agent, brains with large lesions or after surgery: none were seen.
+- Kinds of scans that the training data above do not have, such as other contrasts, contrast agent, large lesions or surgery.
 """
 
 

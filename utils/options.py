@@ -311,11 +311,18 @@ def parse_training_flags(stage: int, flags: Sequence[str] | None = None) -> argp
     parser = training_parser(stage)
     args = parser.parse_args(flags)
     known = {action.dest for action in parser._actions}
-    for name, value in _recipe_of(stage, args.recipe).items():
+    recipe = _recipe_of(stage, args.recipe)
+    if getattr(args, "scheduler", None) == "plateau":
+        recipe["warmup_epochs"] = 0
+    for name, value in recipe.items():
         if name in known and getattr(args, name, None) is None:
             setattr(args, name, value)
     if args.valid_folder is None and args.keep == "best":
         parser.error("--keep best needs --valid_folder; give one, or keep the last epoch's weights (--keep last)")
+    if args.valid_folder is None and args.scheduler == "plateau":
+        parser.error("--scheduler plateau needs --valid_folder; give one, or use cosine or constant")
+    if args.ranking == "sodeep" and args.ranking_weight == 0:
+        parser.error("--ranking sodeep does nothing with --ranking_weight 0; set RANKING_WEIGHT, such as 10")
     if args.minimum_learning_rate > args.learning_rate:
         parser.error(
             f"--minimum_learning_rate {args.minimum_learning_rate:g} is above --learning_rate {args.learning_rate:g}"
@@ -384,14 +391,14 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, stage: int) -> Non
             stage,
             "--start_from_first_stage",
             kind=_boolean,
-            meaning="start the trunk with the first stage's weights; from new weights the second stage hardly learns",
+            meaning="start with the first stage's weights, and a residual that undoes the discretization; from new weights the second stage hardly learns",
         )
         _add_recipe_flag(
             group,
             stage,
             "--age_jitter",
             kind=_not_negative,
-            meaning="standard deviation, years, of an error that is added to the first stage's ages of training subjects in every step, for the first stage knows them too well",
+            meaning="standard deviation, years, of an error that is added to the first stage's ages of training subjects in every step, for the first stage knows them too well; ages from networks that never saw the subject (FOLDS) get none",
         )
         group.add_argument(
             "--age_interval",
@@ -734,8 +741,8 @@ def prediction_parser() -> argparse.ArgumentParser:
     """Return the parser of ``predict.py``."""
     parser = make_parser(
         "Estimate brain ages of T1-weighted scans, raw or prepared, with weights that are ready.\n\n"
-        "Writes predictions.csv (brain age, 90 % interval, gap where the age is known, warnings), a picture\n"
-        "of each scan and index.html. A scan that fails is reported and does not stop the others.\n"
+        "Writes predictions.csv (brain age, 90 % interval, gap where the age is known, warnings) and a\n"
+        "picture of each scan. A scan that fails is reported and does not stop the others.\n"
         "The exit status is 0 if every scan got an age, 1 if some did not, 2 for wrong input."
     )
     parser.add_argument(

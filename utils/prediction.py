@@ -112,10 +112,11 @@ def add_labels(scans: Sequence[Scan], label_table: Path | None, sex_of_all: str 
 
 def add_preparation(scans: Sequence[Scan], expected: Mapping[str, str] | None) -> None:
     """Warn of scans that were prepared otherwise than those that the weights were trained on."""
-    made = {scan.source.parent: preparation_of(scan.source.parent) for scan in scans}
-    for scan in scans:
-        own = made[scan.source.parent]
-        if expected and own != expected:
+    prepared = [(scan, scan.prepared.parent) for scan in scans if scan.prepared]
+    made = {folder: preparation_of(folder) for _, folder in prepared}
+    for scan, folder in prepared:
+        own = made[folder]
+        if own != expected:
             how = (
                 f"with {own['registration']} registration, fingerprint {own['fingerprint']}"
                 if own

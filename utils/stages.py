@@ -60,7 +60,8 @@ class SecondStage:
         Parameters
         ----------
         batch : dict
-            With ``first_stage_age``, (B,) float tensor, years.
+            With ``first_stage_age``, (B,) float tensor, years, and
+            ``out_of_fold``, (B,) bool tensor: their errors are honest already.
         seed : sequence of int
 
         Returns
@@ -77,7 +78,8 @@ class SecondStage:
         if not self.age_jitter:
             return batch
         ages = batch["first_stage_age"].cpu().numpy()
-        ages = ages + np.random.default_rng((*seed, 1)).normal(0, self.age_jitter, len(ages))
+        error = np.random.default_rng((*seed, 1)).normal(0, self.age_jitter, len(ages))
+        ages = np.where(batch["out_of_fold"].cpu().numpy(), ages, ages + error)
         discretized = torch.from_numpy(discretize_age(ages, self.age_interval).astype(np.float32))
         return batch | {"discretized_age": discretized.to(batch["discretized_age"].device)}
 

@@ -34,6 +34,8 @@ class Subject:
     sex : int, 0 female, 1 male, -1 unknown
     first_stage_age, discretized_age : float, years
         From the first stage; NaN before it has run.
+    out_of_fold : bool
+        Whether that first stage never saw the person.
     """
 
     subject_id: str
@@ -42,6 +44,7 @@ class Subject:
     sex: int = UNKNOWN_SEX
     first_stage_age: float = UNKNOWN_AGE
     discretized_age: float = UNKNOWN_AGE
+    out_of_fold: bool = False
 
 
 def person_of(subject_id: str) -> str:

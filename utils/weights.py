@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from utils.errors import InputError
-from utils.files import replacing, write_json
+from utils.files import check_writable, replacing, write_json
 
 MANIFEST = "weights.json"
 CARD = "MODEL_CARD.md"
 REFERENCE = "mean_volume.safetensors"
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "weights"
+NEEDED = ("voxel_size", "normalization", "age_interval", "age_range", "out_of_fold_errors", "preprocessing")
 STAGES = ("first_stage", "second_stage")
 
 
@@ -28,6 +29,18 @@ def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def weights_file(folder: Path, member: int, stage: str) -> Path:
     """Return where the weights of a stage of the member, counted from 1, lie."""
     return folder / f"member_{member}_{stage}.safetensors"
+
+
+def check_weights_folder(folder: Path) -> None:
+    """Refuse a folder for new weights that cannot be written, or holds some already.
+
+    Raises
+    ------
+    InputError
+    """
+    check_writable(folder)
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder}: holds weights already; set another WEIGHTS_DIR (--weights_dir)")
 
 
 def save_weights(
@@ -88,6 +101,8 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         count, networks = int(manifest["members"]), manifest["networks"]
+        if count < 1 or [name for name in NEEDED if name not in manifest] or set(networks) != set(STAGES):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: no readable manifest of weights ({type(error).__name__}); set WEIGHTS_DIR (--weights_dir) to "
@@ -109,12 +124,12 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
     return manifest, members
 
 
-def load_reference(folder: Path, device: torch.device) -> torch.Tensor:
+def load_reference(folder: Path) -> torch.Tensor:
     """Return the mean of the training volumes, (1, 1, D, H, W) float32 tensor, z-scored."""
     try:
         volume = load_file(folder / REFERENCE)["volume"]
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError) as error:
         raise InputError(
             f"{folder / REFERENCE}: cannot be read ({error}); fetch the folder of weights again"
         ) from error
-    return volume.float().to(device)[None, None]
+    return volume.float()[None, None]
