@@ -41,6 +41,7 @@ def main() -> None:
         files = [RawFile(scan.name, scan.source) for scan in raw.values()]
         prediction.add_records(raw, preprocess_all(files, settings, 0, args.timeout), prepared)
     prediction.add_preparation(scans, made)
+    prediction.add_training(scans, manifest["training_persons"])
     device = distributed.start(args.device)
     store = ScanStore(manifest["voxel_size"], manifest["normalization"], None, 0)
     usable = prediction.check_scans(scans, store)

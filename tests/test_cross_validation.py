@@ -153,9 +153,10 @@ def prepared_scan(path, rng, radius=30.0):
 def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
     _, weights, _ = cross_validated
     rng = np.random.default_rng(0)
-    for number in range(3):
-        prepared_scan(tmp_path / "in" / f"sub-{number}.nii.gz", rng)
-    (tmp_path / "labels.csv").write_text("subject_id,age,sex\nsub-0,40,F\nsub-1,95,\n")
+    for number in (0, 91, 92):
+        prepared_scan(tmp_path / "in" / f"sub-{number:02d}.nii.gz", rng)
+    (tmp_path / "in" / "sub-00.nii.gz").rename(tmp_path / "in" / "sub-01.nii.gz")
+    (tmp_path / "labels.csv").write_text("subject_id,age,sex\nsub-01,40,F\nsub-91,95,\n")
     common = ["--input", tmp_path / "in", "--weights_dir", weights, "--num_workers", 0, "--device", "cpu"]
     more = ["--label_table", tmp_path / "labels.csv", "--explain", "integrated_gradients"]
     printed = run_script("predict.py", *common, "--output_dir", tmp_path / "out", *more).stdout
@@ -168,12 +169,13 @@ def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
     assert "chronological age 95.0 is outside the training range" in rows[1]["warnings"]
     assert "no row of labels.csv" in rows[2]["warnings"]
     assert float(rows[0]["interval_low"]) < float(rows[0]["brain_age"]) < float(rows[0]["interval_high"])
+    assert ["was trained on" in row["warnings"] for row in rows] == [True, False, False]
     assert "3 scans: 3 with a brain age" in printed
-    for number in range(3):
-        assert (tmp_path / "out" / "pictures" / f"sub-{number}.png").stat().st_size > 5000
-        values = nibabel.load(tmp_path / "out" / "maps" / f"sub-{number}_map.nii.gz")
+    for number in (1, 91, 92):
+        assert (tmp_path / "out" / "pictures" / f"sub-{number:02d}.png").stat().st_size > 5000
+        values = nibabel.load(tmp_path / "out" / "maps" / f"sub-{number:02d}_map.nii.gz")
         assert values.shape == (23, 28, 23)
-        assert (tmp_path / "out" / "maps" / f"sub-{number}_map.png").exists()
+        assert (tmp_path / "out" / "maps" / f"sub-{number:02d}_map.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from utils.metrics import INTERVAL_COVERAGE, Predictions, interval_radius
-from utils.subjects import DESCRIPTION, Subject
+from utils.subjects import DESCRIPTION, Subject, person_of
 
 CARD = """# Model card: brain age from a T1-weighted MRI
 
@@ -76,7 +76,7 @@ def describe_weights(
     Returns
     -------
     manifest : dict of plain values
-        ``age_range``, ``out_of_fold_errors``, ``preprocessing``, ``cross_validation``, ``data``.
+        ``age_range``, ``out_of_fold_errors``, ``training_persons``, ``preprocessing``, ``cross_validation``, ``data``.
     card : str, Markdown
     """
     ages = np.array([subject.chronological_age for subject in subjects])
@@ -85,6 +85,7 @@ def describe_weights(
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
+        "training_persons": sorted({person_of(subject.subject_id) for subject in subjects}),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),
         "data": notice,

@@ -125,6 +125,14 @@ def add_preparation(scans: Sequence[Scan], expected: Mapping[str, str] | None) -
             scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
 
 
+def add_training(scans: Sequence[Scan], training_persons: Sequence[str]) -> None:
+    """Warn of persons that the networks were trained on, whose ages they know."""
+    known = set(training_persons)
+    for scan in scans:
+        if person_of(scan.name) in known:
+            scan.warnings.append("was trained on, so this is no estimate: its age is known by heart")
+
+
 def add_records(scans: Mapping[str, Scan], records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Take over what preprocessing made of raw scans, and what it thinks of them."""
     for record in records:

@@ -16,7 +16,15 @@ MANIFEST = "weights.json"
 CARD = "MODEL_CARD.md"
 REFERENCE = "mean_volume.safetensors"
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "weights"
-NEEDED = ("voxel_size", "normalization", "age_interval", "age_range", "out_of_fold_errors", "preprocessing")
+NEEDED = (
+    "voxel_size",
+    "normalization",
+    "age_interval",
+    "age_range",
+    "out_of_fold_errors",
+    "training_persons",
+    "preprocessing",
+)
 STAGES = ("first_stage", "second_stage")
 
 
