@@ -219,8 +219,8 @@ def draw_scan(path: Path, scan: Scan, radius: float, age_range: Sequence[float])
             scan.chronological_age, 0, "|", color="#c44e52", markersize=18, markeredgewidth=3, label="chronological age"
         )
     low, high = min(age_range[0], scan.brain_age - radius), max(age_range[1], scan.brain_age + radius)
-    axis.set(xlim=(low - MARGIN, high + MARGIN), ylim=(-1, 1), yticks=[], xlabel="years")
-    axis.legend(loc="upper left", ncols=3, frameon=False, fontsize=9)
+    axis.set(xlim=(low - MARGIN, high + MARGIN), ylim=(-1, 2), yticks=[], xlabel="years")
+    axis.legend(loc="upper left", ncols=3, frameon=False, fontsize=9, borderaxespad=0.1)
     if scan.warnings:
         axis.annotate(
             "\n".join(f"warning: {warning}" for warning in scan.warnings), (0, -0.9), xycoords="axes fraction",
