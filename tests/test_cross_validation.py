@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.ridge_baseline import ridge
-from tests.conftest import SMALL_NETWORK, VOXEL_SIZE, run_script, save_scan
+from tests.conftest import ROOT, SMALL_NETWORK, VOXEL_SIZE, run_script, save_scan
 from utils.checkpoints import load_checkpoint
 from utils.cross_validation import write_folds
 from utils.errors import InputError
@@ -100,11 +100,27 @@ def test_what_is_finished_is_not_done_again(cross_validated, scans, synthetic_co
 
 
 def test_a_script_that_fails_is_shown(scans, synthetic_cohort, tmp_path) -> None:
-    wrong = flags(scans, synthetic_cohort, tmp_path / "run", "--second_stage_flags", "--age_interval x", "--folds", 3)
+    wrong = flags(scans, synthetic_cohort, tmp_path / "run", "--second_stage_flags", "--blocks 2", "--folds", 3)
     wrong[wrong.index("--members") + 1] = 1
     message = run_script("cross_validate.py", *wrong, status=2).stderr
     assert "train_second_stage failed in fold_1, member 1 (status 2)" in message
-    assert "'x' is not a number" in message
+    assert "the first stage has another blocks" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--flags=--seed=3"], "--seed=3: cross-validation sets this itself"),
+        (["--flags", "--epochs x"], "'x' is not a number"),
+        (["--folds", 0], "at least 2 folds"),
+        (["--stages", 1, "--weights_dir", "w"], "weights are made of both stages"),
+        (["--weights_dir", ROOT / "weights"], "holds weights already"),
+    ],
+)
+def test_wrong_flags_of_cross_validation(scans, synthetic_cohort, tmp_path, more, said) -> None:
+    common = flags(scans, synthetic_cohort, tmp_path / "run")
+    assert said in run_script("cross_validate.py", *common, *more, status=2).stderr
+    assert not (tmp_path / "run" / "fold_1").exists()
 
 
 def test_folds_part_persons_not_scans(tmp_path) -> None:

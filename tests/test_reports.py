@@ -55,7 +55,14 @@ def test_unknown_ages_leave_no_metrics(tmp_path, capsys) -> None:
 def test_metrics_are_of_the_subjects_whose_age_is_known(tmp_path, capsys) -> None:
     subjects, predictions = cohort(tmp_path, known=4)
     metrics = write_report(
-        tmp_path, subjects, predictions, "Cascade", ("residual_age",), "a.npz", "b.png", SecondStage(5.0).report
+        tmp_path,
+        subjects,
+        predictions,
+        "Cascade",
+        ("first_stage_age", "residual_age"),
+        "a.npz",
+        "b.png",
+        SecondStage(5.0).report,
     )
     assert metrics["n"] == metrics["first_stage"]["n"] == 4
     assert {"a.npz", "b.png", "metrics.json", "predictions.csv"} == {path.name for path in tmp_path.iterdir()}

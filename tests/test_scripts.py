@@ -129,7 +129,8 @@ def test_prediction_without_a_label_table(synthetic_cohort, first_stage, tmp_pat
 def test_sodeep_through_the_scripts(synthetic_cohort, tmp_path) -> None:
     run_script("train_sorter.py", "--length", 4, "--model_type", "lstm", "--steps", 3, "--output", tmp_path / "s.pt")
     flags = [*data_flags(synthetic_cohort, "train", "valid", "test"), *SMALL_NETWORK, *QUICK, "--voxel_size", VOXEL_SIZE,
-             "--epochs", 1, "--folds", 0, "--output_dir", tmp_path / "run", "--ranking", "sodeep"]  # fmt: skip
+             "--epochs", 1, "--folds", 0, "--output_dir", tmp_path / "run", "--ranking", "sodeep",
+             "--ranking_weight", 10]  # fmt: skip
     assert "needs --sorter" in run_script("train_first_stage.py", *flags, status=2).stderr
     wrong = run_script("train_first_stage.py", *flags, "--sorter", tmp_path / "s.pt", "--batch_size", 3, status=2)
     assert "the sorter ranks 4" in wrong.stderr
@@ -185,7 +186,7 @@ class Harmful:
         (["--label_table", "none.csv"], "none.csv: no such label table"),
         (["--voxel_size", "3"], "voxel size is 3 mm"),
         (["--voxel_size", "2"], "VOXEL_SIZE=8"),
-        (["--blocks", "5"], "23x28x23 voxels does not survive scaledense_paper with 5 blocks"),
+        (["--blocks", "5"], "21x25x20 voxels does not survive scaledense_paper with 5 blocks"),
         (["--output_dir", "/dev/null/run"], "cannot be written"),
         (["--folds", "13"], "13 folds of 12 training subjects"),
     ],
