@@ -81,21 +81,21 @@ def remember_settings(folder: Path, args: Namespace) -> None:
     InputError
         If they differ, or a flag is given that cross-validation sets itself.
     """
-    names = ("flags", "first_stage_flags", "second_stage_flags", "precision")
-    settings = {name: getattr(args, name) for name in names} | {"labels": sha256_of(args.label_table)}
-    own = [flag for name in names[:3] for flag in settings[name] if flag.split("=")[0] in OWN_FLAGS]
+    flags = {name: getattr(args, name) for name in ("flags", "first_stage_flags", "second_stage_flags")}
+    settings = flags | {"precision": args.precision, "labels": sha256_of(args.label_table)}
+    own = [flag for given in flags.values() for flag in given if flag.split("=")[0] in OWN_FLAGS]
     if own:
         raise InputError(f"{', '.join(own)}: cross-validation sets this itself; leave it out of the flags")
     path = folder / "settings.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        # The second stage may be cross-validated later, on first stages that are there.
         changed = [name for name in settings if before[name] != settings[name]]
         if changed:
             raise InputError(
                 f"{path}: was begun with other {', '.join(changed)}; set another OUTPUT_DIR (--output_dir)"
             )
-    write_json(path, settings)
+    else:
+        write_json(path, settings)
 
 
 def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:

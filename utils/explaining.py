@@ -49,10 +49,9 @@ def explain(
     def age(volumes: torch.Tensor) -> torch.Tensor:
         return network(volumes, sex.expand(len(volumes)))
 
-    background = volume == volume.min()
     reference = torch.where(reference > reference.min(), reference, volume.min())
     if method == "occlusion":
-        cubes = number_cubes(~background, CUBE // voxel_size)
+        cubes = number_cubes(volume > volume.min(), CUBE // voxel_size)
         with torch.no_grad():
             values = FeatureAblation(age).attribute(volume, reference, feature_mask=cubes, perturbations_per_eval=CHUNK)
         values = values * (cubes > 0)

@@ -32,8 +32,7 @@ def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: in
     gap = np.asarray(brain_age, dtype=np.float64) - age
     error = np.abs(gap)
     n = len(age)
-    draws = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_RESAMPLES, n))
-    low, high = np.percentile(error[draws].mean(1), [2.5, 97.5]) if n > 1 else (None, None)
+    low, high = _interval_of_mean(error, seed) if n > 1 else (None, None)
     decades = (age // 10 * 10).astype(int)
     return {
         "n": n,
@@ -41,8 +40,8 @@ def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: in
         "age_max": float(age.max()),
         "age_sd": float(age.std(ddof=1)) if n > 1 else None,
         "mae": float(error.mean()),
-        "mae_low": None if low is None else float(low),
-        "mae_high": None if high is None else float(high),
+        "mae_low": low,
+        "mae_high": high,
         "rmse": float(np.sqrt((gap**2).mean())),
         "pearson": _correlation(stats.pearsonr, age + gap, age),
         "spearman": _correlation(stats.spearmanr, age + gap, age),
@@ -65,6 +64,13 @@ def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float | None:
     return float(function(a, b).statistic)
 
 
+def _interval_of_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by the percentile bootstrap."""
+    draws = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAP_RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def compare_errors(
     chronological_age: np.ndarray, one: np.ndarray, other: np.ndarray, seed: int = 0
 ) -> dict[str, float]:
@@ -85,9 +91,8 @@ def compare_errors(
     """
     age = np.asarray(chronological_age, np.float64)
     gains = np.abs(other - age) - np.abs(one - age)
-    draws = np.random.default_rng(seed).integers(0, len(age), (BOOTSTRAP_RESAMPLES, len(age)))
-    low, high = np.percentile(gains[draws].mean(1), [2.5, 97.5])
-    return {"difference": float(gains.mean()), "low": float(low), "high": float(high)}
+    low, high = _interval_of_mean(gains, seed)
+    return {"difference": float(gains.mean()), "low": low, "high": high}
 
 
 def interval_radius(errors: np.ndarray, coverage: float) -> float:

@@ -103,9 +103,7 @@ def _recipe_of(stage: int, name: str) -> dict[str, Any]:
     return RECIPES[name] | (SECOND_STAGE[name] if stage == 2 else {})
 
 
-def _add_recipe_flag(
-    group: Any, stage: int, *names: str, kind: Any, meaning: str, choices: Any = (), **more: Any
-) -> None:
+def _add_recipe_flag(group: Any, stage: int, *names: str, kind: Any, meaning: str, choices: Any = ()) -> None:
     """Add a flag that is None, or empty, until `parse_training_flags` takes it from the recipe."""
     flag = names[0].removeprefix("--")
 
@@ -118,15 +116,11 @@ def _add_recipe_flag(
     def shown(value: Any) -> str:
         if isinstance(value, tuple):
             return ",".join(value) or "none"
-        return (
-            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-        )
+        return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
     defaults = ", ".join(f"{name}: {shown(_recipe_of(stage, name)[flag])}" for name in RECIPES)
     metavar = "{" + ",".join(choices) + "}" if choices else "{true,false}" if kind is _boolean else flag.upper()
-    group.add_argument(
-        *names, type=read, default=argparse.SUPPRESS, metavar=metavar, help=f"{meaning} ({defaults})", **more
-    )
+    group.add_argument(*names, type=read, default=argparse.SUPPRESS, metavar=metavar, help=f"{meaning} ({defaults})")
 
 
 def _augmentation(text: str) -> tuple[str, ...]:
@@ -215,14 +209,16 @@ def _add_device(group: Any) -> None:
     )
 
 
-def add_hardware_flags(parser: argparse.ArgumentParser, stage: int | None = None, cache: bool = True) -> None:
+def add_hardware_flags(
+    parser: argparse.ArgumentParser, stage: int | None = None, cache_folder: Path | None = Path("data/cache")
+) -> None:
     """Add what depends on the machine alone; the batch size of training is the recipe's."""
     group = parser.add_argument_group("machine")
     if stage:
         _add_recipe_flag(group, stage, "--batch_size", kind=_count, meaning="scans in a batch, of each process")
     else:
         group.add_argument("--batch_size", type=_count, default=8, help="scans in a batch, of each process")
-    _add_machine_flags(group, Path("data/cache") if cache else None)
+    _add_machine_flags(group, cache_folder)
 
 
 def _add_machine_flags(group: Any, cache_folder: Path | None) -> None:
@@ -773,7 +769,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         default="none",
         help="write a map of where the network looks, too: occlusion is easier to read, integrated_gradients faster",
     )
-    add_hardware_flags(parser, cache=False)
+    add_hardware_flags(parser, cache_folder=None)
     _add_timeout(parser)
     return parser
 

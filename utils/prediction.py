@@ -15,6 +15,7 @@ from utils.errors import InputError
 from utils.files import replacing
 from utils.images import MNI152_T1_2MM, model_grid, read_image
 from utils.model_card import preparation_of
+from utils.preprocessing_jobs import find_raw_scans
 from utils.quality import TEMPLATE_COLOUR, slices
 from utils.reports import SEX_NAMES
 from utils.scans import ScanStore
@@ -282,8 +283,6 @@ def find_scans(source: Path) -> list[Scan]:
     InputError
         If there is none, or two would get the same name.
     """
-    from utils.preprocessing_jobs import find_raw_scans
-
     return [
         Scan(found.name, found.path, found.path if is_prepared(found.path) else None)
         for found in find_raw_scans(source)
