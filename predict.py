@@ -45,6 +45,7 @@ def main() -> None:
     device = distributed.start(args.device)
     store = ScanStore(manifest["voxel_size"], manifest["normalization"], None, 0)
     usable = prediction.check_scans(scans, store)
+    prediction.add_sharpness(usable, manifest["sharpness_range"])
     radius = interval_radius(manifest["out_of_fold_errors"], INTERVAL_COVERAGE)
     if usable:
         network = Cascade(networks, manifest["age_interval"]).to(device)

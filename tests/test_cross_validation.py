@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.ridge_baseline import ridge
-from tests.conftest import ROOT, SMALL_NETWORK, VOXEL_SIZE, run_script, save_scan
+from tests.conftest import ROOT, VOXEL_SIZE, run_script, save_scan
 from utils.checkpoints import load_checkpoint
 from utils.cross_validation import write_folds
 from utils.errors import InputError
@@ -34,7 +34,7 @@ def flags(scans, synthetic_cohort, folder, *more):
     return [
         "--scan_folder", scans, "--label_table", synthetic_cohort / "labels.csv", "--output_dir", folder, "--folds", FOLDS,
         "--members", MEMBERS, "--num_workers", 0, "--device", "cpu", "--cache_folder", "",
-        "--flags", " ".join([*SMALL_NETWORK, "--epochs 2 --warmup_epochs 0 --batch_size 6"]),
+        "--flags", "--epochs 2 --warmup_epochs 0 --batch_size 6",
         "--first_stage_flags", f"--voxel_size {VOXEL_SIZE}", *more,
     ]  # fmt: skip
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from model.building import make_network
 from model.ranking import CascadeLoss, SoftRank
 from model.scaledense import NetworkConfig, ScaleDense
 from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags, run_script
@@ -354,6 +355,24 @@ def test_recalibrated_statistics_are_those_of_the_training_scans(datasets, tmp_p
     expected = network.trunk.blocks[0][0].branches[0][0](everybody).mean((0, 2, 3, 4))
     torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
     assert best["epoch"] in (0, 1)
+
+
+def test_a_perceptron_standardizes_voxels_over_the_training_scans(datasets, tmp_path) -> None:
+    """From the first step on, whatever the batch; a run that was interrupted goes on in the same way."""
+    config = NetworkConfig(1, "perceptron", True, (23, 28, 23), 1, 4, 50.0, 20.0)
+    network = make_network(config, 0)
+    before = [parameter.clone() for parameter in network.trunk.weighing.parameters()]
+    train(datasets, tmp_path / "whole", flags("--epochs", 3), network)
+    everybody = to_device(collate(list(datasets[0])), CPU)["volume"].flatten(1)
+    torch.testing.assert_close(network.trunk.norm.running_mean, everybody.mean(0), rtol=1e-4, atol=1e-4)
+    standardized = network.trunk.norm(everybody).std(0, correction=0)[everybody.std(0) > 0.5]
+    torch.testing.assert_close(standardized, torch.ones_like(standardized), rtol=0.05, atol=0)
+    assert not torch.equal(before[0], network.trunk.weighing.weight)
+    one = to_device(collate([datasets[0][0]]), CPU)["volume"]
+    torch.testing.assert_close(network.train().trunk(one), network.eval().trunk(one))
+    train(datasets, tmp_path / "cut", flags("--epochs", 1), make_network(config, 0))
+    train(datasets, tmp_path / "cut", flags("--epochs", 3, "--resume"), make_network(config, 1))
+    assert same(states(tmp_path / "whole"), states(tmp_path / "cut"))
 
 
 def test_without_validation_the_last_weights_are_kept(datasets, tmp_path) -> None:

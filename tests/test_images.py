@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from tests.conftest import save_scan
 from utils.dataset import normalize
@@ -17,8 +18,10 @@ from utils.images import (
     brain_statistics,
     coarsen_volume,
     encode_volume,
+    local_deviation,
     model_grid,
     read_image,
+    sharpness,
 )
 from utils.template import load_template
 
@@ -166,3 +169,36 @@ def test_the_box_of_the_brain_holds_the_template() -> None:
         assert first <= low
         assert high <= last
     assert brain_box(4) == ((3, 42), (3, 50), (0, 39))
+
+
+def test_local_deviation_is_that_of_27_voxels(volume, mni_affine, tmp_path) -> None:
+    brain = np.where(np.indices(volume.shape)[0] > 40, volume, 0).astype(np.float32)
+    deviation = local_deviation(brain)
+    for x, y, z in ((60, 50, 40), (41, 10, 70), (40, 50, 40)):  # inside, at the rim, one voxel outside
+        assert deviation[x, y, z] == pytest.approx(brain[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2].std(), rel=1e-6)
+    assert (deviation[:40] == 0).all()
+    np.testing.assert_array_equal(local_deviation(brain[:, ::-1]), deviation[:, ::-1])
+    save_scan(tmp_path / "scan.nii.gz", brain, mni_affine)
+    coarse = read_image(tmp_path / "scan.nii.gz", 4, deviation=True)[0]
+    np.testing.assert_allclose(coarse, coarsen_volume(deviation, 2), rtol=1e-6)
+
+
+def test_local_deviations_become_fractions_of_their_mean(volume) -> None:
+    deviation = local_deviation(np.where(np.indices(volume.shape)[0] > 40, volume, 0))
+    mean, scale = brain_statistics(deviation, "local_sd")
+    normalized = normalize(torch.from_numpy(deviation)[None], torch.tensor([1 / scale]), torch.tensor([mean / scale]))[
+        0
+    ]
+    inside = deviation > 0
+    np.testing.assert_allclose(normalized[inside], deviation[inside] / deviation[inside].mean() - 1, atol=1e-5)
+    assert (normalized[~inside] == -1).all()
+
+
+def test_blur_makes_a_scan_less_sharp(volume, mni_affine, tmp_path) -> None:
+    ball = np.linalg.norm(np.indices(volume.shape) - 45.0, axis=0) < 30
+    seen = []
+    for sigma in (0.0, 0.5, 1.0):
+        blurred = np.where(ball, 1 + ndimage.gaussian_filter(volume.astype(np.float32), sigma), 0)
+        save_scan(tmp_path / "scan.nii.gz", blurred, mni_affine)
+        seen.append(sharpness(tmp_path / "scan.nii.gz"))
+    assert seen[0] > 1.1 * seen[1] > 1.5 * seen[2]

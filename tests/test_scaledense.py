@@ -206,10 +206,9 @@ def test_the_head_stays_in_float32() -> None:
         assert ScaleDense(config)(torch.randn(2, 1, 16, 16, 16)).dtype == torch.float32
 
 
-def test_a_second_stage_starts_from_the_first() -> None:
-    first, second = (
-        make_network(make_config(flags("scaledense"), s, (26, 26, 26), None, [30.0, 60.0]), s) for s in (1, 2)
-    )
+@pytest.mark.parametrize("model", ["scaledense", "perceptron"])
+def test_a_second_stage_starts_from_the_first(model) -> None:
+    first, second = (make_network(make_config(flags(model), s, (26, 26, 26), None, [30.0, 60.0]), s) for s in (1, 2))
     volumes = torch.randn(2, 1, 26, 26, 26)
     before = second.trunk(volumes)
     start_from_first_stage(second, first)
@@ -218,7 +217,7 @@ def test_a_second_stage_starts_from_the_first() -> None:
     torch.nn.init.normal_(first.output_layer[-1].weight, std=0.02)
     sex, discretized = torch.tensor([0, 1]), torch.tensor([30.0, 65.0])
     for ages in ([30.0, 60.0], [20.0, 80.0, 90.0]):  # the second may be trained on other subjects
-        second = make_network(make_config(flags("scaledense"), 2, (26, 26, 26), None, ages), 2)
+        second = make_network(make_config(flags(model), 2, (26, 26, 26), None, ages), 2)
         start_from_first_stage(second.eval(), first.eval())
         expected = first(volumes, sex) - discretized
         torch.testing.assert_close(second(volumes, sex, discretized), expected, atol=1e-3, rtol=1e-4)

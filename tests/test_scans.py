@@ -70,7 +70,7 @@ def reads(monkeypatch) -> list[Path]:
     import utils.scans
 
     decoded, read_image = [], utils.scans.read_image
-    monkeypatch.setattr(utils.scans, "read_image", lambda path, size: (decoded.append(path), read_image(path, size))[1])
+    monkeypatch.setattr(utils.scans, "read_image", lambda path, *how: (decoded.append(path), read_image(path, *how))[1])
     return decoded
 
 

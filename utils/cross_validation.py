@@ -26,7 +26,7 @@ TABLE = "folds.csv"
 ALL = "all"  # the fold of no test subjects
 OWN_FLAGS = {
     *(f"--{split}_folder" for split in ("train", "valid", "test")),
-    *("--output_dir", "--label_table", "--excel_path", "--seed", "--resume", "--keep", "--folds"),
+    *("--output_dir", "--label_table", "--excel_path", "--seed", "--resume", "--keep"),
     *("--first_stage_checkpoint", "--first_stage_net", "--precision"),
 }
 FEWEST_FOR_WEIGHTS = 10  # subjects: fewer give no 90 % interval

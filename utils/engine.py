@@ -289,6 +289,8 @@ class Training:
         if distributed.rank() == 0:
             write_json(self.folder / "hyperparameters.json", {**flags_of(args), **describe_run(self.device)})
         loader = make_loader(self.train_set, self.batches, args.num_workers, self.device)
+        if self.network.config.model == "perceptron" and self.epoch == self.step == 0:
+            self.recalibrate()  # its voxels are standardized from the start
         with _writer(self.folder, self.epoch) as writer:
             while not self.finished:
                 started, done, self.waited = time.perf_counter(), self.sums.get("subjects", 0.0), 0.0

@@ -13,7 +13,7 @@ from utils.subjects import DESCRIPTION, Subject, person_of
 
 CARD = """# Model card: brain age from a T1-weighted MRI
 
-{members} cascades of two stages (`{model}`, {blocks} blocks of {filters} filters, {voxel_size} mm), whose estimates are averaged.
+{members} cascades of two stages ({network}, {voxel_size} mm, normalization `{normalization}`), whose estimates are averaged.
 
 ## Training data
 
@@ -43,6 +43,7 @@ and scanner: the gap depends on the age (Spearman correlation {gap_age_spearman:
 - **Diagnosis, or any decision about a person.** A gap of a few years is within the error.
 - Ages outside the range above: there are no estimates beyond what was seen.
 - Kinds of scans that the training data above do not have, such as other contrasts, contrast agent, large lesions or surgery.
+- Scans that are blurred, by motion or by interpolation: `predict.py` warns where the sharpness is outside that of the training scans.
 """
 
 
@@ -55,6 +56,7 @@ def describe_weights(
     members: int,
     folds: int,
     notice: str,
+    sharpnesses: Sequence[float],
 ) -> tuple[dict[str, Any], str]:
     """Collect the manifest and write the model card of weights trained on everybody.
 
@@ -72,11 +74,13 @@ def describe_weights(
     members, folds : int
     notice : str
         Name, source and licence of the data.
+    sharpnesses : sequence of N float
+        Of the scans; see `utils.images.sharpness`.
 
     Returns
     -------
     manifest : dict of plain values
-        ``age_range``, ``out_of_fold_errors``, ``training_persons``, ``preprocessing``, ``cross_validation``, ``data``.
+        ``age_range``, ``out_of_fold_errors``, ``sharpness_range``, ``training_persons``, ``preprocessing``, ``cross_validation``, ``data``.
     card : str, Markdown
     """
     ages = np.array([subject.chronological_age for subject in subjects])
@@ -85,6 +89,7 @@ def describe_weights(
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
+        "sharpness_range": [float(value) for value in np.percentile(sharpnesses, (1, 99))],
         "training_persons": sorted({person_of(subject.subject_id) for subject in subjects}),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),
@@ -93,8 +98,8 @@ def describe_weights(
     sexes = Counter({0: "female", 1: "male"}.get(subject.sex, "of unknown sex") for subject in subjects)
     numbers = {name: np.nan if value is None else value for name, value in metrics.items()}
     card = CARD.format(
-        **{name: checkpoint["network"][name] for name in ("model", "blocks", "filters")},
-        voxel_size=checkpoint["voxel_size"],
+        network=describe_network(checkpoint["network"]),
+        **{name: checkpoint[name] for name in ("voxel_size", "normalization")},
         **{name: numbers[name] for name in ("n", "age_min", "age_max", "mae", "mae_low", "mae_high", "rmse", "pearson",
                                             "spearman", "mean_gap", "gap_age_spearman")},
         members=members,
@@ -110,6 +115,13 @@ def describe_weights(
         covered=100 * metrics["coverage"],
     )  # fmt: skip
     return manifest, card
+
+
+def describe_network(network: Mapping[str, Any]) -> str:
+    """Name a network of this configuration and its size."""
+    if network["model"] == "perceptron":
+        return f"`perceptron` of {network['filters']} features"
+    return f"`{network['model']}`, {network['blocks']} blocks of {network['filters']} filters"
 
 
 def preparation_of(folder: Path) -> dict[str, str] | None:

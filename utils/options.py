@@ -12,9 +12,10 @@ from typing import Any
 # scans; "paper" is what the authors' code does.
 RECIPES: dict[str, dict[str, Any]] = {
     "small_cohort": {
-        "model": "scaledense",
+        "model": "perceptron",
         "blocks": 4,
-        "filters": 2,
+        "filters": 8,
+        "normalization": "local_sd",
         "voxel_size": 4,
         "field_of_view": "brain",
         "flip_averaging": True,
@@ -39,6 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": "scaledense",
         "blocks": 5,
         "filters": 8,
+        "normalization": "brain",
         "voxel_size": 2,
         "field_of_view": "whole",
         "flip_averaging": False,
@@ -412,16 +414,18 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
         stage,
         "--model",
         kind=str.lower,
-        choices=("scaledense", "scaledense_paper"),
-        meaning="scaledense: that of the authors' code, 102 M parameters; scaledense_paper: the lighter one of the paper's figure, 1.5 M parameters, a tenth of the work",
+        choices=("scaledense", "scaledense_paper", "perceptron"),
+        meaning="scaledense: that of the authors' code, 102 M parameters; scaledense_paper: the lighter one of the paper's figure, 1.5 M parameters, a tenth of the work; perceptron: weighs every voxel by its place, best with few scans in one space",
     )
-    _add_recipe_flag(group, stage, "--blocks", kind=_count, meaning="number of blocks; each halves the volume")
+    _add_recipe_flag(
+        group, stage, "--blocks", kind=_count, meaning="number of blocks; each halves the volume; a perceptron has none"
+    )
     _add_recipe_flag(
         group,
         stage,
         "--filters",
         kind=_count,
-        meaning="channels of the stem (scaledense) or of the first block (scaledense_paper)",
+        meaning="channels of the stem (scaledense) or of the first block (scaledense_paper), or units that weigh the voxels (perceptron)",
     )
     group.add_argument(
         "--use_sex",
@@ -454,11 +458,13 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
             choices=("brain", "whole"),
             meaning="what of the grid the network looks at: the box of the brain saves a third of the work",
         )
-        group.add_argument(
+        _add_recipe_flag(
+            group,
+            stage,
             "--normalization",
-            choices=("brain", "legacy"),
-            default="brain",
-            help="of the voxels above 0: zero mean, unit deviation; legacy: as the authors' code before 2023-11-21",
+            kind=str.lower,
+            choices=("brain", "legacy", "local_sd"),
+            meaning="brain: intensities, of zero mean and unit deviation inside it; legacy: as the authors' code before 2023-11-21; local_sd: the standard deviation of the 27 voxels around each, which shows how wide sulci and ventricles are on a coarse grid too",
         )
     else:
         _add_released_normalization(group)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from utils.errors import InputError
 from utils.files import replacing
-from utils.images import MNI152_T1_2MM, model_grid, read_image
+from utils.images import MNI152_T1_2MM, model_grid, read_image, sharpness
 from utils.model_card import preparation_of
 from utils.preprocessing_jobs import find_raw_scans
 from utils.quality import TEMPLATE_COLOUR, slices
@@ -153,6 +153,18 @@ def check_scans(scans: Sequence[Scan], store: ScanStore) -> list[Scan]:
         if scan.prepared and not scan.failure:
             scan.failure = "; ".join(store.prepare([scan.prepared]))
     return [scan for scan in scans if scan.prepared and not scan.failure]
+
+
+def add_sharpness(scans: Sequence[Scan], expected: Sequence[float]) -> None:
+    """Warn of scans that are less or more sharp than those that the weights were trained on."""
+    low, high = expected
+    for scan in scans:
+        value = sharpness(scan.subject.path)
+        if not low <= value <= high:
+            scan.warnings.append(
+                f"{'less' if value < low else 'more'} sharp than the training scans ({value:.2f}; theirs {low:.2f} to "
+                f"{high:.2f}), by motion, interpolation or another protocol: the estimate may be off by years"
+            )
 
 
 def add_ages(scans: Sequence[Scan], brain_ages: np.ndarray, age_range: Sequence[float]) -> None:

@@ -48,7 +48,8 @@ class ScanStore:
     Parameters
     ----------
     voxel_size : int, mm, of the model's grid
-    normalization : {"brain", "legacy"}
+    normalization : {"brain", "legacy", "local_sd"}
+        See `utils.images.brain_statistics`.
     cache_folder : Path or None
         Where the caches lie, one for each folder of scans; None reads the
         scans themselves each time.
@@ -113,7 +114,7 @@ class ScanStore:
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
-        volume, slope, intercept = read_image(path, self.voxel_size)
+        volume, slope, intercept = read_image(path, self.voxel_size, self.normalization == "local_sd")
         return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
 
     def base_of(self, folder: Path) -> Path:

@@ -22,6 +22,7 @@ NEEDED = (
     "age_interval",
     "age_range",
     "out_of_fold_errors",
+    "sharpness_range",
     "training_persons",
     "preprocessing",
 )
@@ -71,7 +72,7 @@ def save_weights(
     card : str
         The model card, Markdown.
     reference : (D, H, W) float32 tensor
-        The mean of the training volumes, z-scored.
+        The mean of the training volumes, normalized.
     """
     with replacing(folder / REFERENCE) as temporary:
         save_file({"volume": reference.half().contiguous()}, temporary)
@@ -133,7 +134,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
 
 
 def load_reference(folder: Path) -> torch.Tensor:
-    """Return the mean of the training volumes, (1, 1, D, H, W) float32 tensor, z-scored."""
+    """Return the mean of the training volumes, (1, 1, D, H, W) float32 tensor, normalized."""
     try:
         volume = load_file(folder / REFERENCE)["volume"]
     except (OSError, SafetensorError, KeyError) as error:
