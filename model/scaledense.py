@@ -45,6 +45,9 @@ class NetworkConfig:
         checkpoints have 0 and 1, which changes nothing.
     field_of_view : tuple of 3 (first, last) int, or None
         The box of voxels that the trunk looks at; None: the whole volume.
+    dense : bool
+        Whether every block sees the outputs of all earlier ones, or that of
+        the block before it alone.
     flip_averaging : bool
         Whether an estimate is the mean over the volume and its mirror image,
         left and right changed over; in training it never is.
@@ -66,6 +69,7 @@ class NetworkConfig:
     age_sd: float = 1.0
     field_of_view: tuple[tuple[int, int], ...] | None = None
     flip_averaging: bool = False
+    dense: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume_shape", tuple(self.volume_shape))
@@ -110,7 +114,7 @@ class NetworkConfig:
         for index in range(self.blocks):
             out_channels = 2 * channels if self.has_stem else self.filters * 2**index
             widths.append((channels, out_channels))
-            channels += out_channels
+            channels = channels + out_channels if self.dense else out_channels
         return widths
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +126,7 @@ class ScaleDenseTrunk(nn.Module):
     """Turn volumes into pooled features.
 
     Every block sees the max-pooled outputs of the stem (or the image) and of
-    all earlier blocks.
+    all earlier blocks, unless `config.dense` is off.
 
     Parameters
     ----------
@@ -147,8 +151,9 @@ class ScaleDenseTrunk(nn.Module):
             self.stem = nn.Sequential(nn.Conv3d(1, config.filters, 7, padding=1, dilation=2), nn.ELU())
         self.blocks = nn.ModuleList(ScaleDenseBlock(*width) for width in config.widths)
         self.pool_all = config.has_stem
+        self.dense = config.dense
         last_in, last_out = config.widths[-1]
-        self.features = last_in + last_out if self.pool_all else last_out
+        self.features = last_in + last_out if self.pool_all and self.dense else last_out
         self.activation_checkpointing = False
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
@@ -170,7 +175,7 @@ class ScaleDenseTrunk(nn.Module):
         x = self.stem(volumes[:, :, *self.box])
         for block in self.blocks:
             path = recompute(block, x) if self.training and self.activation_checkpointing else block(x)
-            x = torch.cat([functional.max_pool3d(x, 2), path], 1)
+            x = torch.cat([functional.max_pool3d(x, 2), path], 1) if self.dense else path
         pooled = x if self.pool_all else path
         return pooled.mean((2, 3, 4), dtype=torch.promote_types(pooled.dtype, torch.float32))
 

@@ -197,7 +197,19 @@ def test_no_seed_starts_dead(model) -> None:
 
 
 def flags(model: str) -> SimpleNamespace:
-    return SimpleNamespace(model=model, use_sex=True, blocks=3, filters=4, flip_averaging=False)
+    return SimpleNamespace(model=model, use_sex=True, blocks=3, filters=4, flip_averaging=False, dense_connections=True)
+
+
+@pytest.mark.parametrize(("model", "features"), [("scaledense", 16), ("scaledense_paper", 8)])
+def test_without_dense_connections_blocks_follow_each_other(model, features) -> None:
+    config = NetworkConfig(1, model, False, (24, 24, 24), blocks=2, filters=4, dense=False)
+    network = ScaleDense(config).eval()
+    volumes = torch.randn(2, 1, 24, 24, 24)
+    x = network.trunk.stem(volumes)
+    for block in network.trunk.blocks:
+        x = block(x)
+    torch.testing.assert_close(network.trunk(volumes), x.mean((2, 3, 4)))
+    assert network.trunk(volumes).shape == (2, features)
 
 
 def test_the_head_stays_in_float32() -> None:

@@ -428,6 +428,13 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
         meaning="channels of the stem (scaledense) or of the first block (scaledense_paper), or units that weigh the voxels (perceptron)",
     )
     group.add_argument(
+        "--dense_connections",
+        type=_boolean,
+        default=True,
+        metavar="{true,false}",
+        help="whether every block sees the outputs of all earlier ones, or that of the one before it alone",
+    )
+    group.add_argument(
         "--use_sex",
         "--use_gender",
         type=_boolean,
