@@ -17,9 +17,10 @@ OUTPUT_DIR="${OUTPUT_DIR:-runs/first_stage}"          # folder of the run, new f
 RECIPE="${RECIPE:-small_cohort}"                      # small_cohort (about a hundred scans), or paper: as the authors
 
 # ---- network ----
-MODEL="${MODEL:-}"                                    # scaledense, or scaledense_paper (a tenth of the work)
+MODEL="${MODEL:-}"                                    # perceptron, scaledense, or scaledense_paper
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
 VOXEL_SIZE="${VOXEL_SIZE:-}"                          # mm: 2, or 4
+NORMALIZATION="${NORMALIZATION:-}"                    # brain: intensities; local_sd: local deviations
 
 # ---- loss ----
 LOSS="${LOSS:-mse}"                                   # mse or mae
@@ -56,6 +57,7 @@ fi
   --model "$MODEL" \
   --use_sex "$USE_SEX" \
   --voxel_size "$VOXEL_SIZE" \
+  --normalization "$NORMALIZATION" \
   --loss "$LOSS" \
   --ranking "$RANKING" \
   --sorter "$SORTER" \

@@ -18,7 +18,7 @@ DISCRETIZED_AGE_FOLDER="${DISCRETIZED_AGE_FOLDER:-}"  # of <split>_discretized_a
 RECIPE="${RECIPE:-small_cohort}"                      # small_cohort (about a hundred scans), or paper: as the authors
 
 # ---- network ----
-MODEL="${MODEL:-}"                                    # scaledense, or scaledense_paper (a tenth of the work)
+MODEL="${MODEL:-}"                                    # perceptron, scaledense, or scaledense_paper
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
 
 # ---- loss ----

@@ -35,8 +35,14 @@ def ridge() -> Any:
     return make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
 
 
-def voxels_of(paths: Sequence[Path]) -> np.ndarray:
-    """Read scans as rows: z-scored, smoothed, averaged to 4 mm, inside the template's brain.
+def voxels_of(paths: Sequence[Path], normalization: str) -> np.ndarray:
+    """Read scans as rows, averaged to 4 mm, inside the template's brain.
+
+    Parameters
+    ----------
+    paths : sequence of N Path
+    normalization : {"brain", "local_sd"}
+        Intensities, z-scored and smoothed, or local deviations over their mean.
 
     Returns
     -------
@@ -45,6 +51,10 @@ def voxels_of(paths: Sequence[Path]) -> np.ndarray:
     inside = coarsen_volume(load_template().brain.astype(float), 2) > 0.5
     rows = []
     for path in tqdm(paths, "reading", leave=False, disable=None):
+        if normalization == "local_sd":
+            volume = read_image(path, 4, deviation=True)[0]
+            rows.append(volume[inside] / volume[volume > 0].mean())
+            continue
         volume = read_image(path, 2)[0]
         volume = np.where(volume > 0, (volume - volume[volume > 0].mean()) / volume[volume > 0].std(), 0)
         rows.append(coarsen_volume(ndimage.gaussian_filter(volume, SMOOTHING), 2)[inside])
@@ -64,9 +74,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scan_folder", type=Path, required=True, help="the scans that were cross-validated")
     parser.add_argument("--cross_validation", type=Path, required=True, help="OUTPUT_DIR of bash_cross_validate.sh")
+    parser.add_argument(
+        "--normalization",
+        choices=("brain", "local_sd"),
+        default="brain",
+        help="what of the scans; see train_first_stage.py",
+    )
     args = parser.parse_args()
     table = read_columns(args.cross_validation / "folds.csv", "subject_id", "age", "fold", "scan")
-    voxels = voxels_of([args.scan_folder / name for name in table["scan"]])
+    voxels = voxels_of([args.scan_folder / name for name in table["scan"]], args.normalization)
     ages, folds = np.array(table["age"], float), np.array(table["fold"])
     predicted = np.zeros(len(ages))
     for fold in np.unique(folds):
@@ -74,7 +90,7 @@ def main() -> None:
             ridge().fit(voxels[folds != fold], ages[folds != fold]).predict(voxels[folds == fold])
         )
     metrics = evaluate_ages(ages, predicted)
-    print("ridge on the voxels\n  " + "\n  ".join(describe_metrics(metrics)))
+    print(f"ridge on the voxels, normalization {args.normalization}\n  " + "\n  ".join(describe_metrics(metrics)))
     own = read_columns(args.cross_validation / "predictions.csv", "subject_id", "brain_age")
     brain_ages = dict(zip(own["subject_id"], map(float, own["brain_age"]), strict=True))
     network = np.array([brain_ages[subject_id] for subject_id in table["subject_id"]])
@@ -83,7 +99,7 @@ def main() -> None:
         f"the networks' MAE is {difference['difference']:.2f} years lower (95 % interval, paired bootstrap: "
         f"{difference['low']:.2f} to {difference['high']:.2f})"
     )
-    write_json(args.cross_validation / "ridge.json", {**metrics, "network_gain": difference})
+    write_json(args.cross_validation / f"ridge_{args.normalization}.json", {**metrics, "network_gain": difference})
 
 
 if __name__ == "__main__":

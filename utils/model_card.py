@@ -89,7 +89,7 @@ def describe_weights(
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
-        "sharpness_range": [float(value) for value in np.percentile(sharpnesses, (1, 99))],
+        "sharpness_range": [float(value) for value in np.percentile(sharpnesses, (2.5, 97.5))],
         "training_persons": sorted({person_of(subject.subject_id) for subject in subjects}),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
@@ -75,12 +75,12 @@ def save_weights(
         The mean of the training volumes, normalized.
     """
     with replacing(folder / REFERENCE) as temporary:
-        save_file({"volume": reference.half().contiguous()}, temporary)
+        temporary.write_bytes(save({"volume": reference.half().contiguous()}))
     for number, checkpoints in enumerate(members, 1):
         for stage, checkpoint in zip(STAGES, checkpoints, strict=True):
             tensors = {name: _small(name, tensor) for name, tensor in checkpoint["state_dict"].items()}
             with replacing(weights_file(folder, number, stage)) as temporary:
-                save_file(tensors, temporary)
+                temporary.write_bytes(save(tensors))
     networks = {stage: checkpoint["network"] for stage, checkpoint in zip(STAGES, members[0], strict=True)}
     with replacing(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
