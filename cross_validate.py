@@ -25,6 +25,7 @@ def main() -> None:
         write_folds,
     )
     from utils.dataset import ScanDataset, make_loader, to_device
+    from utils.engine import flags_of
     from utils.files import check_writable
     from utils.images import sharpness
     from utils.model_card import describe_weights
@@ -35,12 +36,13 @@ def main() -> None:
     check_writable(args.output_dir)
     if args.weights_dir:
         check_weights_folder(args.weights_dir)
-    use_sex = [parse_training_flags(stage, flags_of_stage(stage, args)).use_sex for stage in range(1, args.stages + 1)]
-    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, None, use_sex=any(use_sex))["scan"]
+    trainings = [parse_training_flags(stage, flags_of_stage(stage, args)) for stage in range(1, args.stages + 1)]
+    use_sex = any(training.use_sex for training in trainings)
+    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, None, use_sex=use_sex)["scan"]
     if args.weights_dir and len(subjects) < FEWEST_FOR_WEIGHTS:
         raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the interval of weights")
     fold = write_folds(args.output_dir, subjects, args.folds, args.seed)
-    remember_settings(args.output_dir, args)
+    remember_settings(args.output_dir, args, [flags_of(training) for training in trainings])
     run_all(args.output_dir, subjects, fold, args)
     predictions, report = pool(args.output_dir, subjects, fold, args)
     columns = ["interval_low", "interval_high", *(["first_stage_age"] if args.stages == 2 else [])]

@@ -52,7 +52,7 @@ def voxels_of(paths: Sequence[Path], normalization: str) -> np.ndarray:
     rows = []
     for path in tqdm(paths, "reading", leave=False, disable=None):
         if normalization == "local_sd":
-            volume = read_image(path, 4, deviation=True)[0]
+            volume = read_image(path, 4, local_sd=True)[0]
             rows.append(volume[inside] / volume[volume > 0].mean())
             continue
         volume = read_image(path, 2)[0]

@@ -45,7 +45,7 @@ def make_config(
         volume_shape=volume_shape,
         field_of_view=field_of_view,
         flip_averaging=args.flip_averaging,
-        dense=args.dense_connections,
+        dense_connections=args.dense_connections,
         blocks=args.blocks,
         filters=args.filters,
         age_mean=float(ages.mean()),
@@ -87,7 +87,7 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
     the image shows and the discretized age are taken together, so that it
     goes on predicting a constant.
     """
-    names = ("model", "volume_shape", "field_of_view", "blocks", "filters", "dense", "use_sex")
+    names = ("model", "volume_shape", "field_of_view", "blocks", "filters", "dense_connections", "use_sex")
     different = [name for name in names if getattr(first.config, name) != getattr(second.config, name)]
     if different:
         raise ValueError(

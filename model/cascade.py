@@ -43,7 +43,7 @@ class Cascade(nn.Module):
 
         Parameters
         ----------
-        volumes : (B, 1, D, H, W) float32 tensor, MNI152 space, z-scored
+        volumes : (B, 1, D, H, W) float32 tensor, MNI152 space, normalized
         sex : (B,) int64 tensor, 0 female, 1 male, -1 unknown
 
         Returns

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional
 from model.layers import ScaleDenseBlock, recompute
 
 MODELS = ("scaledense", "scaledense_paper", "perceptron")
-LEAST_VARIANCE = 0.01  # of a voxel: those that hardly vary are no louder than this
+ADDED_VARIANCE = 0.01  # to that of every voxel, so that those that hardly vary do not count as much
 FIRST_WEIGHTS = 0.01  # deviation: what voxels outside the span of the training subjects say stays as small
 STEM_SHRINKAGE = 10  # voxels: a 7x7x7 kernel with dilation 2 spans 13, padding gives back 2
 
@@ -45,7 +46,7 @@ class NetworkConfig:
         checkpoints have 0 and 1, which changes nothing.
     field_of_view : tuple of 3 (first, last) int, or None
         The box of voxels that the trunk looks at; None: the whole volume.
-    dense : bool
+    dense_connections : bool
         Whether every block sees the outputs of all earlier ones, or that of
         the block before it alone.
     flip_averaging : bool
@@ -69,7 +70,7 @@ class NetworkConfig:
     age_sd: float = 1.0
     field_of_view: tuple[tuple[int, int], ...] | None = None
     flip_averaging: bool = False
-    dense: bool = True
+    dense_connections: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume_shape", tuple(self.volume_shape))
@@ -114,7 +115,7 @@ class NetworkConfig:
         for index in range(self.blocks):
             out_channels = 2 * channels if self.has_stem else self.filters * 2**index
             widths.append((channels, out_channels))
-            channels = channels + out_channels if self.dense else out_channels
+            channels = channels + out_channels if self.dense_connections else out_channels
         return widths
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class ScaleDenseTrunk(nn.Module):
     """Turn volumes into pooled features.
 
     Every block sees the max-pooled outputs of the stem (or the image) and of
-    all earlier blocks, unless `config.dense` is off.
+    all earlier blocks, unless `config.dense_connections` is off.
 
     Parameters
     ----------
@@ -151,17 +152,19 @@ class ScaleDenseTrunk(nn.Module):
             self.stem = nn.Sequential(nn.Conv3d(1, config.filters, 7, padding=1, dilation=2), nn.ELU())
         self.blocks = nn.ModuleList(ScaleDenseBlock(*width) for width in config.widths)
         self.pool_all = config.has_stem
-        self.dense = config.dense
+        self.dense_connections = config.dense_connections
         last_in, last_out = config.widths[-1]
-        self.features = last_in + last_out if self.pool_all and self.dense else last_out
+        self.features = last_in + last_out if self.pool_all and self.dense_connections else last_out
         self.activation_checkpointing = False
+
+    lacks_statistics = False  # before training: a batch norm takes those of the batch
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         """Compute features.
 
         Parameters
         ----------
-        volumes : (B, 1, D, H, W) float tensor, MNI152 space, z-scored
+        volumes : (B, 1, D, H, W) float tensor, MNI152 space, normalized
 
         Returns
         -------
@@ -175,31 +178,38 @@ class ScaleDenseTrunk(nn.Module):
         x = self.stem(volumes[:, :, *self.box])
         for block in self.blocks:
             path = recompute(block, x) if self.training and self.activation_checkpointing else block(x)
-            x = torch.cat([functional.max_pool3d(x, 2), path], 1) if self.dense else path
+            x = torch.cat([functional.max_pool3d(x, 2), path], 1) if self.dense_connections else path
         pooled = x if self.pool_all else path
         return pooled.mean((2, 3, 4), dtype=torch.promote_types(pooled.dtype, torch.float32))
 
 
-class VoxelNorm(nn.BatchNorm1d):
-    """Standardize every voxel by its mean and deviation over the training subjects, not over the batch.
+class VoxelNorm(nn.Module):
+    """Standardize every voxel by its mean and deviation over the training subjects, whatever the batch.
 
-    They are taken by `torch.optim.swa_utils.update_bn`, which the engine
-    calls before the first step, and change at no other time.
+    Parameters
+    ----------
+    voxels : int
     """
 
+    def __init__(self, voxels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(voxels))
+        self.register_buffer("running_var", torch.ones(voxels))
+        self.register_buffer("subjects", torch.tensor(0))
+
+    def track(self, voxels: torch.Tensor) -> None:
+        """Join subjects, (B, voxels) float tensor, to those that the statistics are of."""
+        own: Any = self
+        own.subjects += len(voxels)
+        weight = len(voxels) / own.subjects
+        mean, variance = voxels.mean(0), voxels.var(0, correction=0)
+        between = weight * (1 - weight) * (mean - own.running_mean) ** 2
+        own.running_var.lerp_(variance, weight).add_(between)
+        own.running_mean.lerp_(mean, weight)
+
     def forward(self, voxels: torch.Tensor) -> torch.Tensor:
-        mean: Any = self.running_mean
-        variance: Any = self.running_var
-        count: Any = self.num_batches_tracked
-        if self.training and self.momentum is None:  # as update_bn sets it
-            with torch.no_grad():
-                count += 1
-                weight = 1 / count
-                own_mean, own_variance = voxels.mean(0), voxels.var(0, correction=0)
-                between = weight * (1 - weight) * (own_mean - mean) ** 2
-                variance.lerp_(own_variance, weight).add_(between)
-                mean.lerp_(own_mean, weight)
-        return functional.batch_norm(voxels, mean, variance, eps=self.eps)
+        own: Any = self
+        return (voxels - own.running_mean) * torch.rsqrt(own.running_var + ADDED_VARIANCE)
 
 
 class PerceptronTrunk(nn.Module):
@@ -221,16 +231,33 @@ class PerceptronTrunk(nn.Module):
         self.box = tuple(slice(a, b + 1) for a, b in config.box)
         self.voxels = math.prod(b - a + 1 for a, b in config.box)
         self.features = config.filters
-        self.norm = VoxelNorm(self.voxels, eps=LEAST_VARIANCE, affine=False)
+        self.norm = VoxelNorm(self.voxels)
         self.weighing = nn.Linear(self.voxels, config.filters)
         self.activation_checkpointing = False
+
+    @property
+    def lacks_statistics(self) -> bool:
+        """Whether `take_statistics` was not called yet."""
+        return not self.norm.subjects
+
+    @torch.no_grad()
+    def take_statistics(self, batches: Iterable[torch.Tensor]) -> None:
+        """Learn the mean and the deviation of each voxel.
+
+        Parameters
+        ----------
+        batches : iterable of (B, 1, D, H, W) float tensors
+            Every training subject once.
+        """
+        for volumes in batches:
+            self.norm.track(volumes[:, :, *self.box].flatten(1))
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         """Compute features.
 
         Parameters
         ----------
-        volumes : (B, 1, D, H, W) float tensor, MNI152 space
+        volumes : (B, 1, D, H, W) float tensor, MNI152 space, normalized
 
         Returns
         -------
@@ -313,7 +340,7 @@ class ScaleDense(nn.Module):
 
         Parameters
         ----------
-        volumes : (B, 1, D, H, W) float32 tensor, MNI152 space, z-scored
+        volumes : (B, 1, D, H, W) float32 tensor, MNI152 space, normalized
         sex : (B,) int64 tensor, 0 female, 1 male; unused without the sex input
         discretized_age : (B,) float32 tensor, years; second stage only
 

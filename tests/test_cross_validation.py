@@ -8,15 +8,19 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from benchmarks.ridge_baseline import ridge
-from tests.conftest import ROOT, VOXEL_SIZE, run_script, save_scan
+from model.building import load_network
+from model.cascade import Cascade
+from tests.conftest import ROOT, SMALL_NETWORK, VOXEL_SIZE, run_script, save_scan
 from utils.checkpoints import load_checkpoint
 from utils.cross_validation import write_folds
 from utils.errors import InputError
-from utils.images import MNI152_T1_2MM
+from utils.images import MNI152_T1_2MM, sharpness
+from utils.prediction import Scan, add_sharpness
 from utils.subjects import Subject, person_of
-from utils.weights import load_reference, load_weights
+from utils.weights import DEFAULT_FOLDER, load_reference, load_weights
 
 MEMBERS, FOLDS = 2, 2
 
@@ -34,7 +38,7 @@ def flags(scans, synthetic_cohort, folder, *more):
     return [
         "--scan_folder", scans, "--label_table", synthetic_cohort / "labels.csv", "--output_dir", folder, "--folds", FOLDS,
         "--members", MEMBERS, "--num_workers", 0, "--device", "cpu", "--cache_folder", "",
-        "--flags", "--epochs 2 --warmup_epochs 0 --batch_size 6",
+        "--flags", " ".join([*SMALL_NETWORK, "--epochs 2 --warmup_epochs 0 --batch_size 6"]),
         "--first_stage_flags", f"--voxel_size {VOXEL_SIZE}", *more,
     ]  # fmt: skip
 
@@ -209,6 +213,51 @@ def test_wrong_input_of_prediction(cross_validated, tmp_path, more, said) -> Non
     common = ["--input", tmp_path / "a.nii.gz", "--output_dir", tmp_path / "out", "--weights_dir", weights]
     assert said in run_script("predict.py", *common, *more, status=2).stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_cross_validation_of_the_default_recipe_with_out_of_fold_ages(scans, synthetic_cohort, tmp_path) -> None:
+    common = flags(scans, synthetic_cohort, tmp_path / "run")
+    common[common.index("--flags") + 1] = "--epochs 2 --warmup_epochs 0 --batch_size 6"
+    common[common.index("--first_stage_flags") + 1] += " --folds 2"
+    common[common.index("--members") + 1] = 1
+    run_script("cross_validate.py", *common)
+    for number in (1, 2):
+        table = tmp_path / "run" / f"fold_{number}" / "member_1" / "first_stage" / "train_discretized_age.npy"
+        assert np.load(table, allow_pickle=False)["out_of_fold"].all()
+    checkpoint = load_checkpoint(tmp_path / "run" / "fold_1" / "member_1" / "second_stage" / "best.pt")
+    assert checkpoint["network"]["model"] == "perceptron"
+    assert checkpoint["normalization"] == "local_sd"
+    other = [*common, "--flags", "--epochs 3 --warmup_epochs 0 --batch_size 6"]
+    message = run_script("cross_validate.py", *other, status=2).stderr
+    assert "flag --epochs of stage 1" in message
+
+
+def test_the_shipped_weights_predict() -> None:
+    """With their own mean volume, near the middle of the training ages."""
+    manifest, members = load_weights(DEFAULT_FOLDER)
+    cascade = Cascade([(load_network(a, 1), load_network(b, 2)) for a, b in members], manifest["age_interval"])
+    with torch.inference_mode():
+        age = float(cascade(load_reference(DEFAULT_FOLDER), torch.tensor([-1]))[0])
+    assert manifest["age_range"][0] + 10 < age < manifest["age_range"][1] - 10
+    assert sum(path.stat().st_size for path in DEFAULT_FOLDER.iterdir()) < 12e6
+
+
+def test_unusual_sharpness_is_warned_of(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 5, MNI152_T1_2MM.shape)
+    seen = {}
+    for name, sigma in (("blurred", 1.0), ("usual", 0.5), ("sharp", 0.0)):
+        ball = np.linalg.norm(np.indices(noise.shape) - 45.0, axis=0) < 30
+        volume = np.where(ball, 100 + ndimage.gaussian_filter(noise, sigma), 0)
+        save_scan(tmp_path / f"{name}.nii.gz", volume.astype(np.float32), MNI152_T1_2MM.affine)
+        seen[name] = sharpness(tmp_path / f"{name}.nii.gz")
+    scans = [Scan(name, tmp_path / f"{name}.nii.gz") for name in seen]
+    add_sharpness(scans, None)
+    assert not any(scan.warnings for scan in scans)
+    add_sharpness(scans, [0.9 * seen["usual"], 1.1 * seen["usual"]])
+    assert "less sharp" in scans[0].warnings[0]
+    assert not scans[1].warnings
+    assert "sharper" in scans[2].warnings[0]
 
 
 def test_ridge_learns_a_line() -> None:

@@ -15,6 +15,7 @@ WORKER = """
 import sys
 import torch
 from model.ranking import CascadeLoss, SoftRank
+from model.scaledense import VoxelNorm
 from utils import distributed
 distributed.start("cpu")
 layer = torch.nn.Linear(3, 1)
@@ -26,9 +27,12 @@ parallel = distributed.wrap(layer)
 ages = distributed.gather(parallel(own)[:, 0])
 loss = CascadeLoss(ranker=SoftRank())(ages, age, torch.Generator().manual_seed(0))["loss"]
 (loss * distributed.world_size()).backward()
+norm = VoxelNorm(3)
+norm.track(own)
+distributed.average_statistics(norm)
 assert distributed.gather_objects(distributed.rank()) == list(range(distributed.world_size()))
 if distributed.rank() == 0:
-    torch.save(layer.weight.grad, sys.argv[1])
+    torch.save([layer.weight.grad, norm.running_mean, norm.running_var], sys.argv[1])
 distributed.barrier()
 distributed.stop()
 """
@@ -44,7 +48,7 @@ def torchrun(processes: int, *command: object) -> None:
 
 
 def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path) -> None:
-    """The ranking and pair losses reach across processes."""
+    """The ranking and pair losses reach across processes, and so do running statistics."""
     (tmp_path / "worker.py").write_text(WORKER)
     torchrun(2, tmp_path / "worker.py", tmp_path / "grad.pt")
     layer = torch.nn.Linear(3, 1)
@@ -54,7 +58,10 @@ def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path) -> No
     joint = torch.cat([x[0::2], x[1::2]])  # in the order in which processes are gathered
     generator = torch.Generator().manual_seed(0)
     CascadeLoss(ranker=SoftRank())(layer(joint)[:, 0], joint.mean(1), generator)["loss"].backward()
-    torch.testing.assert_close(torch.load(tmp_path / "grad.pt"), layer.weight.grad, rtol=1e-4, atol=1e-3)
+    gradient, mean, variance = torch.load(tmp_path / "grad.pt")
+    torch.testing.assert_close(gradient, layer.weight.grad, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(mean, x.mean(0))
+    torch.testing.assert_close(variance, x.var(0, correction=0), rtol=1e-4, atol=1e-2)
 
 
 def test_two_processes_train_and_estimate_every_subject(synthetic_cohort, tmp_path) -> None:

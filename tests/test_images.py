@@ -179,7 +179,7 @@ def test_local_deviation_is_that_of_27_voxels(volume, mni_affine, tmp_path) -> N
     assert (deviation[:40] == 0).all()
     np.testing.assert_array_equal(local_deviation(brain[:, ::-1]), deviation[:, ::-1])
     save_scan(tmp_path / "scan.nii.gz", brain, mni_affine)
-    coarse = read_image(tmp_path / "scan.nii.gz", 4, deviation=True)[0]
+    coarse = read_image(tmp_path / "scan.nii.gz", 4, local_sd=True)[0]
     np.testing.assert_allclose(coarse, coarsen_volume(deviation, 2), rtol=1e-6)
 
 
@@ -202,3 +202,7 @@ def test_blur_makes_a_scan_less_sharp(volume, mni_affine, tmp_path) -> None:
         save_scan(tmp_path / "scan.nii.gz", blurred, mni_affine)
         seen.append(sharpness(tmp_path / "scan.nii.gz"))
     assert seen[0] > 1.1 * seen[1] > 1.5 * seen[2]
+    save_scan(tmp_path / "scan.nii.gz", np.where(ball, 7.0, 0.0), mni_affine)
+    assert np.isnan(sharpness(tmp_path / "scan.nii.gz"))
+    save_scan(tmp_path / "coarse.nii.gz", blurred[::2, ::2, ::2], mni_affine)
+    assert np.isnan(sharpness(tmp_path / "coarse.nii.gz"))

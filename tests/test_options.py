@@ -95,3 +95,10 @@ def test_shell_scripts_are_strict() -> None:
         if script.name != "bash_setup.sh":
             assert "set -euo pipefail" in text, script.name
         assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("recipe", ["small_cohort", "paper"])
+def test_the_second_stage_takes_the_grid_and_the_normalization_of_the_first(recipe) -> None:
+    args = options.parse_training_flags(2, ["--recipe", recipe])
+    assert args.normalization is None
+    assert not hasattr(args, "voxel_size")

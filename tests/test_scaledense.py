@@ -202,7 +202,7 @@ def flags(model: str) -> SimpleNamespace:
 
 @pytest.mark.parametrize(("model", "features"), [("scaledense", 16), ("scaledense_paper", 8)])
 def test_without_dense_connections_blocks_follow_each_other(model, features) -> None:
-    config = NetworkConfig(1, model, False, (24, 24, 24), blocks=2, filters=4, dense=False)
+    config = NetworkConfig(1, model, False, (24, 24, 24), blocks=2, filters=4, dense_connections=False)
     network = ScaleDense(config).eval()
     volumes = torch.randn(2, 1, 24, 24, 24)
     x = network.trunk.stem(volumes)

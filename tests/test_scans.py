@@ -19,7 +19,7 @@ from utils.scans import ScanStore
 PREPARE = f"""
 import sys, time; from pathlib import Path; import utils.scans
 read_image = utils.scans.read_image
-utils.scans.read_image = lambda *place: (time.sleep(0.3), read_image(*place))[1]
+utils.scans.read_image = lambda *place, **how: (time.sleep(0.3), read_image(*place, **how))[1]
 folder, cache = map(Path, sys.argv[1:3])
 print(utils.scans.ScanStore({VOXEL_SIZE}, "brain", cache, int(sys.argv[3])).prepare(sorted(folder.iterdir())))
 """
@@ -70,7 +70,9 @@ def reads(monkeypatch) -> list[Path]:
     import utils.scans
 
     decoded, read_image = [], utils.scans.read_image
-    monkeypatch.setattr(utils.scans, "read_image", lambda path, *how: (decoded.append(path), read_image(path, *how))[1])
+    monkeypatch.setattr(
+        utils.scans, "read_image", lambda path, *size, **how: (decoded.append(path), read_image(path, *size, **how))[1]
+    )
     return decoded
 
 

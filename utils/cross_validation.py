@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +73,34 @@ def write_folds(folder: Path, subjects: Sequence[Subject], folds: int, seed: int
     return fold
 
 
-def remember_settings(folder: Path, args: Namespace) -> None:
+def remember_settings(folder: Path, args: Namespace, trainings: Sequence[Mapping[str, Any]]) -> None:
     """Write down the flags of all trainings, or refuse other ones than those that the folder was begun with.
+
+    Parameters
+    ----------
+    folder : Path
+    args : Namespace
+        Of `utils.options.cross_validation_parser`.
+    trainings : sequence of mapping
+        The flags of each stage's training, the recipe's among them.
 
     Raises
     ------
     InputError
         If they differ, or a flag is given that cross-validation sets itself.
     """
-    flags = {name: getattr(args, name) for name in ("flags", "first_stage_flags", "second_stage_flags")}
-    settings = flags | {"precision": args.precision, "labels": sha256_of(args.label_table)}
-    own = [flag for given in flags.values() for flag in given if flag.split("=")[0] in OWN_FLAGS]
+    given = [*args.flags, *args.first_stage_flags, *args.second_stage_flags]
+    own = [flag for flag in given if flag.split("=")[0] in OWN_FLAGS]
     if own:
         raise InputError(f"{', '.join(own)}: cross-validation sets this itself; leave it out of the flags")
+    settings: dict[str, Any] = {"precision": args.precision, "labels": sha256_of(args.label_table)}
+    for stage, flags in enumerate(trainings, 1):
+        settings |= {f"flag --{name} of stage {stage}": value for name, value in flags.items()}
+    settings = json.loads(json.dumps(settings))
     path = folder / "settings.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in settings if before[name] != settings[name]]
+        changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             raise InputError(
                 f"{path}: was begun with other {', '.join(changed)}; set another OUTPUT_DIR (--output_dir)"

@@ -182,7 +182,7 @@ def to_device(
     -------
     dict
         As `batch`, with ``volume`` in place of ``voxels``: (B, 1, D, H, W)
-        float32 tensor, z-scored inside the brain, channels last.
+        float32 tensor, normalized inside the brain, channels last.
     """
     moved = {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
@@ -198,7 +198,7 @@ def to_device(
 
 
 def normalize(volumes: torch.Tensor, inverse_deviation: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Give the voxels above 0 zero mean and unit deviation, as the authors do.
+    """Give the voxels above 0 zero mean and, of intensities, unit deviation, as the authors do.
 
     Parameters
     ----------

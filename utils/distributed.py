@@ -103,13 +103,18 @@ def share_buffers(network: nn.Module) -> None:
             distributed.broadcast(buffer, 0)
 
 
-def average_buffers(network: nn.Module) -> None:
-    """Give every process the mean over all of each running statistic."""
-    if world_size() > 1:
-        for buffer in network.buffers():
-            if buffer.is_floating_point():
-                distributed.all_reduce(buffer)
-                buffer /= world_size()
+def average_statistics(network: nn.Module) -> None:
+    """Give every process the running means and variances of all processes' scans together."""
+    if world_size() == 1:
+        return
+    for module in network.modules():
+        mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        if mean is not None and variance is not None:
+            variance += mean**2
+            for statistic in (mean, variance):
+                distributed.all_reduce(statistic)
+                statistic /= world_size()
+            variance -= mean**2
 
 
 def gather_objects(item: T) -> list[T]:

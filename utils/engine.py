@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -289,8 +289,9 @@ class Training:
         if distributed.rank() == 0:
             write_json(self.folder / "hyperparameters.json", {**flags_of(args), **describe_run(self.device)})
         loader = make_loader(self.train_set, self.batches, args.num_workers, self.device)
-        if self.network.config.model == "perceptron" and self.epoch == self.step == 0:
-            self.recalibrate()  # its voxels are standardized from the start
+        if self.network.trunk.lacks_statistics:
+            self.network.trunk.take_statistics(self.every_scan())
+            distributed.average_statistics(self.network)
         with _writer(self.folder, self.epoch) as writer:
             while not self.finished:
                 started, done, self.waited = time.perf_counter(), self.sums.get("subjects", 0.0), 0.0
@@ -358,14 +359,18 @@ class Training:
         is augmented. With few steps an epoch, estimates are then off by
         years, all in one direction.
         """
+        self.network.train()
+        with autocast(self.device, self.args.precision):
+            update_bn(self.every_scan(), self.network.trunk)
+        distributed.average_statistics(self.network)
+
+    def every_scan(self) -> Iterator[torch.Tensor]:
+        """Yield the training volumes that fall to this process, unchanged, in batches of the same size, but for one."""
         self.batches.start = 0  # all of them, also where the epoch was resumed
         order = np.concatenate(list(self.batches))
         even = [part.tolist() for part in np.array_split(order, len(self.batches))]  # which count the same
-        loader = make_loader(self.train_set, even, min(self.args.num_workers, 2), self.device)
-        self.network.train()
-        with autocast(self.device, self.args.precision):
-            update_bn((to_device(batch, self.device)["volume"] for batch in loader), self.network.trunk)
-        distributed.average_buffers(self.network)
+        for batch in make_loader(self.train_set, even, min(self.args.num_workers, 2), self.device):
+            yield to_device(batch, self.device)["volume"]
 
     @property
     def saving_interval(self) -> int:

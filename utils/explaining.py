@@ -24,7 +24,7 @@ def explain(
     ----------
     network : callable
         Maps (B, 1, D, H, W) volumes and (B,) sexes to (B,) ages.
-    volume : (1, 1, D, H, W) float32 tensor, z-scored
+    volume : (1, 1, D, H, W) float32 tensor, normalized
     reference : (1, 1, D, H, W) float32 tensor
         What is put in place of the brain: the mean of the training volumes.
     sex : (1,) int64 tensor

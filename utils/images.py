@@ -116,14 +116,17 @@ def sharpness(path: Path) -> float:
     -------
     float
         Deviation of the Laplacian over that of the intensities, two voxels
-        and more inside the brain.
+        and more inside the brain. NaN where it says nothing: of scans
+        that are not at 2 mm, or without such an inside.
     """
     volume = np.asanyarray(nibabel.load(path).dataobj, dtype=np.float32).squeeze()  # type: ignore[attr-defined]
     inside = ndimage.binary_erosion(volume > 0, iterations=2)
+    if sorted(volume.shape) != sorted(MNI152_T1_2MM.shape) or not inside.any() or np.ptp(volume[inside]) == 0:
+        return float("nan")
     return float(ndimage.laplace(volume)[inside].std() / volume[inside].std())
 
 
-def read_image(path: Path, voxel_size: int, deviation: bool = False) -> tuple[np.ndarray, float, float]:
+def read_image(path: Path, voxel_size: int, local_sd: bool = False) -> tuple[np.ndarray, float, float]:
     """Read a scan onto the model's grid.
 
     Axes in another order or direction are put right without resampling; a
@@ -133,9 +136,10 @@ def read_image(path: Path, voxel_size: int, deviation: bool = False) -> tuple[np
     ----------
     path : Path to a ``.nii`` or ``.nii.gz`` file
     voxel_size : int, mm
-    deviation : bool
+    local_sd : bool
         Whether to take the `local_deviation` instead of the intensities,
-        before anything is averaged.
+        before anything is averaged; of a scan that is coarser than 2 mm
+        already it is another quantity, so do not mix the two.
 
     Returns
     -------
@@ -181,7 +185,7 @@ def read_image(path: Path, voxel_size: int, deviation: bool = False) -> tuple[np
             f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
             "but the brain is told from the background by voxels above 0; give the scan before normalization"
         )
-    if deviation:
+    if local_sd:
         volume = local_deviation(volume)
     return coarsen_volume(volume, factor) if factor > 1 else volume, *scaling
 

@@ -43,7 +43,7 @@ and scanner: the gap depends on the age (Spearman correlation {gap_age_spearman:
 - **Diagnosis, or any decision about a person.** A gap of a few years is within the error.
 - Ages outside the range above: there are no estimates beyond what was seen.
 - Kinds of scans that the training data above do not have, such as other contrasts, contrast agent, large lesions or surgery.
-- Scans that are blurred, by motion or by interpolation: `predict.py` warns where the sharpness is outside that of the training scans.
+- Scans that are blurred, by motion or by interpolation: `predict.py` warns where the sharpness is outside that of 95 % of the training scans.
 """
 
 
@@ -86,10 +86,11 @@ def describe_weights(
     ages = np.array([subject.chronological_age for subject in subjects])
     errors = np.abs(predictions["brain_age"] - predictions["chronological_age"])
     preprocessing = preparation_of(scan_folder)
+    known = np.array(sharpnesses)[np.isfinite(sharpnesses)]
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
-        "sharpness_range": [float(value) for value in np.percentile(sharpnesses, (2.5, 97.5))],
+        "sharpness_range": [float(value) for value in np.percentile(known, (2.5, 97.5))] if len(known) else None,
         "training_persons": sorted({person_of(subject.subject_id) for subject in subjects}),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),

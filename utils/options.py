@@ -102,7 +102,10 @@ def _number(text: str, low: float, strict: bool, kind: type) -> float:
 
 def _recipe_of(stage: int, name: str) -> dict[str, Any]:
     """Return the defaults of a stage in a recipe."""
-    return RECIPES[name] | (SECOND_STAGE[name] if stage == 2 else {})
+    if stage == 1:
+        return RECIPES[name]
+    inherited = ("voxel_size", "field_of_view", "normalization")  # of the first stage
+    return {flag: value for flag, value in (RECIPES[name] | SECOND_STAGE[name]).items() if flag not in inherited}
 
 
 def _add_recipe_flag(group: Any, stage: int, *names: str, kind: Any, meaning: str, choices: Any = ()) -> None:
@@ -432,7 +435,7 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
         type=_boolean,
         default=True,
         metavar="{true,false}",
-        help="whether every block sees the outputs of all earlier ones, or that of the one before it alone",
+        help="whether every block sees the outputs of all earlier ones, or that of the one before it alone; a perceptron has no blocks",
     )
     group.add_argument(
         "--use_sex",
@@ -471,7 +474,7 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
             "--normalization",
             kind=str.lower,
             choices=("brain", "legacy", "local_sd"),
-            meaning="brain: intensities, of zero mean and unit deviation inside it; legacy: as the authors' code before 2023-11-21; local_sd: the standard deviation of the 27 voxels around each, which shows how wide sulci and ventricles are on a coarse grid too",
+            meaning="brain: intensities, of zero mean and unit deviation inside it; legacy: as the authors' code before 2023-11-21; local_sd: the standard deviation of the 27 voxels around each, at 2 mm, which shows how wide sulci and ventricles are on a coarse grid too; the second stage takes it over",
         )
     else:
         _add_released_normalization(group)

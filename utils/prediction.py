@@ -155,15 +155,18 @@ def check_scans(scans: Sequence[Scan], store: ScanStore) -> list[Scan]:
     return [scan for scan in scans if scan.prepared and not scan.failure]
 
 
-def add_sharpness(scans: Sequence[Scan], expected: Sequence[float]) -> None:
-    """Warn of scans that are less or more sharp than those that the weights were trained on."""
+def add_sharpness(scans: Sequence[Scan], expected: Sequence[float] | None) -> None:
+    """Warn of scans that are less or more sharp than nearly all that the weights were trained on."""
+    if expected is None:
+        return
     low, high = expected
     for scan in scans:
         value = sharpness(scan.subject.path)
-        if not low <= value <= high:
+        if value < low or value > high:
+            how = "less sharp, as by motion or interpolation," if value < low else "sharper, as of another protocol,"
             scan.warnings.append(
-                f"{'less' if value < low else 'more'} sharp than the training scans ({value:.2f}; theirs {low:.2f} to "
-                f"{high:.2f}), by motion, interpolation or another protocol: the estimate may be off by years"
+                f"{how} than 95 % of the training scans ({value:.2f}; theirs {low:.2f} to {high:.2f}): "
+                "the estimate may be off by years"
             )
 
 

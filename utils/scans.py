@@ -32,7 +32,7 @@ class Scan(NamedTuple):
         The smallest of these types that loses nothing.
     slope, intercept : float
     mean, deviation : float
-        Of the intensities above 0; see `utils.images.brain_statistics`.
+        What normalization takes off, and what it divides by; see `utils.images.brain_statistics`.
     """
 
     voxels: Any
@@ -114,7 +114,7 @@ class ScanStore:
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
-        volume, slope, intercept = read_image(path, self.voxel_size, self.normalization == "local_sd")
+        volume, slope, intercept = read_image(path, self.voxel_size, local_sd=self.normalization == "local_sd")
         return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
 
     def base_of(self, folder: Path) -> Path:

@@ -110,11 +110,12 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         count, networks = int(manifest["members"]), manifest["networks"]
-        if count < 1 or [name for name in NEEDED if name not in manifest] or set(networks) != set(STAGES):
-            raise ValueError
+        missing = [name for name in NEEDED if name not in manifest]
+        if count < 1 or missing or set(networks) != set(STAGES):
+            raise ValueError(f"lacks {', '.join(missing) or 'members or stages'}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: no readable manifest of weights ({type(error).__name__}); set WEIGHTS_DIR (--weights_dir) to "
+            f"{path}: no readable manifest of weights ({error}); set WEIGHTS_DIR (--weights_dir) to "
             "the folder weights/ of this project, or to one that bash_cross_validate.sh wrote"
         ) from error
     members: list[list[dict[str, Any]]] = []
