@@ -45,7 +45,7 @@ def test_the_network_needs_torch_numpy_and_scipy_alone() -> None:
 
 
 def test_entry_points_are_thin_and_have_their_bash_scripts() -> None:
-    assert len(SCRIPTS) == 10
+    assert len(SCRIPTS) == 11
     for name, path in SCRIPTS.items():
         assert len(path.read_text().splitlines()) < 100, name
         assert (ROOT / f"bash_{name}.sh").is_file(), name

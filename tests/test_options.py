@@ -21,6 +21,7 @@ PARSERS = {
     "train_sorter": options.sorter_parser(),
     "cross_validate": options.cross_validation_parser(),
     "predict": options.prediction_parser(),
+    "analyse_brain_age_gap": options.gap_parser(),
     "throughput": options.throughput_parser(),
 }
 

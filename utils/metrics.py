@@ -1,5 +1,6 @@
 """How well brain ages match chronological ages."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,48 +24,133 @@ def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: in
     Returns
     -------
     dict
-        ``n``, ``age_min``, ``age_max``, ``age_sd``, ``mae``, ``mae_low``, ``mae_high``
-        (95 % percentile bootstrap), ``rmse``, ``mean_gap`` in years;
-        ``pearson``, ``spearman``, ``gap_age_spearman``; ``mae_per_decade``, a
-        dict of decade to ``n`` and ``mae``. None where it is not defined.
+        ``n``, ``age_min``, ``age_max``, ``age_sd``; all of `accuracy`;
+        ``mae_low``, ``mae_high`` (95 % percentile bootstrap), years;
+        ``mae_per_decade``, a dict of decade to ``n`` and ``mae``. None where
+        it is not defined.
     """
     age = np.asarray(chronological_age, dtype=np.float64)
-    gap = np.asarray(brain_age, dtype=np.float64) - age
-    error = np.abs(gap)
+    brain_age = np.asarray(brain_age, dtype=np.float64)
+    error = np.abs(brain_age - age)
     n = len(age)
-    low, high = _interval_of_mean(error, seed) if n > 1 else (None, None)
-    decades = (age // 10 * 10).astype(int)
+    low, high = interval_of_mean(error, seed) if n > 1 else (None, None)
+    decades = decade_of(age)
     return {
         "n": n,
         "age_min": float(age.min()),
         "age_max": float(age.max()),
         "age_sd": float(age.std(ddof=1)) if n > 1 else None,
-        "mae": float(error.mean()),
+        **accuracy(age, brain_age),
         "mae_low": low,
         "mae_high": high,
-        "rmse": float(np.sqrt((gap**2).mean())),
-        "pearson": _correlation(stats.pearsonr, age + gap, age),
-        "spearman": _correlation(stats.spearmanr, age + gap, age),
-        "mean_gap": float(gap.mean()),
-        "gap_age_spearman": _correlation(stats.spearmanr, gap, age),
         "mae_per_decade": {
-            f"{decade}-{decade + 9}": {
-                "n": int((decades == decade).sum()),
-                "mae": float(error[decades == decade].mean()),
-            }
-            for decade in np.unique(decades).tolist()
+            decade: {"n": int((decades == decade).sum()), "mae": float(error[decades == decade].mean())}
+            for decade in sorted(set(decades), key=lambda decade: int(decade.split("-")[0]))
         },
     }
 
 
-def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return a correlation where it is defined."""
+def accuracy(age: np.ndarray, brain_age: np.ndarray) -> dict[str, float | None]:
+    """Compute the figures that tell how well brain ages match ages.
+
+    Parameters
+    ----------
+    age, brain_age : (N,) float64 arrays, years
+
+    Returns
+    -------
+    dict
+        ``mae``, ``rmse``, ``mean_gap`` in years; ``r2`` (1 minus the squared
+        errors' share of the ages' variance), ``pearson``, ``spearman``,
+        ``gap_age_pearson``, ``gap_age_spearman``. None where it is not defined.
+    """
+    gap = brain_age - age
+    ranks = stats.rankdata(age)
+    spread = float(((age - age.mean()) ** 2).sum())
+    return {
+        "mae": float(np.abs(gap).mean()),
+        "rmse": float(np.sqrt((gap**2).mean())),
+        "mean_gap": float(gap.mean()),
+        "r2": 1 - float((gap**2).sum()) / spread if spread > 0 else None,
+        "pearson": correlation(brain_age, age),
+        "spearman": correlation(stats.rankdata(brain_age), ranks),
+        "gap_age_pearson": correlation(gap, age),
+        "gap_age_spearman": correlation(stats.rankdata(gap), ranks),
+    }
+
+
+def bootstrap(figures: Callable[[np.ndarray], dict[str, Any]], n: int, seed: int = 0) -> dict[str, float]:
+    """Return 95 % intervals by the percentile bootstrap over subjects.
+
+    Parameters
+    ----------
+    figures : callable
+        Computes figures, by name, of the subjects of an (N,) int array of indices.
+    n : int
+        Subjects.
+    seed : int
+
+    Returns
+    -------
+    dict
+        ``<name>_low`` and ``<name>_high`` of each figure; NaN where it is not defined.
+    """
+    resamples = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_RESAMPLES, n))
+    rows = [figures(draw) for draw in resamples]
+    intervals: dict[str, float] = {}
+    for name in rows[0]:
+        values = np.array([row[name] for row in rows], dtype=np.float64)
+        known = values[np.isfinite(values)]
+        low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+        intervals |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return intervals
+
+
+def errors_by_group(
+    age: np.ndarray, brain_age: np.ndarray, groups: np.ndarray, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Compute the error within each group.
+
+    Parameters
+    ----------
+    age, brain_age : (N,) float arrays, years
+    groups : (N,) str array
+    seed : int
+
+    Returns
+    -------
+    dict of group to dict
+        ``n``, ``mae``, ``mae_low``, ``mae_high`` (95 % bootstrap; None for one
+        subject), ``mean_gap``, years; groups in order.
+    """
+    result = {}
+    for group in np.unique(groups).tolist():
+        gap = (brain_age - age)[groups == group]
+        low, high = interval_of_mean(np.abs(gap), seed) if len(gap) > 1 else (None, None)
+        result[group] = {
+            "n": len(gap), "mae": float(np.abs(gap).mean()), "mae_low": low, "mae_high": high,
+            "mean_gap": float(gap.mean()),
+        }  # fmt: skip
+    return result
+
+
+def decade_of(age: np.ndarray) -> np.ndarray:
+    """Return the age bin of each subject, (N,) str array.
+
+    >>> decade_of(np.array([29.9, 30.0])).tolist()
+    ['20-29', '30-39']
+    """
+    return np.array([f"{decade}-{decade + 9}" for decade in (age // 10 * 10).astype(int).tolist()], dtype=str)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Return Pearson's correlation where it is defined."""
     if len(a) < FEWEST_FOR_CORRELATION or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(function(a, b).statistic)
+    return float(np.corrcoef(a, b)[0, 1])
 
 
-def _interval_of_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
+def interval_of_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
     """Return the 95 % interval of a mean by the percentile bootstrap."""
     draws = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAP_RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
@@ -91,7 +177,7 @@ def compare_errors(
     """
     age = np.asarray(chronological_age, np.float64)
     gains = np.abs(other - age) - np.abs(one - age)
-    low, high = _interval_of_mean(gains, seed)
+    low, high = interval_of_mean(gains, seed)
     return {"difference": float(gains.mean()), "low": low, "high": high}
 
 

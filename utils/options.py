@@ -1,10 +1,11 @@
 """The flags of the entry points: each name, default, unit and meaning, once."""
 
 import argparse
+import glob
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ SECOND_STAGE: dict[str, dict[str, Any]] = {  # where the second stage's defaults
     "paper": {"optimizer": "sgd", "learning_rate": 1e-5},
 }
 AUGMENTATIONS = ("flip", "shift", "rotation", "scaling", "gain", "gamma", "bias_field", "noise")
+CORRECTIONS = ("linear-gap", "linear-prediction", "covariate")  # of the brain-age gap
 EPILOGUE = "The bash script beside this one sets these flags from variables; the README explains each."
 
 
@@ -128,13 +130,17 @@ def _add_recipe_flag(group: Any, stage: int, *names: str, kind: Any, meaning: st
     group.add_argument(*names, type=read, default=argparse.SUPPRESS, metavar=metavar, help=f"{meaning} ({defaults})")
 
 
-def _augmentation(text: str) -> tuple[str, ...]:
-    """Read names with commas between them."""
-    names = () if text == "none" else tuple(text.split(","))
-    unknown = [name for name in names if name not in AUGMENTATIONS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of none, {', '.join(AUGMENTATIONS)}")
-    return names
+def _some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return a reader of names with commas between them, or ``none``."""
+
+    def read(text: str) -> tuple[str, ...]:
+        names = () if text == "none" else tuple(text.split(","))
+        unknown = [name for name in names if name not in choices]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of none, {', '.join(choices)}")
+        return names
+
+    return read
 
 
 def _fraction(text: str) -> float:
@@ -629,7 +635,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser, stage: int) -> None
         group,
         stage,
         "--augmentation",
-        kind=_augmentation,
+        kind=_some_of(AUGMENTATIONS),
         meaning=f"what is changed at random in training volumes: some of {', '.join(AUGMENTATIONS)}, with commas between them, or none; see utils/augmentation.py",
     )
     group.add_argument(
@@ -788,6 +794,156 @@ def prediction_parser() -> argparse.ArgumentParser:
     add_hardware_flags(parser, cache_folder=None)
     _add_timeout(parser)
     return parser
+
+
+def _paths(text: str) -> list[Path]:
+    """Read paths as a shell does, with blanks between them and ``*`` for any name."""
+    paths = []
+    for word in shlex.split(text):
+        paths += [Path(name) for name in sorted(glob.glob(word))] or [Path(word)]
+    return paths
+
+
+def _labels(text: str) -> list[str]:
+    """Read labels with commas between them."""
+    return [label.strip() for label in text.split(",") if label.strip()]
+
+
+def gap_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``analyse_brain_age_gap.py``."""
+    parser = make_parser(
+        "Turn brain ages into evidence: accuracy, bias correction, diagnosis, uncertainty, repeats, leakage.\n\n"
+        "Reads predictions.csv of this project, or any table with subject, age and brain age. Writes\n"
+        "report.html, tables (CSV), metrics.json, figures (PNG, SVG) and TensorBoard events. A person counts\n"
+        "once, with the first scan; further scans serve the section on repeats."
+    )
+    data = parser.add_argument_group("data", "Several files stand in quotes, with blanks between them; * is any name.")
+    data.add_argument(
+        "--predictions",
+        type=_paths,
+        default=[Path("runs/second_stage/test/predictions.csv")],
+        help="the test set: tables of subject, age, brain age; patients too, for the comparison with healthy subjects",
+    )
+    data.add_argument(
+        "--label_table",
+        type=_optional_path,
+        default=None,
+        help="table that tells of the subjects what the predictions do not: diagnosis, site, sex, session, person; '' for none",
+    )
+    data.add_argument("--output_dir", type=Path, default=Path("runs/brain_age_gap"), help="folder for the results")
+    correction = parser.add_argument_group("correction of the gap for its dependence on age")
+    correction.add_argument(
+        "--correction",
+        type=_some_of(CORRECTIONS),
+        default=(),
+        metavar="{none," + ",".join(CORRECTIONS) + "}",
+        help="one, or several with commas between them; all stand beside the uncorrected figures. linear-gap: gap = alpha * age + beta, the authors'; linear-prediction: brain age = a + b * age, inverted; covariate: what is left of the gap after age, its square and sex, for comparing groups alone",
+    )
+    correction.add_argument(
+        "--fit_predictions",
+        type=_paths,
+        default=[],
+        help="predictions of healthy subjects outside the test set and outside training, to fit the correction on: the validation split's, or out-of-fold ones; at least 40, over the ages of the test set",
+    )
+    correction.add_argument(
+        "--correction_file",
+        type=_optional_path,
+        default=None,
+        help="corrections.json of an earlier analysis, to be applied as it is instead of a new fit",
+    )
+    diagnosis = parser.add_argument_group("diagnosis")
+    diagnosis.add_argument("--healthy_label", default="HC", help="how the diagnosis column calls healthy subjects")
+    diagnosis.add_argument(
+        "--patient_labels",
+        type=_labels,
+        default=[],
+        help="diagnoses to tell from healthy subjects, one by one, with commas between them, such as AD,MCI; default: all that occur",
+    )
+    diagnosis.add_argument(
+        "--protocol",
+        choices=("ours", "paper"),
+        default="ours",
+        help="ours: linear support vector machine, repeated stratified 5-fold cross-validation; paper: what the released script does, RBF, C = 10, three shuffle splits",
+    )
+    diagnosis.add_argument(
+        "--match_ages",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="compare pairs of a patient and a healthy subject at most 3 years apart; without, older patients look ill for their age alone",
+    )
+    diagnosis.add_argument("--repeats", type=_count, default=10, help="of the 5 folds, each time drawn anew")
+    diagnosis.add_argument(
+        "--permutations", type=_count, default=1000, help="shuffled labels for the p-value, at least 1 / (this + 1)"
+    )
+    uncertainty = parser.add_argument_group("uncertainty and repeated scans")
+    uncertainty.add_argument(
+        "--calibration_predictions",
+        type=_paths,
+        default=[],
+        help="predictions of healthy subjects outside the test set and outside training, whose errors give the intervals; those of --fit_predictions will do",
+    )
+    uncertainty.add_argument(
+        "--coverage", type=_fraction, default=0.9, help="share of new subjects whose age the interval shall hold"
+    )
+    uncertainty.add_argument(
+        "--retest_years",
+        type=_not_negative,
+        default=1.0,
+        help="scans of a person at most so far apart count as test and retest; from those further apart comes the slope per year",
+    )
+    leakage = parser.add_argument_group("leakage")
+    leakage.add_argument(
+        "--checkpoints",
+        type=_paths,
+        default=[],
+        help="best.pt of the stages that gave these ages; their training subjects must not be in the test set, nor in the fit",
+    )
+    leakage.add_argument(
+        "--weights_dir", type=_optional_path, default=None, help="likewise, folder of weights that predict.py used"
+    )
+    leakage.add_argument(
+        "--allow_leakage",
+        type=_boolean,
+        default=False,
+        metavar="{true,false}",
+        help="go on although persons are on both sides; the report then says so in red",
+    )
+    columns = parser.add_argument_group("columns", "Where the known names do not fit; of any of the tables.")
+    for names, meaning in (
+        (("--subject_id_column",), "subject or file name"),
+        (("--chronological_age_column", "--age_column"), "chronological age, years"),
+        (("--brain_age_column",), "the model's estimate, years"),
+        (("--first_stage_age_column",), "another estimate to compare with, such as the first stage's, years"),
+        (("--true_brain_age_column",), "true brain age of simulated subjects, years"),
+        (("--diagnosis_column",), "diagnosis, healthy or ill"),
+        (("--sex_column",), "sex: F or M, 0 or 1"),
+        (("--site_column",), "site or scanner"),
+        (("--session_column",), "which of a person's scans it is"),
+        (("--person_column",), "whose scan it is; default: by the names of BIDS and the public data sets"),
+    ):
+        columns.add_argument(*names, type=_optional_text, default=None, metavar="NAME", help=meaning)
+    parser.add_argument("--seed", type=_whole, default=0, help="of bootstrap, folds and permutations")
+    return parser
+
+
+def parse_gap_flags(flags: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line of ``analyse_brain_age_gap.py``; refuse flags that contradict each other."""
+    parser = gap_parser()
+    args = parser.parse_args(flags)
+    if not args.predictions:
+        parser.error("--predictions names no file; give the predictions.csv of a test")
+    if args.correction_file and args.fit_predictions:
+        parser.error(
+            "--correction_file and --fit_predictions contradict each other; apply an old fit, or make a new one"
+        )
+    if args.correction and not (args.fit_predictions or args.correction_file):
+        parser.error(
+            "--correction needs --fit_predictions (healthy subjects outside the test set) or --correction_file; it is never fitted on the test set"
+        )
+    if args.fit_predictions and not args.correction:
+        parser.error("--fit_predictions does nothing with --correction none; set CORRECTION, such as linear-gap")
+    return args
 
 
 def cohort_parser() -> argparse.ArgumentParser:

@@ -94,7 +94,7 @@ def read_label_table(path: Path) -> LabelTable:
     cells = read_cells(path)
     if cells.empty:
         raise InputError(f"{path}: holds no rows; expected subject, age and sex")
-    names = [re.sub(r"[\s\-]+", "_", str(name).lower().strip("\ufeff \t")) for name in cells.iloc[0]]
+    names = [plain_name(name) for name in cells.iloc[0]]
     columns = {
         role: next((names.index(name) for name in known if name in names), None) for role, known in COLUMN_NAMES.items()
     }
@@ -133,11 +133,24 @@ def read_label_table(path: Path) -> LabelTable:
             else:
                 problems.append(complaint)
         if columns["sex"] is not None:
-            sex_cell = str(row[columns["sex"]]).strip()
-            sex = SEXES.get(re.sub(r"\.0+$", "", sex_cell.lower()))
+            sex = read_sex(str(row[columns["sex"]]))
             if sex is not None:
                 table.sexes[subject_id] = sex
     return table
+
+
+def plain_name(name: object) -> str:
+    """Return a column's name in lower case, with underscores.
+
+    >>> plain_name("Subject-ID ")
+    'subject_id'
+    """
+    return re.sub(r"[\s\-]+", "_", str(name).lower().strip("\ufeff \t"))
+
+
+def read_sex(cell: str) -> int | None:
+    """Return 0 for female, 1 for male, None for anything else."""
+    return SEXES.get(re.sub(r"\.0+$", "", cell.strip().lower()))
 
 
 def read_cells(path: Path) -> pd.DataFrame:

@@ -1,0 +1,33 @@
+"""Turn brain ages into evidence: accuracy, bias correction, diagnosis, uncertainty, repeats, one report."""
+
+from utils.errors import run_command
+from utils.options import parse_gap_flags
+
+
+def main() -> None:
+    args = parse_gap_flags()
+    # Imported here, so that --help and wrong flags answer at once.
+    from utils.files import check_writable
+    from utils.gap_analysis import analyse, provenance_of
+    from utils.gap_correction import save_corrections
+    from utils.gap_report import write_analysis
+    from utils.gap_tables import ROLES, check_test_set, read_tables
+
+    check_writable(args.output_dir)
+    groups = {"test": args.predictions, "fit": args.fit_predictions, "calibration": args.calibration_predictions}
+    tables = read_tables(groups, args.label_table, {role: getattr(args, f"{role}_column") for role in ROLES})
+    healthy, patient_labels = check_test_set(tables["test"], args.healthy_label, args.patient_labels)
+    sections, subjects, corrections = analyse(args, tables, healthy, patient_labels)
+    if corrections:
+        save_corrections(args.output_dir / "corrections.json", corrections)
+    write_analysis(args.output_dir, "Brain-age gap", sections, subjects, provenance_of(args))
+    for section in sections:
+        for line in [*section.alarms, *section.headlines]:
+            print(line)
+        for line in section.warnings:
+            print(f"WARNING: {line}")
+    print(f"report: {args.output_dir / 'report.html'}   tables, figures and metrics.json beside it")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,188 @@
+"""Take out of the brain-age gap what age alone explains, by a fit on healthy subjects outside the test set."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import InputError
+from utils.files import sha256_of, write_json
+from utils.options import CORRECTIONS
+
+FEWEST_FOR_A_FIT = 4
+FEWEST_FOR_TRUST = 40
+FLATTEST = 0.05  # years of brain age per year; an inverted fit that is flatter than this is noise
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A fitted correction, and what it was fitted on.
+
+    Parameters
+    ----------
+    kind : {"linear-gap", "linear-prediction", "covariate"}
+    coefficients : dict of str to float
+    n : int, healthy subjects of the fit
+    age_min, age_max : float, years
+    persons : list of str
+    files : dict of file name to SHA-256
+    """
+
+    kind: str
+    coefficients: dict[str, float]
+    n: int
+    age_min: float
+    age_max: float
+    persons: list[str]
+    files: dict[str, str]
+
+    @property
+    def gives_ages(self) -> bool:
+        """Whether there is a corrected brain age too, not only a gap for comparing groups."""
+        return self.kind != "covariate"
+
+    def corrected_gap(self, table: pd.DataFrame) -> np.ndarray:
+        """Correct the gap of other subjects.
+
+        Parameters
+        ----------
+        table : DataFrame with ``chronological_age``, ``brain_age`` (years), ``sex`` (``F``, ``M``)
+
+        Returns
+        -------
+        (N,) float64 array, years
+
+        Raises
+        ------
+        InputError
+            If the fit knew the sex, and a subject's is not known.
+        """
+        age, brain_age = (table[name].to_numpy(np.float64) for name in ("chronological_age", "brain_age"))
+        c = self.coefficients
+        if self.kind == "linear-gap":
+            return brain_age - age - (c["alpha"] * age + c["beta"])
+        if self.kind == "linear-prediction":
+            return (brain_age - c["a"]) / c["b"] - age
+        if "sex" in c and (table["sex"] == "").any():
+            raise InputError(
+                f"--correction covariate: was fitted with the sex, which is not known of {(table['sex'] == '').sum()} "
+                "subjects; add it to --label_table, or leave it out of the fit"
+            )
+        design = _covariates(table, c["centre"], "sex" in c)
+        return brain_age - age - sum(c[name] * values for name, values in design.items())
+
+
+def _covariates(table: pd.DataFrame, centre: float, with_sex: bool) -> dict[str, np.ndarray]:
+    """Return the columns that the gap is regressed on, by name."""
+    age = table["chronological_age"].to_numpy(np.float64) - centre
+    columns = {"intercept": np.ones(len(age)), "age": age, "age_squared": age**2}
+    return columns | ({"sex": (table["sex"] == "M").to_numpy(np.float64)} if with_sex else {})
+
+
+def fit_correction(kind: str, healthy: pd.DataFrame, files: Sequence[Path]) -> Correction:
+    """Fit a correction on healthy subjects that are not tested.
+
+    Parameters
+    ----------
+    kind : {"linear-gap", "linear-prediction", "covariate"}
+    healthy : DataFrame with ``person``, ``chronological_age``, ``brain_age`` (years), ``sex``
+        One scan of each person.
+    files : sequence of Path
+        Where they come from.
+
+    Notes
+    -----
+    linear-gap, as the released code: gap = alpha age + beta; corrected brain
+    age = brain age - (alpha age + beta). It needs the age of those it is
+    applied to, so its errors say nothing of how well a new subject's age is told.
+
+    linear-prediction: brain age = a + b age; corrected = (brain age - a) / b.
+
+    covariate: gap on age, its square, and sex where known; what is left over
+    serves to compare groups, and there is no corrected brain age.
+
+    References
+    ----------
+    Cole et al., NeuroImage 2017, and Molecular Psychiatry 2018 (linear-prediction);
+    Smith et al., "Estimation of brain age delta from brain imaging", NeuroImage 2019;
+    de Lange and Cole, "Commentary: Correction procedures in brain-age prediction",
+    NeuroImage: Clinical 2020.
+
+    Raises
+    ------
+    InputError
+        If there are too few subjects, or their ages or estimates do not allow a fit.
+    """
+    age, brain_age = (healthy[name].to_numpy(np.float64) for name in ("chronological_age", "brain_age"))
+    if len(age) < FEWEST_FOR_A_FIT or np.ptp(age) == 0:
+        raise InputError(
+            f"--fit_predictions: {len(age)} healthy persons of {len(np.unique(age))} ages do not allow a fit; give at "
+            f"least {FEWEST_FOR_A_FIT} of different ages, better {FEWEST_FOR_TRUST}"
+        )
+    if kind == "linear-gap":
+        alpha, beta = np.polyfit(age, brain_age - age, 1)
+        coefficients = {"alpha": float(alpha), "beta": float(beta)}
+    elif kind == "linear-prediction":
+        b, a = np.polyfit(age, brain_age, 1)
+        if b < FLATTEST:
+            raise InputError(
+                f"--correction linear-prediction: brain age rises by {b:.3f} years per year of age in the fit, too flat to "
+                "be inverted; the estimates hardly tell the age"
+            )
+        coefficients = {"a": float(a), "b": float(b)}
+    else:
+        centre = float(age.mean())
+        sexes = set(healthy["sex"])
+        design = _covariates(healthy, centre, sexes == {"F", "M"})
+        solution = np.linalg.lstsq(np.column_stack(list(design.values())), brain_age - age, rcond=None)[0]
+        coefficients = {"centre": centre, **dict(zip(design, solution.tolist(), strict=True))}
+    return Correction(
+        kind, coefficients, len(age), float(age.min()), float(age.max()), sorted(healthy["person"]),
+        {path.name: sha256_of(path) for path in files},
+    )  # fmt: skip
+
+
+def doubts(correction: Correction, test_age: np.ndarray) -> list[str]:
+    """Return warnings about a correction that rests on too little."""
+    warnings = []
+    if correction.n < FEWEST_FOR_TRUST:
+        warnings.append(
+            f"The correction was fitted on {correction.n} healthy subjects; below {FEWEST_FOR_TRUST} its slope is "
+            "uncertain, and so is everything corrected."
+        )
+    outside = (test_age < correction.age_min) | (test_age > correction.age_max)
+    if outside.any():
+        warnings.append(
+            f"The correction was fitted on ages {correction.age_min:.1f} to {correction.age_max:.1f}; "
+            f"{outside.sum()} of {len(test_age)} test subjects are outside, where it extrapolates."
+        )
+    return warnings
+
+
+def save_corrections(path: Path, corrections: Sequence[Correction]) -> None:
+    """Write coefficients and what they were fitted on, for later data."""
+    write_json(path, [asdict(correction) for correction in corrections])
+
+
+def load_corrections(path: Path) -> list[Correction]:
+    """Read what `save_corrections` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is something else.
+    """
+    try:
+        content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        corrections = [Correction(**fields) for fields in content]
+        if not corrections or any(correction.kind not in CORRECTIONS for correction in corrections):
+            raise ValueError
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: holds no corrections ({type(error).__name__}); give the corrections.json of an earlier analysis"
+        ) from error
+    return corrections
