@@ -43,6 +43,14 @@ def real_scans() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pac2019() -> Path:
+    folder = SHARED / "data" / "pac2019_predictions"
+    if not folder.is_dir():
+        pytest.skip(f"published predictions (PAC 2019, MIT licence, ARAMIS Lab) are not at {folder}")
+    return folder
+
+
 def save_scan(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(volume, affine), path)

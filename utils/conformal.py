@@ -1,6 +1,7 @@
 """Intervals around a brain age that hold the age for a stated share of new subjects."""
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from scipy import stats
@@ -94,7 +95,7 @@ def fit_intervals(age: np.ndarray, brain_age: np.ndarray, coverage: float, seed:
     draft = Intervals(coverage, interval_radius(errors, coverage), scales, overall, 1.0, len(errors))
     factor = interval_radius(errors[second] / draft.half_width(brain_age[second], True), coverage)
     if not np.isfinite(factor):
-        least = 2 * int(np.ceil(coverage / (1 - coverage)))
+        least = next(2 * n - 1 for n in count(1) if np.isfinite(interval_radius(np.zeros(n), coverage)))
         raise InputError(
             f"--calibration_predictions: {len(errors)} healthy persons are too few for intervals of {coverage:.0%}; at "
             f"least {least} are needed, or a lower --coverage"

@@ -161,8 +161,9 @@ def classify(
         For one feature and a linear machine: a higher value speaks for the
         patient, whatever the training set says, and the machine only chooses
         the threshold. A machine that may turn the direction around does so
-        by chance where there is nothing to learn, and the AUC then lies
-        below 0.5, since what a training set has too much of, its test set lacks.
+        by chance where there is nothing to learn, and what a training set
+        has too much of, its test set lacks: AUCs pile up below 0.5, and
+        their intervals, which know nothing of that, miss it too often.
     """
     results = []
     for train, test in protocol.splitter(repeats, seed).split(features, patient):

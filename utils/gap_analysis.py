@@ -44,6 +44,7 @@ from utils.reports import plot_ages
 
 UNCORRECTED = "uncorrected"
 FEWEST_FOR_WORST_BIN = 5
+MACHINE = "SVM on the gap, "
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "matplotlib")
 
 
@@ -214,7 +215,7 @@ def accuracy_section(healthy: pd.DataFrame, seed: int) -> Section:
 
 def accuracy_row(age: np.ndarray, brain_age: np.ndarray, seed: int) -> dict[str, Any]:
     """Return N and the figures of `accuracy` with their intervals."""
-    values = {name: np.nan if value is None else value for name, value in accuracy(age, brain_age).items()}
+    values = {name: float(value) for name, value in accuracy(age, brain_age).items()}
     return {"n": len(age), **values, **bootstrap(lambda draw: accuracy(age[draw], brain_age[draw]), len(age), seed)}
 
 
@@ -249,9 +250,8 @@ def correction_section(healthy: pd.DataFrame, corrections: Sequence[Correction],
         "evidence of a better estimate: judge the network by the first column. covariate serves to compare groups and "
         "gives no age.",
         [
-            f"After {name}: gap and age, Pearson {number(row['gap_age_pearson'])} (uncorrected "
-            f"{number(rows[0]['gap_age_pearson'])})"
-            for name, row in zip(list(gaps)[1:], rows[1:], strict=True)
+            "Gap and age, Pearson: "
+            + ", ".join(f"{row['correction']} {number(row['gap_age_pearson'])}" for row in rows)
         ],
         list(dict.fromkeys(line for c in corrections for line in doubts(c, age))),
         figures=figure,
@@ -300,8 +300,13 @@ def diagnosis_section(
     with tqdm(total=total, desc="permutations", unit="", disable=None, leave=False) as bar:
         for label, pair in pairs.items():
             comparison = f"{label} against {args.healthy_label}"
-            found = _compare_scores(args, section, pair, label, corrections, bar)
+            found = list(_compare_scores(args, section, pair, label, corrections, bar))
             rows += [{"comparison": comparison, **row} for row in found]
+            section.headlines.append(f"{comparison}, AUC of the gap: " + ", ".join(
+                f"{row['score'].removeprefix(MACHINE)} {row['auc']:.2f} ({row['auc_low']:.2f} to {row['auc_high']:.2f}, p "
+                f"{number(row['p_value'], 'p_value')})"
+                for row in found if row["score"].startswith(MACHINE)
+            ))  # fmt: skip
     section.tables["diagnosis"] = Table("Telling patients from healthy subjects", pd.DataFrame(rows))
     gap = gaps_of(persons, [])[UNCORRECTED]
     groups = {label: gap[(persons["diagnosis"] == label).to_numpy()] for label in [args.healthy_label, *patient_labels]}
@@ -312,7 +317,7 @@ def diagnosis_section(
 def _compare_scores(
     args: Namespace, section: Section, pair: pd.DataFrame, label: str, corrections: Sequence[Correction], bar: Any
 ) -> Iterator[dict[str, Any]]:
-    """Give a row for each score that shall tell the two groups apart; add figures, headlines and warnings."""
+    """Give a row for each score that shall tell the two groups apart; add figures and warnings."""
     protocol = PROTOCOLS[args.protocol]
     age, _ = ages_of(pair)
     patient = (pair["diagnosis"] == label).to_numpy()
@@ -336,13 +341,8 @@ def _compare_scores(
     for name, gap in gaps.items():
         result, plain = machine(gap), without_classifier(gap, patient)
         p_value = permutation_p_value(gap, patient, protocol, args.permutations, args.seed, bar.update)
-        found = row(f"SVM on the gap, {name}", result, p_value)
-        yield found
+        yield row(f"{MACHINE}{name}", result, p_value)
         yield row(f"the gap itself, {name}", plain)
-        section.headlines.append(
-            f"{title}, gap {name}: AUC {found['auc']:.2f} ({found['auc_low']:.2f} to {found['auc_high']:.2f}), p "
-            f"{number(p_value, 'p_value')}"
-        )
         section.figures[re.sub(r"\W+", "_", f"roc_{label}_{name}")] = (
             figures.plot_roc(f"{title}, gap {name}", result, plain), f"ROC of the gap ({name}) for {title}.",
         )  # fmt: skip
@@ -456,17 +456,17 @@ def truth_section(
     if not np.isfinite(test["true_brain_age"]).all():
         return None
     persons = one_scan_each(test)
-    rows = []
+    rows: list[dict[str, Any]] = []
     sets = {"healthy": healthy} | ({"everybody": persons} if len(persons) > len(healthy) else {})
     for name, table in sets.items():
         true_gap = (table["true_brain_age"] - table["chronological_age"]).to_numpy(np.float64)
         for correction, gap in gaps_of(table, corrections).items():
 
-            def compare(draw: np.ndarray, gap: np.ndarray = gap, true: np.ndarray = true_gap) -> dict[str, Any]:
-                slope = np.polyfit(true[draw], gap[draw], 1)[0] if np.ptp(true[draw]) > 0 else np.nan
-                return {"pearson": correlation(gap[draw], true[draw]), "slope": slope}
+            def compare(draw: np.ndarray, gap: np.ndarray = gap, true: np.ndarray = true_gap) -> dict[str, np.ndarray]:
+                pearson = correlation(gap[draw], true[draw])
+                return {"pearson": pearson, "slope": pearson * gap[draw].std(-1) / true[draw].std(-1)}
 
-            values = compare(np.arange(len(gap)))
+            values = {key: float(value) for key, value in compare(np.arange(len(gap))).items()}
             rows.append({
                 "subjects": name, "correction": correction, "n": len(gap), **values, **bootstrap(compare, len(gap), seed),
                 "mean_error": float((gap - true_gap).mean()), "sd_of_error": float((gap - true_gap).std(ddof=1)),
@@ -477,9 +477,13 @@ def truth_section(
         "SIMULATED subjects, whose true brain age is known. Slope: of the estimated on the true gap; 1 would be right. "
         "Errors in years.",
         [
-            f"Estimated against true gap, {row['subjects']}, {row['correction']}: Pearson {number(row['pearson'])}, slope "
-            f"{number(row['slope'])}"
-            for row in rows
+            f"Estimated against true gap, {name}, Pearson and slope: "
+            + ", ".join(
+                f"{row['correction']} {number(row['pearson'])} and {number(row['slope'])}"
+                for row in rows
+                if row["subjects"] == name
+            )
+            for name in sets
         ],
     )  # fmt: skip
     section.tables["truth"] = Table("Estimated against true gap", pd.DataFrame(rows))

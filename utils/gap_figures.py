@@ -23,6 +23,20 @@ def _empty(width: float = 5.2, height: float = 3.6) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _panels(names: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Return a figure with titled panels of the same scale, two in a row, so that they stay legible on a phone."""
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(1.0 + 3.0 * columns, 0.4 + 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    for axes, name in zip(panels, names, strict=False):
+        axes.set_title(name)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(names) :]:
+        axes.remove()
+    return figure, panels[: len(names)]
+
+
 def plot_gap_against_age(age: np.ndarray, gaps: dict[str, np.ndarray]) -> Figure:
     """Draw the gap against age with its trend, uncorrected and corrected side by side.
 
@@ -32,18 +46,16 @@ def plot_gap_against_age(age: np.ndarray, gaps: dict[str, np.ndarray]) -> Figure
     gaps : dict of str to (N,) float array, years
         By the name of the correction.
     """
-    figure = Figure(figsize=(1.2 + 3.1 * len(gaps), 3.4), layout="constrained")
-    all_axes = figure.subplots(1, len(gaps), sharey=True, squeeze=False)[0]
-    for axes, (name, gap) in zip(all_axes, gaps.items(), strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
+    figure, panels = _panels(list(gaps))
+    for axes, gap in zip(panels, gaps.values(), strict=True):
         axes.axhline(0, color=GREY, linewidth=1)
         axes.scatter(age, gap, s=12, alpha=0.6, color=BLUE, edgecolors="none")
         slope, intercept = np.polyfit(age, gap, 1) if np.ptp(age) > 0 else (0.0, gap.mean())
         ends = np.array([age.min(), age.max()])
         axes.plot(ends, slope * ends + intercept, "--", color=RED, label=f"{slope:+.2f} years per year")
-        axes.set(title=name, xlabel="Chronological age (years)")
         axes.legend(frameon=False, fontsize=8, loc="upper right")
-    all_axes[0].set_ylabel("Brain-age gap (years)")
+    figure.supxlabel("Chronological age (years)", fontsize=10)
+    figure.supylabel("Brain-age gap (years)", fontsize=10)
     return figure
 
 
@@ -156,16 +168,14 @@ def plot_slopes(slopes: np.ndarray) -> Figure:
 
 def plot_truth(true_gap: np.ndarray, gaps: dict[str, np.ndarray]) -> Figure:
     """Draw estimated against true gaps, by correction."""
-    figure = Figure(figsize=(1.2 + 3.1 * len(gaps), 3.6), layout="constrained")
-    all_axes = figure.subplots(1, len(gaps), sharey=True, squeeze=False)[0]
+    figure, panels = _panels(list(gaps))
     ends = np.array([true_gap.min(), true_gap.max()])
-    for axes, (name, gap) in zip(all_axes, gaps.items(), strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
+    for axes, gap in zip(panels, gaps.values(), strict=True):
         axes.plot(ends, ends, color=GREY, linewidth=1, label="identity")
         axes.scatter(true_gap, gap, s=12, alpha=0.6, color=BLUE, edgecolors="none")
         slope, intercept = np.polyfit(true_gap, gap, 1)
         axes.plot(ends, slope * ends + intercept, "--", color=RED, label=f"slope {slope:.2f}")
-        axes.set(title=name, xlabel="True gap (years)")
         axes.legend(frameon=False, fontsize=8, loc="upper left")
-    all_axes[0].set_ylabel("Estimated gap (years)")
+    figure.supxlabel("True gap (years)", fontsize=10)
+    figure.supylabel("Estimated gap (years)", fontsize=10)
     return figure

@@ -107,7 +107,8 @@ def number(value: float, name: str = "") -> str:
         return f"{value:.0f}"
     if name == "p_value":
         return "<0.001" if value < 0.001 else f"{value:.3f}"
-    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+    size = abs(value)
+    return f"{value:.2g}" if 0 < size < 0.01 else f"{value:.3f}" if size < 1 else f"{value:.2f}"
 
 
 def _cell(row: "pd.Series[Any]", name: str) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from utils.checkpoints import load_checkpoint
 from utils.subjects import person_of
-from utils.weights import load_weights
+from utils.weights import read_manifest
 
-SHOWN = 5
+SHOWN = 50  # names in a line
 
 
 def networks_persons(
@@ -44,7 +44,7 @@ def networks_persons(
             persons[f"the {stage}{use} of {path}"] = {person_of(subject_id) for subject_id in content.get(key, [])}
         ages += content.get("train_ages", [])
     if weights_dir:
-        manifest, _ = load_weights(weights_dir)
+        manifest = read_manifest(weights_dir)
         persons[f"the training of {weights_dir}"] = set(manifest["training_persons"])
         ages += manifest["age_range"]
     return persons, ages, warnings

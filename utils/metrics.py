@@ -40,7 +40,7 @@ def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: in
         "age_min": float(age.min()),
         "age_max": float(age.max()),
         "age_sd": float(age.std(ddof=1)) if n > 1 else None,
-        **accuracy(age, brain_age),
+        **{name: float(value) if np.isfinite(value) else None for name, value in accuracy(age, brain_age).items()},
         "mae_low": low,
         "mae_high": high,
         "mae_per_decade": {
@@ -50,42 +50,44 @@ def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: in
     }
 
 
-def accuracy(age: np.ndarray, brain_age: np.ndarray) -> dict[str, float | None]:
+def accuracy(age: np.ndarray, brain_age: np.ndarray) -> dict[str, np.ndarray]:
     """Compute the figures that tell how well brain ages match ages.
 
     Parameters
     ----------
-    age, brain_age : (N,) float64 arrays, years
+    age, brain_age : (..., N) float64 arrays, years
 
     Returns
     -------
-    dict
+    dict of str to (...) float64 array
         ``mae``, ``rmse``, ``mean_gap`` in years; ``r2`` (1 minus the squared
         errors' share of the ages' variance), ``pearson``, ``spearman``,
-        ``gap_age_pearson``, ``gap_age_spearman``. None where it is not defined.
+        ``gap_age_pearson``, ``gap_age_spearman``. NaN where it is not defined.
     """
     gap = brain_age - age
-    ranks = stats.rankdata(age)
-    spread = float(((age - age.mean()) ** 2).sum())
+    age_ranks, brain_age_ranks, gap_ranks = (stats.rankdata(values, axis=-1) for values in (age, brain_age, gap))
+    spread = ((age - age.mean(-1, keepdims=True)) ** 2).mean(-1)
+    squared = (gap**2).mean(-1)
     return {
-        "mae": float(np.abs(gap).mean()),
-        "rmse": float(np.sqrt((gap**2).mean())),
-        "mean_gap": float(gap.mean()),
-        "r2": 1 - float((gap**2).sum()) / spread if spread > 0 else None,
+        "mae": np.abs(gap).mean(-1),
+        "rmse": np.sqrt(squared),
+        "mean_gap": gap.mean(-1),
+        "r2": 1 - squared / np.where(spread > 0, spread, np.nan),
         "pearson": correlation(brain_age, age),
-        "spearman": correlation(stats.rankdata(brain_age), ranks),
+        "spearman": correlation(brain_age_ranks, age_ranks),
         "gap_age_pearson": correlation(gap, age),
-        "gap_age_spearman": correlation(stats.rankdata(gap), ranks),
+        "gap_age_spearman": correlation(gap_ranks, age_ranks),
     }
 
 
-def bootstrap(figures: Callable[[np.ndarray], dict[str, Any]], n: int, seed: int = 0) -> dict[str, float]:
+def bootstrap(figures: Callable[[np.ndarray], dict[str, np.ndarray]], n: int, seed: int = 0) -> dict[str, float]:
     """Return 95 % intervals by the percentile bootstrap over subjects.
 
     Parameters
     ----------
     figures : callable
-        Computes figures, by name, of the subjects of an (N,) int array of indices.
+        Computes figures, (R,) arrays by name, of an (R, N) int array with the
+        indices of the subjects of R resamples.
     n : int
         Subjects.
     seed : int
@@ -96,10 +98,10 @@ def bootstrap(figures: Callable[[np.ndarray], dict[str, Any]], n: int, seed: int
         ``<name>_low`` and ``<name>_high`` of each figure; NaN where it is not defined.
     """
     resamples = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_RESAMPLES, n))
-    rows = [figures(draw) for draw in resamples]
+    parts = [figures(part) for part in np.array_split(resamples, 10)]  # large cohorts need not fit into memory whole
     intervals: dict[str, float] = {}
-    for name in rows[0]:
-        values = np.array([row[name] for row in rows], dtype=np.float64)
+    for name in parts[0]:
+        values = np.concatenate([part[name] for part in parts])
         known = values[np.isfinite(values)]
         low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
         intervals |= {f"{name}_low": float(low), f"{name}_high": float(high)}
@@ -143,11 +145,12 @@ def decade_of(age: np.ndarray) -> np.ndarray:
     return np.array([f"{decade}-{decade + 9}" for decade in (age // 10 * 10).astype(int).tolist()], dtype=str)
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return Pearson's correlation where it is defined."""
-    if len(a) < FEWEST_FOR_CORRELATION or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return Pearson's correlation of (..., N) arrays along the last axis; NaN where it is not defined."""
+    a, b = (values - values.mean(-1, keepdims=True) for values in (a, b))
+    undefined = (np.ptp(a, axis=-1) == 0) | (np.ptp(b, axis=-1) == 0) | (a.shape[-1] < FEWEST_FOR_CORRELATION)
+    spread = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    return (a * b).sum(-1) / np.where(undefined, np.nan, spread)
 
 
 def interval_of_mean(values: np.ndarray, seed: int) -> tuple[float, float]:

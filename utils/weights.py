@@ -88,6 +88,28 @@ def save_weights(
     write_json(folder / MANIFEST, {"members": len(members), "networks": networks, **settings, **manifest})
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read what is said of weights, without the weights.
+
+    Raises
+    ------
+    InputError
+        If the manifest is missing, damaged or of an older version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in ("members", "networks", *NEEDED) if name not in manifest]
+        if missing or int(manifest["members"]) < 1 or set(manifest["networks"]) != set(STAGES):
+            raise ValueError(f"lacks {', '.join(missing) or 'members or stages'}")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: no readable manifest of weights ({error}); set WEIGHTS_DIR (--weights_dir) to "
+            "the folder weights/ of this project, or to one that bash_cross_validate.sh wrote"
+        ) from error
+    return manifest
+
+
 def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
     """Read what `save_weights` wrote.
 
@@ -106,20 +128,9 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
     InputError
         If a file is missing or damaged.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        count, networks = int(manifest["members"]), manifest["networks"]
-        missing = [name for name in NEEDED if name not in manifest]
-        if count < 1 or missing or set(networks) != set(STAGES):
-            raise ValueError(f"lacks {', '.join(missing) or 'members or stages'}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: no readable manifest of weights ({error}); set WEIGHTS_DIR (--weights_dir) to "
-            "the folder weights/ of this project, or to one that bash_cross_validate.sh wrote"
-        ) from error
+    manifest = read_manifest(folder)
     members: list[list[dict[str, Any]]] = []
-    for number in range(1, count + 1):
+    for number in range(1, int(manifest["members"]) + 1):
         members.append([])
         for stage in STAGES:
             file = weights_file(folder, number, stage)
@@ -130,7 +141,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
                     f"{file}: cannot be read ({error}); fetch the folder of weights again, with all its files"
                 ) from error
             whole = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-            members[-1].append({"state_dict": whole, "network": networks[stage]})
+            members[-1].append({"state_dict": whole, "network": manifest["networks"][stage]})
     return manifest, members
 
 

@@ -1,0 +1,92 @@
+"""Tables of predictions: found columns, joined labels, and every problem at once."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from utils.errors import InputError
+from utils.gap_tables import check_healthy, check_test_set, one_scan_each, read_tables
+
+COLUMNS: dict[str, str | None] = {}
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_columns_and_labels_are_joined(tmp_path) -> None:
+    predictions = write(
+        tmp_path / "p.tsv",
+        "participant_id\ttrue_age\tpredicted_age\nsub-1_ses-1\t40\t42.5\nsub-1_ses-2\t41\t44\nsub-10\t60\t59\nsub-3\t50\t51\n",
+    )
+    labels = write(
+        tmp_path / "l.csv",
+        "Subject-ID;Gender;DX;visit\nsub-1;f;CN;\nsub-1;f;MCI;ses-2\nsub-10;1;AD;\n",
+    )
+    tables = read_tables({"test": [predictions], "fit": []}, labels, {"chronological_age": "true_age"})
+    table = tables["test"]
+    assert table["person"].tolist() == ["sub-1", "sub-1", "sub-10", "sub-3"]
+    assert table["session"].tolist() == ["ses-1", "ses-2", "", ""]
+    assert table["diagnosis"].tolist() == ["CN", "MCI", "AD", ""]  # by session, then by person; never a substring
+    assert table["sex"].tolist() == ["F", "F", "M", ""]
+    assert table["brain_age"].tolist() == [42.5, 44, 59, 51]
+    assert table["first_stage_age"].isna().all()
+    assert tables["fit"].empty
+    assert one_scan_each(table)["subject_id"].tolist() == ["sub-1_ses-1", "sub-10", "sub-3"]
+
+
+def test_every_problem_is_named(tmp_path) -> None:
+    predictions = write(
+        tmp_path / "p.csv",
+        "subject_id,age,brain_age,sex\na,nan,40,F\nb,50,,M\nc,50,soon,M\nd,500,60,F\ne,50,inf,F\nf,50,51,F\nf,50,51,F\n",
+    )
+    labels = write(tmp_path / "l.csv", "subject_id,diagnosis\na,HC\na,AD\n")
+    with pytest.raises(InputError) as error:
+        read_tables({"test": [predictions]}, labels, {"site": "hospital"})
+    text = str(error.value)
+    assert len(error.value.problems) == 8
+    for words in ("row 2: chronological age '' of a", "row 3: brain age '' of b", "'soon' of c", "'500' of d", "'inf' of e",
+                  "row 8: f  stands", "--site_column hospital", "l.csv, row 3: a stands"):  # fmt: skip
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "no rows"), ("subject_id,age,brain_age\n", "no rows"), ("who,age,brain_age\na,1,2\n", "no subject column")],
+)
+def test_unusable_tables(tmp_path, text, message) -> None:
+    with pytest.raises(InputError, match=message):
+        read_tables({"test": [write(tmp_path / "p.csv", text)]}, None, COLUMNS)
+
+
+def cohort(n=12, **columns):
+    age = np.linspace(30, 80, n)
+    names = [f"s{i}" for i in range(n)]
+    table = {"where": "p.csv", "subject_id": names, "person": names, "session": "", "chronological_age": age,
+             "brain_age": age + np.arange(n) % 3, "diagnosis": ""}  # fmt: skip
+    return pd.DataFrame(table | columns)
+
+
+def test_what_makes_a_test_set() -> None:
+    groups = ["HC"] * 6 + ["AD"] * 6
+    healthy, patients = check_test_set(cohort(diagnosis=groups), "HC", [])
+    assert (len(healthy), patients) == (6, ["AD"])
+    assert check_test_set(cohort(), "HC", [])[1] == []
+    for table, labels, message in (
+        (cohort(3), [], "hold 3 persons"),
+        (cohort(brain_age=np.linspace(31, 81, 12)), [], "every brain-age gap is 1.00"),
+        (cohort(brain_age=50.0), [], "every brain age is 50.00"),
+        (cohort(), ["AD"], "no table tells a diagnosis"),
+        (cohort(diagnosis=[*groups[:-1], ""]), [], "s11 has no diagnosis"),
+        (cohort(diagnosis="HC"), ["AD"], "one class only"),
+        (cohort(diagnosis="AD"), [], "no subject has this diagnosis"),
+        (cohort(diagnosis="CN"), [], "found CN"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_test_set(table, "HC", labels)
+
+
+def test_patients_are_not_fitted_on() -> None:
+    (problem,) = check_healthy(cohort(diagnosis=["HC"] * 10 + ["", "AD"]), "HC", "--fit_predictions")
+    assert "s11 has the diagnosis AD; --fit_predictions must hold healthy subjects alone" in problem
