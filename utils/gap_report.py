@@ -28,6 +28,14 @@ HEADINGS = {
     "auc": "AUC of scores",
     "hard_label_auc": "AUC of hard labels, as the released script",
     "p_value": "p",
+    "n_patients": "patients",
+    "n_healthy": "healthy",
+    "icc_2_1": "ICC(2,1)",
+    "icc_3_1": "ICC(3,1)",
+    "age_sd": "age SD",
+    "sd": "SD",
+    "within_subject_sd": "within-subject SD",
+    "mean_half_width": "mean half width (years)",
 }
 
 
