@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -208,7 +209,13 @@ def test_bad_input(cohort, tmp_path, monkeypatch, capsys) -> None:
 
     both = pd.concat([test, patients])
     nan_age = test.assign(chronological_age=test["chronological_age"].where(test.index > 0))
+    seen = {"state_dict": {}, "train_subjects": [test["subject_id"][0]], "train_ages": [50.0], "network": {"stage": 1}}
+    torch.save(seen, tmp_path / "first.pt")
+    renamed = table("g.csv", test.assign(person=[f"hospital-{i}" for i in test["subject_id"]]))
     cases = [
+        ((cohort / "test.csv", "--checkpoints", tmp_path / "first.pt"),
+         f"1 person of the test set is in the first stage's training of {tmp_path / 'first.pt'} too: {test['subject_id'][0]}"),
+        ((renamed, "--checkpoints", tmp_path / "first.pt"), "1 person of the test set is in the first stage's training"),
         ((cohort / "test.csv", "--fit_predictions", cohort / "test.csv", "--correction", "linear-gap"),
          "leakage: 60 persons of the test set are in the fit of linear-gap too: simulated-"),
         ((cohort / "test.csv", "--calibration_predictions", cohort / "test.csv"), "are in the calibration set too"),

@@ -53,11 +53,18 @@ def test_every_problem_is_named(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no rows"), ("subject_id,age,brain_age\n", "no rows"), ("who,age,brain_age\na,1,2\n", "no subject column")],
+    [
+        ("subject_id,age,brain_age\na,40,42\n", "row for none of the subjects"),
+        ("", "no rows"),
+        ("subject_id,age,brain_age\n", "no rows"),
+        ("who,age,brain_age\na,1,2\n", "no subject column"),
+    ],
 )
 def test_unusable_tables(tmp_path, text, message) -> None:
     with pytest.raises(InputError, match=message):
-        read_tables({"test": [write(tmp_path / "p.csv", text)]}, None, COLUMNS)
+        read_tables(
+            {"test": [write(tmp_path / "p.csv", text)]}, write(tmp_path / "l.csv", "subject_id,dx\nz,HC\n"), COLUMNS
+        )
 
 
 def cohort(n=12, **columns):

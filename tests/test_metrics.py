@@ -5,10 +5,18 @@ import csv
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import mean_absolute_error, root_mean_squared_error
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from tests.conftest import SHARED
-from utils.metrics import compare_errors, evaluate_ages, interval_radius, residual_sd_within_bins
+from utils.metrics import (
+    accuracy,
+    bootstrap,
+    compare_errors,
+    errors_by_group,
+    evaluate_ages,
+    interval_radius,
+    residual_sd_within_bins,
+)
 
 
 def test_against_scikit_learn_and_scipy() -> None:
@@ -87,3 +95,34 @@ def test_interval_radius_covers_new_subjects() -> None:
     held = [(rng.exponential(1, 1) <= interval_radius(rng.exponential(1, 60), 0.9)).item() for _ in range(2000)]
     assert 0.88 < np.mean(held) < 0.935
     assert interval_radius(np.ones(8), 0.9) == np.inf
+
+
+def test_bootstrap_of_every_figure() -> None:
+    rng = np.random.default_rng(0)
+    age = rng.uniform(20, 80, 100)
+    brain_age = age + rng.normal(0, 5, 100)
+    found = bootstrap(lambda draw: accuracy(age[draw], brain_age[draw]), 100, seed=1)
+    for name, function in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        by_scipy = stats.bootstrap(
+            (age, brain_age), lambda a, b, f=function: f(a, b).statistic, paired=True, vectorized=False, method="percentile",
+            n_resamples=1500, rng=2,
+        ).confidence_interval  # fmt: skip
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((by_scipy.low, by_scipy.high), abs=0.005)
+    assert np.isnan(bootstrap(lambda draw: accuracy(age[draw], age[draw]), 100)["gap_age_pearson_low"])
+
+
+def test_many_resamples_at_once_are_the_same_figures() -> None:
+    rng = np.random.default_rng(0)
+    age, brain_age = rng.uniform(20, 80, (2, 7, 30)).round()  # with ties
+    together = accuracy(age, brain_age)
+    for row in range(7):
+        alone = accuracy(age[row], brain_age[row])
+        assert all(together[name][row] == pytest.approx(alone[name]) for name in alone)
+        assert alone["r2"] == pytest.approx(r2_score(age[row], brain_age[row]))
+
+
+def test_errors_by_group() -> None:
+    found = errors_by_group(np.array([50.0, 60, 70]), np.array([51.0, 57, 75]), np.array(["b", "b", "a"]))
+    assert list(found) == ["a", "b"]
+    assert found["a"] == {"n": 1, "mae": 5.0, "mae_low": None, "mae_high": None, "mean_gap": 5.0}
+    assert (found["b"]["mae"], found["b"]["mean_gap"], found["b"]["mae_low"], found["b"]["mae_high"]) == (2, -1, 1, 3)

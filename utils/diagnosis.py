@@ -134,7 +134,7 @@ class Classification:
         for indices, scores, _ in self.splits:
             false_rate, true_rate, _ = roc_curve(self.patient[indices], scores)
             curves.append(np.interp(ROC_GRID, false_rate, true_rate))
-        return np.array(curves)
+        return np.where(ROC_GRID > 0, curves, 0.0)
 
 
 def classify(

@@ -41,6 +41,7 @@ from utils.repeats import (
     yearly_slopes,
 )
 from utils.reports import plot_ages
+from utils.subjects import person_of
 
 UNCORRECTED = "uncorrected"
 FEWEST_FOR_WORST_BIN = 5
@@ -88,14 +89,14 @@ def leakage_section(
         are among those for fitting.
     """
     seen, training_ages, warnings = networks_persons(args.checkpoints, args.weights_dir)
-    tested = set(tables["test"]["person"])
+    tested, calibrated = set(tables["test"]["person"]), set(tables["calibration"]["person"])
     fitted = {f"the fit of {c.kind}": set(c.persons) for c in corrections}
-    calibrated = set(tables["calibration"]["person"])
     training = {name: persons for name, persons in seen.items() if "training" in name}
     leaks = [
-        *find_leaks(tested, {**fitted, "the calibration set": calibrated, **seen}, "the test set"),
-        *find_leaks({person for persons in fitted.values() for person in persons}, training, "the correction's fit"),
-        *find_leaks(calibrated, training, "the calibration set"),
+        *find_leaks(tested, {**fitted, "the calibration set": calibrated}, "the test set"),
+        *find_leaks(known_to_networks(tables["test"]), seen, "the test set"),
+        *find_leaks(known_to_networks(tables["fit"]).union(*fitted.values()), training, "the correction's fit"),
+        *find_leaks(known_to_networks(tables["calibration"]), training, "the calibration set"),
     ]
     if leaks and not args.allow_leakage:
         raise InputError(
@@ -119,6 +120,11 @@ def leakage_section(
     alarms = [f"LEAKAGE, allowed by --allow_leakage: {leak}. What rests on it is too good." for leak in leaks]
     headline = f"{len(leaks)} kinds of LEAKAGE were allowed" if leaks else "No leakage was found in what was compared"
     return Section("leakage", "Leakage", text, [headline] if checked else [], warnings, alarms), training_ages
+
+
+def known_to_networks(table: pd.DataFrame) -> set[str]:
+    """Return the persons by the names that checkpoints know them by, whatever ``--person_column`` says."""
+    return {person_of(subject_id) for subject_id in table["subject_id"]}
 
 
 def data_section(test: pd.DataFrame, healthy: pd.DataFrame, training_ages: Sequence[float]) -> Section:
@@ -219,7 +225,9 @@ def accuracy_row(age: np.ndarray, brain_age: np.ndarray, seed: int) -> dict[str,
     return {"n": len(age), **values, **bootstrap(lambda draw: accuracy(age[draw], brain_age[draw]), len(age), seed)}
 
 
-def correction_section(healthy: pd.DataFrame, corrections: Sequence[Correction], seed: int) -> Section:
+def correction_section(
+    healthy: pd.DataFrame, test: pd.DataFrame, corrections: Sequence[Correction], seed: int
+) -> Section:
     """Show the gap before and after each correction."""
     age, _ = ages_of(healthy)
     gaps = gaps_of(healthy, corrections)
@@ -253,7 +261,7 @@ def correction_section(healthy: pd.DataFrame, corrections: Sequence[Correction],
             "Gap and age, Pearson: "
             + ", ".join(f"{row['correction']} {number(row['gap_age_pearson'])}" for row in rows)
         ],
-        list(dict.fromkeys(line for c in corrections for line in doubts(c, age))),
+        list(dict.fromkeys(line for c in corrections for line in doubts(c, ages_of(one_scan_each(test))[0]))),
         figures=figure,
     )  # fmt: skip
     section.tables["correction"] = Table("Before and after", pd.DataFrame(rows), upright=True)
@@ -525,7 +533,7 @@ def analyse(
         calibration = one_scan_each(tables["calibration"])
         intervals = fit_intervals(*ages_of(calibration), args.coverage, args.seed)
     sections = [leakage, data_section(test, healthy, training_ages), accuracy_section(healthy, args.seed)]
-    sections.append(correction_section(healthy, corrections, args.seed))
+    sections.append(correction_section(healthy, test, corrections, args.seed))
     if patient_labels:
         sections.append(diagnosis_section(args, test, patient_labels, corrections))
     if intervals:

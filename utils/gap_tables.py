@@ -112,7 +112,8 @@ def read_tables(
     problems: list[str] = []
     labels = _label_rows(label_table, columns, problems) if label_table else {}
     tables = {}
-    found: set[str] = set()
+    found = {role for row in labels.values() for role in row}
+    labelled = 0
     for group, paths in groups.items():
         records: list[dict[str, object]] = []
         for path in paths:
@@ -121,7 +122,8 @@ def read_tables(
                 keys = [(name, visit) for name in (subject_id, person_of(subject_id)) for visit in (session, "")]
                 label = next((labels[key] for key in keys if key in labels), {})
                 joined = label | {role: text for role, text in row.items() if text}
-                found |= joined.keys()
+                found |= row.keys()
+                labelled += bool(label)
                 records.append(_typed(joined, problems))
         tables[group] = pd.DataFrame(records, columns=["where", *ROLES])
         twice = tables[group][tables[group].duplicated(["subject_id", "session"])]
@@ -130,6 +132,11 @@ def read_tables(
             "that tells the scans apart (--session_column)"
             for row in twice.itertuples()
         ]
+    if label_table and not labelled:
+        problems.append(
+            f"{label_table}: has a row for none of the subjects of the predictions; compare the subject ids, or name the "
+            "column (--subject_id_column)"
+        )
     problems += [
         f"--{role}_column {name}: no table has such a column"
         for role, name in columns.items()
