@@ -75,7 +75,9 @@ def test_intervals_of_null_cohorts_hold_one_half() -> None:
     for seed in range(100):
         gap, patient = cohort(0, seed=seed)
         for rising in held:
-            low, high = classify(gap[:, None], patient, OURS, 1, seed, rising).auc_interval(seed)
+            result = classify(gap[:, None], patient, OURS, 1, seed, rising)
+            assert result.direction_given == rising
+            low, high = result.auc_interval(seed)
             held[rising] += low <= 0.5 <= high
     assert held[True] >= stats.binom.ppf(1e-3, 100, 0.95)
     assert held[False] < held[True]

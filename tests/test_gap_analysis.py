@@ -134,6 +134,8 @@ def test_diagnosis_uncertainty_and_repeats(analysis) -> None:
     ad, mci = (metrics["diagnosis"][f"{label} against HC, SVM on the gap, linear-gap"] for label in ("AD", "MCI"))
     assert ad["auc"] > mci["auc"] > 0.6
     assert ad["p_value"] == 0.1
+    assert ad["auc_low"] < ad["auc"] < ad["auc_high"]
+    assert metrics["diagnosis"]["AD against HC, SVM on age, sex and gap, uncorrected"]["auc_low"] is None
     assert {"AD against HC, age itself, older is ill", "AD against HC, sex itself, male is ill"} <= set(
         metrics["diagnosis"]
     )

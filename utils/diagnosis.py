@@ -71,10 +71,13 @@ class Classification:
     patient : (N,) bool array
     splits : list of (indices, scores, labels)
         Of the subjects tested: (M,) int, float and bool arrays.
+    direction_given : bool
+        Whether the scores' direction was fixed before seeing the subjects.
     """
 
     patient: np.ndarray
     splits: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    direction_given: bool
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Count for each patient and healthy subject how often they were ranked, and how often rightly.
@@ -103,7 +106,11 @@ class Classification:
         return float(right.sum() / ranked.sum())
 
     def auc_interval(self, seed: int) -> tuple[float, float]:
-        """Return the 95 % interval of the AUC by the bootstrap over the subjects of each group."""
+        """Return the 95 % interval of the AUC by the bootstrap over the subjects of each group.
+
+        It knows of the chance in the test scores alone, so it means little
+        where the machine has learned the direction too (see `classify`).
+        """
         right, ranked = self.pairs()
         rng = np.random.default_rng(seed)
         ill, well = (rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAP_RESAMPLES).astype(float) for n in right.shape)
@@ -166,21 +173,22 @@ def classify(
         their intervals, which know nothing of that, miss it too often.
     """
     results = []
+    direction_given = rising and protocol.kernel == "linear"
     for train, test in protocol.splitter(repeats, seed).split(features, patient):
         mean, sd = features[train].mean(0), features[train].std(0)
         scaled = (features - mean) / np.where(sd > 0, sd, 1)
         machine = SVC(kernel=protocol.kernel, C=protocol.penalty, class_weight="balanced")
         machine.fit(scaled[train], patient[train])
         scores = machine.decision_function(scaled[test])
-        if rising and protocol.kernel == "linear":
+        if direction_given:
             scores = scores * np.sign(machine.coef_[0, 0])
         results.append((test, scores, scores > 0))
-    return Classification(patient, results)
+    return Classification(patient, results, direction_given)
 
 
 def without_classifier(score: np.ndarray, patient: np.ndarray) -> Classification:
     """Take a quantity itself as the score: nothing is learned, so everybody is tested at once."""
-    return Classification(patient, [(np.arange(len(score)), score, score > 0)])
+    return Classification(patient, [(np.arange(len(score)), score, score > 0)], True)
 
 
 def permutation_p_value(

@@ -65,7 +65,7 @@ class Table:
         ]
         rows = [[HEADINGS.get(name, name.replace("_", " ")) for name in names]]
         for _, row in frame.iterrows():
-            rows.append([_cell(row, name) for name in names])
+            rows.append([cell(row, name) for name in names])
         return [list(column) for column in zip(*rows, strict=True)] if self.upright else rows
 
     def records(self) -> dict[str, dict[str, Any]]:
@@ -119,8 +119,8 @@ def number(value: float, name: str = "") -> str:
     return f"{value:.2g}" if 0 < size < 0.01 else f"{value:.3f}" if size < 1 else f"{value:.2f}"
 
 
-def _cell(row: "pd.Series[Any]", name: str) -> str:
-    """Write a cell, with its interval where there is one."""
+def cell(row: Any, name: str) -> str:
+    """Write a figure of a row (Series or dict) as people read it, with its interval where there is one."""
     value = row[name]
     if isinstance(value, str):
         return value
