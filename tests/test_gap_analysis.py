@@ -246,6 +246,6 @@ def test_an_allowed_leak_is_red(cohort, tmp_path, monkeypatch, capsys) -> None:
             "--allow_leakage", "true", "--output_dir", tmp_path, monkeypatch=monkeypatch)  # fmt: skip
     page = (tmp_path / "report.html").read_text()
     assert '<p class="alarm">LEAKAGE, allowed by --allow_leakage: 60 persons' in page
-    assert "color: #96130f" in page.split(".alarm", 1)[1].split("}")[0]
+    assert "color: #96130f" in page.split(".alarm {", 1)[1].split("}")[0]
     assert "LEAKAGE" in capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.json").read_text())["leakage"]

@@ -60,7 +60,7 @@ def test_saved_and_applied_later(tmp_path, file) -> None:
     save_corrections(tmp_path / "c.json", fitted)
     assert load_corrections(tmp_path / "c.json") == fitted
     content = json.loads((tmp_path / "c.json").read_text())[0]
-    assert (content["n"], len(content["persons"]), list(content["files"])) == (300, 300, ["valid.csv"])
+    assert (content["n"], len(content["persons"]), list(content["files"])) == (300, 300, [str(file)])
     with pytest.raises(InputError, match="sex, which is not known of 2 subjects"):
         fitted[1].corrected_gap(cohort(n=2).assign(sex=""))
 

@@ -416,7 +416,7 @@ def repeats_section(test: pd.DataFrame, retest_years: float, seed: int) -> Secti
         return None
     section = Section(
         "repeats", "Repeated scans",
-        f"Test and retest: a person's first two scans, at most {retest_years:g} years apart. The agreement of brain ages is "
+        f"Test and retest: a person's first two scans, at most {retest_years:g} year{'' if retest_years == 1 else 's'} apart. The agreement of brain ages is "
         "flattered by the range of ages; that of gaps is not. All uncorrected. Slope: of a line through a person's brain "
         "ages over a longer time.",
     )  # fmt: skip

@@ -29,7 +29,7 @@ class Correction:
     n : int, healthy subjects of the fit
     age_min, age_max : float, years
     persons : list of str
-    files : dict of file name to SHA-256
+    files : dict of path to SHA-256
     """
 
     kind: str
@@ -142,7 +142,7 @@ def fit_correction(kind: str, healthy: pd.DataFrame, files: Sequence[Path]) -> C
         coefficients = {"centre": centre, **dict(zip(design, solution.tolist(), strict=True))}
     return Correction(
         kind, coefficients, len(age), float(age.min()), float(age.max()), sorted(healthy["person"]),
-        {path.name: sha256_of(path) for path in files},
+        {str(path): sha256_of(path) for path in files},
     )  # fmt: skip
 
 

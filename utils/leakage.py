@@ -7,7 +7,7 @@ from utils.checkpoints import load_checkpoint
 from utils.subjects import person_of
 from utils.weights import read_manifest
 
-SHOWN = 50  # names in a line
+SHOWN = 20  # names in a line
 
 
 def networks_persons(
