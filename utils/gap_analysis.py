@@ -532,13 +532,13 @@ def analyse(
     if args.calibration_predictions:
         calibration = one_scan_each(tables["calibration"])
         intervals = fit_intervals(*ages_of(calibration), args.coverage, args.seed)
+    # First, for groups that are too small end the analysis.
+    diagnosis = diagnosis_section(args, test, patient_labels, corrections) if patient_labels else None
     sections = [leakage, data_section(test, healthy, training_ages), accuracy_section(healthy, args.seed)]
     sections.append(correction_section(healthy, test, corrections, args.seed))
-    if patient_labels:
-        sections.append(diagnosis_section(args, test, patient_labels, corrections))
-    if intervals:
-        sections.append(uncertainty_section(healthy, intervals))
     optional = [
+        diagnosis,
+        uncertainty_section(healthy, intervals) if intervals else None,
         repeats_section(test, args.retest_years, args.seed),
         truth_section(test, healthy, corrections, args.seed),
     ]
