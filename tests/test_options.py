@@ -103,3 +103,9 @@ def test_the_second_stage_takes_the_grid_and_the_normalization_of_the_first(reci
     args = options.parse_training_flags(2, ["--recipe", recipe])
     assert args.normalization is None
     assert not hasattr(args, "voxel_size")
+
+
+def test_a_plateau_leaves_the_recipe_as_it_is() -> None:
+    before = options.parse_training_flags(1, []).warmup_epochs
+    assert options.parse_training_flags(1, ["--scheduler", "plateau"]).warmup_epochs == 0
+    assert options.parse_training_flags(1, []).warmup_epochs == before > 0

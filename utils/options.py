@@ -104,10 +104,7 @@ def _number(text: str, low: float, strict: bool, kind: type) -> float:
 
 def _recipe_of(stage: int, name: str) -> dict[str, Any]:
     """Return the defaults of a stage in a recipe."""
-    if stage == 1:
-        return RECIPES[name]
-    inherited = ("voxel_size", "field_of_view", "normalization")  # of the first stage
-    return {flag: value for flag, value in (RECIPES[name] | SECOND_STAGE[name]).items() if flag not in inherited}
+    return RECIPES[name] | (SECOND_STAGE[name] if stage == 2 else {})
 
 
 def _add_recipe_flag(group: Any, stage: int, *names: str, kind: Any, meaning: str, choices: Any = ()) -> None:
@@ -317,7 +314,7 @@ def parse_training_flags(stage: int, flags: Sequence[str] | None = None) -> argp
     """Read the command line of a training script, or `flags`; refuse those that contradict each other."""
     parser = training_parser(stage)
     args = parser.parse_args(flags)
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions if action.default is argparse.SUPPRESS}  # of `_add_recipe_flag`
     recipe = _recipe_of(stage, args.recipe)
     if getattr(args, "scheduler", None) == "plateau":
         recipe["warmup_epochs"] = 0
