@@ -27,28 +27,27 @@ def mni_affine() -> np.ndarray:
     return MNI152_T1_2MM.affine.copy()
 
 
+def shared_folder(name: str, what: str) -> Path:
+    """Return a folder of shared data, or skip the test where it is absent."""
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"{what} are not at {folder}")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def reference_folder() -> Path:
-    folder = SHARED / "reference"
-    if not folder.is_dir():
-        pytest.skip(f"reference numbers are not at {folder}")
-    return folder
+    return shared_folder("reference", "reference numbers")
 
 
 @pytest.fixture(scope="session")
 def real_scans() -> Path:
-    folder = SHARED / "data" / "ixi_hh"
-    if not folder.is_dir():
-        pytest.skip(f"real scans (IXI, CC BY-SA 3.0) are not at {folder}")
-    return folder
+    return shared_folder("data/ixi_hh", "real scans (IXI, CC BY-SA 3.0)")
 
 
 @pytest.fixture(scope="session")
 def pac2019() -> Path:
-    folder = SHARED / "data" / "pac2019_predictions"
-    if not folder.is_dir():
-        pytest.skip(f"published predictions (PAC 2019, MIT licence, ARAMIS Lab) are not at {folder}")
-    return folder
+    return shared_folder("data/pac2019_predictions", "published predictions (PAC 2019, MIT licence, ARAMIS Lab)")
 
 
 def save_scan(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
