@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole cascade on SIMULATED brains: sets up the environment, simulates a small cohort,
-# trains and tests both stages, and says where everything lies. A second call reuses what is there.
+# trains and tests both stages, reports on the brain-age gap, and says where everything lies. A second call
+# reuses what is there. With patients: SUBJECTS=600 PATIENTS=60 DATA=data_600 RUNS=runs/demo_600 bash bash_demo.sh
 # Edit the variables, or set them in the environment.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
@@ -8,6 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 export DATA="${DATA:-data}"                           # folder for the simulated cohort
 RUNS="${RUNS:-runs/demo}"                             # folder for both stages' runs
 export SUBJECTS="${SUBJECTS:-120}"                    # simulated brains
+export PATIENTS="${PATIENTS:-0}"                      # simulated brains of each patient group, MCI and AD
 export VOXEL_SIZE="${VOXEL_SIZE:-4}"                  # mm
 export EPOCHS="${EPOCHS:-20}"                         # of each training
 export NUM_WORKERS="${NUM_WORKERS:-2}"                # processes that simulate and read scans
@@ -22,10 +24,22 @@ OUTPUT_DIR="$DATA" bash "$HERE/bash_make_demo_cohort.sh"
 OUTPUT_DIR="$RUNS/first_stage" bash "$HERE/bash_train_first_stage.sh" --resume
 OUTPUT_DIR="$RUNS/second_stage" bash "$HERE/bash_train_second_stage.sh" --resume
 CHECKPOINT="$FIRST_STAGE_CHECKPOINT" OUTPUT_DIR="$RUNS/first_stage/test" bash "$HERE/bash_test_first_stage.sh"
-CHECKPOINT="$RUNS/second_stage/best.pt" OUTPUT_DIR="$RUNS/second_stage/test" bash "$HERE/bash_test_second_stage.sh"
+tested=()
+for split in test valid patients; do
+  [[ -d "$DATA/$split" ]] || continue                 # no patients were asked for
+  TEST_FOLDER="$DATA/$split" CHECKPOINT="$RUNS/second_stage/best.pt" OUTPUT_DIR="$RUNS/second_stage/$split" \
+    bash "$HERE/bash_test_second_stage.sh"
+  [[ $split == valid ]] || tested+=("$RUNS/second_stage/$split/predictions.csv")
+done
+# The correction and the intervals are fitted on the validation brains, which chose nothing (RECIPE=paper: the epoch).
+PREDICTIONS="${tested[*]}" LABEL_TABLE="$DATA/labels.csv" OUTPUT_DIR="$RUNS/brain_age_gap" \
+  CORRECTION=linear-gap,linear-prediction,covariate FIT_PREDICTIONS="$RUNS/second_stage/valid/predictions.csv" \
+  CALIBRATION_PREDICTIONS="$RUNS/second_stage/valid/predictions.csv" \
+  CHECKPOINTS="$FIRST_STAGE_CHECKPOINT $RUNS/second_stage/best.pt" bash "$HERE/bash_analyse_brain_age_gap.sh"
 
 echo
 echo "Done in $((SECONDS - started)) seconds, on simulated brains."
 echo "  pictures:    $RUNS/first_stage/test/brain_age.png and $RUNS/second_stage/test/brain_age.png"
 echo "  predictions: $RUNS/second_stage/test/predictions.csv"
+echo "  report:      $RUNS/brain_age_gap/report.html"
 echo "  curves:      \"$PYTHON\" -m tensorboard.main --logdir \"$RUNS\""

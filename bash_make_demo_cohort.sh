@@ -7,6 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 OUTPUT_DIR="${OUTPUT_DIR:-data}"                      # folder for train/, valid/, test/, labels.csv
 SUBJECTS="${SUBJECTS:-120}"                           # healthy subjects, 20 to 90 years old
 PATIENTS="${PATIENTS:-0}"                             # subjects of each patient group, MCI and AD
+PATIENT_GAPS="${PATIENT_GAPS:-5,10}"                   # years by which their brains are older in the mean; 0,0: not at all
 VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm: 2, or 4 for a CPU
 SEED="${SEED:-0}"                                     # of everything random
 NUM_WORKERS="${NUM_WORKERS:-2}"                       # processes that simulate
@@ -15,6 +16,7 @@ NUM_WORKERS="${NUM_WORKERS:-2}"                       # processes that simulate
   --output_dir "$OUTPUT_DIR" \
   --subjects "$SUBJECTS" \
   --patients "$PATIENTS" \
+  --patient_gaps "$PATIENT_GAPS" \
   --voxel_size "$VOXEL_SIZE" \
   --seed "$SEED" \
   --num_workers "$NUM_WORKERS" \

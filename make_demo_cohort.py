@@ -12,7 +12,7 @@ def main() -> None:
 
     with user_errors("--voxel_size"):
         model_grid(args.voxel_size)
-    subjects = draw_subjects(args.subjects, args.patients, args.seed)
+    subjects = draw_subjects(args.subjects, args.patients, args.seed, patient_gaps=args.patient_gaps)
     written = write_cohort(args.output_dir, subjects, args.seed, args.voxel_size, args.num_workers)
     print(f"{len(subjects)} simulated brains {'written to' if written else 'are already in'} {args.output_dir}")
 

@@ -15,7 +15,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from tests.conftest import run_script
 from utils.errors import InputError
 from utils.images import model_grid, read_image
-from utils.simulation import PATIENT_GAPS, SimulatedSubject, draw_subjects, load_anatomy, simulate_volume, write_cohort
+from utils.simulation import SimulatedSubject, draw_subjects, load_anatomy, simulate_volume, write_cohort
 
 SUBJECT = SimulatedSubject("simulated-0001", 50.0, 50.0, 0, "HC", "train")
 
@@ -69,8 +69,11 @@ def test_subjects_are_spread_over_splits_ages_and_sexes() -> None:
         assert split["age"].max() - split["age"].min() > 50
     assert frame["sex"].mean() == pytest.approx(0.5, abs=0.12)
     gaps = (frame["true_brain_age"] - frame["age"]).groupby(frame["diagnosis"]).mean()
-    for diagnosis, gap in PATIENT_GAPS.items():
+    for diagnosis, gap in {"HC": 0, "MCI": 5, "AD": 10}.items():
         assert gaps[diagnosis] == pytest.approx(gap, abs=1.5)
+    null = draw_subjects(200, 40, 5, patient_gaps={"MCI": 0, "AD": 0})
+    assert [s.age for s in null] == [s.age for s in subjects]
+    assert np.mean([s.true_brain_age - s.age for s in null[200:]]) == pytest.approx(0, abs=1)
 
 
 def test_the_script_writes_a_cohort_that_says_what_it_is(tmp_path) -> None:

@@ -68,6 +68,7 @@ SECOND_STAGE: dict[str, dict[str, Any]] = {  # where the second stage's defaults
     "paper": {"optimizer": "sgd", "learning_rate": 1e-5},
 }
 AUGMENTATIONS = ("flip", "shift", "rotation", "scaling", "gain", "gamma", "bias_field", "noise")
+PATIENT_GAPS = {"MCI": 5.0, "AD": 10.0}  # years, mean true gap of simulated patients; 0 in healthy subjects
 CORRECTIONS = ("linear-gap", "linear-prediction", "covariate")  # of the brain-age gap
 EPILOGUE = "The bash script beside this one sets these flags from variables; the README explains each."
 
@@ -943,6 +944,14 @@ def parse_gap_flags(flags: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _patient_gaps(text: str) -> dict[str, float]:
+    """Read the mean true gap of each simulated patient group."""
+    gaps = [_number(part, -20, False, float) for part in text.split(",")]
+    if len(gaps) != len(PATIENT_GAPS):
+        raise argparse.ArgumentTypeError(f"'{text}' is not the years of {' and '.join(PATIENT_GAPS)}, such as 5,10")
+    return dict(zip(PATIENT_GAPS, gaps, strict=True))
+
+
 def cohort_parser() -> argparse.ArgumentParser:
     """Return the parser of ``make_demo_cohort.py``."""
     parser = make_parser(
@@ -961,7 +970,13 @@ def cohort_parser() -> argparse.ArgumentParser:
         "--patients",
         type=_whole,
         default=0,
-        help="subjects of each patient group, MCI and AD, whose true brain-age gap is raised",
+        help="subjects of each patient group, MCI and AD",
+    )
+    parser.add_argument(
+        "--patient_gaps",
+        type=_patient_gaps,
+        default=PATIENT_GAPS,
+        help="years, mean true brain-age gap of each group, such as 5,10; 0,0: patients who have none",
     )
     parser.add_argument("--voxel_size", type=_count, default=2, help="mm: 2, or 4 for a CPU")
     parser.add_argument("--seed", type=_whole, default=0, help="of everything random")

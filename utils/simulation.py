@@ -7,7 +7,7 @@ part of the project can be tried, and tested against a truth that is known.
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from utils.errors import InputError
 from utils.files import check_writable, write_json
 from utils.images import MNI152_T1_2MM, coarsen_volume, model_grid
+from utils.options import PATIENT_GAPS
 from utils.template import load_template, on_model_grid
 
 FORMAT = 1  # raise it when the same subject and seed give another volume
@@ -35,7 +36,6 @@ tells. Use them to try the software, never as evidence on brains.
 
 YOUNGEST, OLDEST = 20.0, 90.0  # years
 GAP_SD = 3.0  # years, of healthy subjects' true brain-age gap
-PATIENT_GAPS = {"HC": 0.0, "MCI": 5.0, "AD": 10.0}  # years, mean true gap of a group
 PATIENT_YOUNGEST = 55.0  # years
 VENTRICLE_BOX = np.array([[-32.0, 32], [-50, 32], [-8, 34]])  # mm, MNI152
 SHAPE_SD = 2.0  # mm, of individual shape
@@ -111,7 +111,11 @@ def _coordinates() -> np.ndarray:
 
 
 def draw_subjects(
-    healthy: int, patients: int = 0, seed: int = 0, fractions: tuple[float, float] = (0.7, 0.15)
+    healthy: int,
+    patients: int = 0,
+    seed: int = 0,
+    fractions: tuple[float, float] = (0.7, 0.15),
+    patient_gaps: Mapping[str, float] = PATIENT_GAPS,
 ) -> list[SimulatedSubject]:
     """Draw the persons of a cohort.
 
@@ -124,12 +128,14 @@ def draw_subjects(
     seed : int
     fractions : tuple of 2 float
         Of the healthy subjects, for training and validation.
+    patient_gaps : mapping of diagnosis to float, years
+        Mean true gap of each patient group.
     """
     rng = np.random.default_rng(seed)
-    width = max(4, len(str(healthy + 2 * patients)))
+    width = max(4, len(str(healthy + len(patient_gaps) * patients)))
     subjects: list[SimulatedSubject] = []
 
-    def add(number: int, diagnosis: str, youngest: float, splits: np.ndarray) -> None:
+    def add(number: int, diagnosis: str, mean_gap: float, youngest: float, splits: np.ndarray) -> None:
         # Ages are spread evenly, so that small splits cover the whole range too.
         ages = youngest + (OLDEST - youngest) * (rng.permutation(number) + rng.uniform(size=number)) / max(1, number)
         for age, split in zip(ages, splits, strict=True):
@@ -137,7 +143,7 @@ def draw_subjects(
                 SimulatedSubject(
                     subject_id=f"simulated-{len(subjects) + 1:0{width}d}",
                     age=round(float(age), 2),
-                    true_brain_age=round(float(age + PATIENT_GAPS[diagnosis] + GAP_SD * rng.standard_normal()), 2),
+                    true_brain_age=round(float(age + mean_gap + GAP_SD * rng.standard_normal()), 2),
                     sex=int(rng.integers(2)),
                     diagnosis=diagnosis,
                     split=str(split),
@@ -145,9 +151,9 @@ def draw_subjects(
             )
 
     train, valid = (round(fraction * healthy) for fraction in fractions)
-    add(healthy, "HC", YOUNGEST, np.repeat(["train", "valid", "test"], [train, valid, healthy - train - valid]))
-    for diagnosis in ("MCI", "AD"):
-        add(patients, diagnosis, PATIENT_YOUNGEST, np.repeat("patients", patients))
+    add(healthy, "HC", 0.0, YOUNGEST, np.repeat(["train", "valid", "test"], [train, valid, healthy - train - valid]))
+    for diagnosis, mean_gap in patient_gaps.items():
+        add(patients, diagnosis, mean_gap, PATIENT_YOUNGEST, np.repeat("patients", patients))
     return subjects
 
 
