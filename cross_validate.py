@@ -1,6 +1,6 @@
 """Cross-validate both stages of the cascade, and train weights on everybody."""
 
-from utils.errors import InputError, run_command
+from utils.errors import InputError, run_command, user_errors
 from utils.options import cross_validation_parser, parse_training_flags
 
 
@@ -17,6 +17,7 @@ def main() -> None:
     from utils.cohort import load_cohort
     from utils.cross_validation import (
         FEWEST_FOR_WEIGHTS,
+        TABLE,
         flags_of_stage,
         member_checkpoints,
         pool,
@@ -27,7 +28,7 @@ def main() -> None:
     from utils.dataset import ScanDataset, make_loader, to_device
     from utils.engine import flags_of
     from utils.files import check_writable
-    from utils.images import sharpness
+    from utils.images import model_grid, sharpness
     from utils.model_card import describe_weights
     from utils.reports import announce_report, write_report
     from utils.scans import ScanStore
@@ -38,7 +39,12 @@ def main() -> None:
         check_weights_folder(args.weights_dir)
     trainings = [parse_training_flags(stage, flags_of_stage(stage, args)) for stage in range(1, args.stages + 1)]
     use_sex = any(training.use_sex for training in trainings)
-    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, None, use_sex=use_sex)["scan"]
+    with user_errors():
+        model_grid(trainings[0].voxel_size)
+    # All scans are checked before the first training; a folder that holds folds was checked when it was begun.
+    begun = (args.output_dir / TABLE).exists()
+    scans = None if begun else ScanStore(trainings[0].voxel_size, trainings[0].normalization, None, args.num_workers)
+    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=use_sex)["scan"]
     if args.weights_dir and len(subjects) < FEWEST_FOR_WEIGHTS:
         raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the interval of weights")
     fold = write_folds(args.output_dir, subjects, args.folds, args.seed)

@@ -87,11 +87,13 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
     the image shows and the discretized age are taken together, so that it
     goes on predicting a constant.
     """
-    names = ("model", "volume_shape", "field_of_view", "blocks", "filters", "dense_connections", "use_sex")
+    names = ["model", "volume_shape", "field_of_view", "filters", "use_sex"]
+    if first.config.model != "perceptron":
+        names += ["blocks", "dense_connections"]
     different = [name for name in names if getattr(first.config, name) != getattr(second.config, name)]
     if different:
         raise ValueError(
-            f"the first stage has another {', '.join(different)}; train the second with the same, "
+            f"the first stage differs in {', '.join(different)}; train the second with the same, "
             "or start it from new weights (--start_from_first_stage false)"
         )
     own = ("output_layer.", "discretized_age_layer.")

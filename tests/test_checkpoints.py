@@ -1,12 +1,13 @@
 """Checkpoints: safe to load, never half-written."""
 
 import os
+from argparse import Namespace
 from collections import OrderedDict
 
 import pytest
 import torch
 
-from utils.checkpoints import data_settings, load_checkpoint, save_checkpoint, seen_in_training
+from utils.checkpoints import data_settings, describe_checkpoint, load_checkpoint, save_checkpoint, seen_in_training
 from utils.errors import InputError
 from utils.files import replacing, sha256_of
 from utils.subjects import Subject
@@ -69,6 +70,15 @@ def test_subjects_of_the_training_are_told(tmp_path, capsys) -> None:
     assert seen_in_training(subjects[:1], tmp_path / "best.pt", checkpoint).tolist() == [False]
     assert capsys.readouterr().out == ""
     assert seen_in_training(subjects, tmp_path / "released.pth.tar", {}).all()
+
+
+@pytest.mark.parametrize(
+    ("keep", "scheduler", "chose"), [("last", "cosine", []), ("best", "cosine", ["b"]), ("last", "plateau", ["b"])]
+)
+def test_only_validation_subjects_that_chose_something_are_remembered(tmp_path, keep, scheduler, chose) -> None:
+    args = Namespace(voxel_size=4, normalization="brain", age_interval=5, keep=keep, scheduler=scheduler)
+    checkpoint = describe_checkpoint({}, args, [Subject("a", tmp_path)], [Subject("b", tmp_path)])
+    assert checkpoint["valid_subjects"] == chose
 
 
 def test_data_settings() -> None:

@@ -17,8 +17,8 @@ from tests.conftest import ROOT, SMALL_NETWORK, VOXEL_SIZE, run_script, save_sca
 from utils.checkpoints import load_checkpoint
 from utils.cross_validation import write_folds
 from utils.errors import InputError
-from utils.images import MNI152_T1_2MM, sharpness
-from utils.prediction import Scan, add_sharpness
+from utils.images import MNI152_T1_2MM, model_grid, read_image, sharpness
+from utils.prediction import Scan, add_sharpness, find_scans
 from utils.subjects import Subject, person_of
 from utils.weights import DEFAULT_FOLDER, load_reference, load_weights
 
@@ -109,7 +109,7 @@ def test_a_script_that_fails_is_shown(scans, synthetic_cohort, tmp_path) -> None
     wrong[wrong.index("--members") + 1] = 1
     message = run_script("cross_validate.py", *wrong, status=2).stderr
     assert "train_second_stage failed in fold_1, member 1 (status 2)" in message
-    assert "the first stage has another blocks" in message
+    assert "the first stage differs in blocks" in message
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,15 @@ def test_wrong_flags_of_cross_validation(scans, synthetic_cohort, tmp_path, more
     common = flags(scans, synthetic_cohort, tmp_path / "run")
     assert said in run_script("cross_validate.py", *common, *more, status=2).stderr
     assert not (tmp_path / "run" / "fold_1").exists()
+
+
+def test_a_scan_off_the_grid_is_found_before_the_folds(scans, synthetic_cohort, tmp_path) -> None:
+    folder = shutil.copytree(scans, tmp_path / "scans")
+    path = min(folder.iterdir())
+    save_scan(path, np.ones((20, 20, 20), np.float32), np.eye(4))
+    result = run_script("cross_validate.py", *flags(folder, synthetic_cohort, tmp_path / "run"), status=2)
+    assert str(path) in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_folds_part_persons_not_scans(tmp_path) -> None:
@@ -197,6 +206,15 @@ def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
         values = nibabel.load(tmp_path / "out" / "maps" / f"sub-{number:02d}_map.nii.gz")
         assert values.shape == (23, 28, 23)
         assert (tmp_path / "out" / "maps" / f"sub-{number:02d}_map.png").exists()
+
+
+def test_averages_of_a_prepared_brain_are_neither_raw_nor_prepared(tmp_path) -> None:
+    prepared_scan(tmp_path / "in" / "a.nii.gz", np.random.default_rng(0))
+    save_scan(tmp_path / "in" / "b.nii.gz", read_image(tmp_path / "in" / "a.nii.gz", 4)[0], model_grid(4).affine)
+    prepared, averaged = find_scans(tmp_path / "in")
+    assert prepared.prepared
+    assert not prepared.failure
+    assert "is a prepared brain averaged to 4 mm" in averaged.failure
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,16 @@ def test_help_teaches_at_once(script) -> None:
     "flag",
     [
         "--batch_size 0", "--batch_size x", "--epochs -1", "--lr 0", "--lr nan", "--use_sex maybe", "--model vgg",
-        "--folds 1", "--plateau_factor 1", "--min_lr 1", "--warmup_epochs 2", "--beta inf", "--unknown 1", "--age_interval 0", "--epoch 3",
+        "--folds 1", "--plateau_factor 1", "--min_lr 1", "--warmup_epochs 30", "--blocks 3", "--dense_connections false", "--beta inf", "--unknown 1", "--age_interval 0", "--epoch 3",
     ],
 )  # fmt: skip
-def test_wrong_flags_end_with_status_2(flag) -> None:
-    assert "error:" in run_script("train_first_stage.py", *flag.split(), status=2).stderr
+def test_wrong_flags_end_with_one_line_and_status_2(flag, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        options.parse_training_flags(1, flag.split())
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "--help explains every flag" in line
 
 
 def test_shell_scripts_are_strict() -> None:
@@ -109,3 +114,7 @@ def test_a_plateau_leaves_the_recipe_as_it_is() -> None:
     before = options.parse_training_flags(1, []).warmup_epochs
     assert options.parse_training_flags(1, ["--scheduler", "plateau"]).warmup_epochs == 0
     assert options.parse_training_flags(1, []).warmup_epochs == before > 0
+
+
+def test_a_short_training_warms_up_for_less() -> None:
+    assert options.parse_training_flags(1, ["--epochs", "2"]).warmup_epochs == 1

@@ -209,7 +209,7 @@ def test_a_second_stage_refuses_what_does_not_fit(synthetic_cohort, first_stage,
     assert "made with an age interval of 5 years; expected 10" in error("--age_interval", 10)
     assert "no such checkpoint" in error("--first_stage_checkpoint", tmp_path / "none.pt")
     assert "no such table of discretized ages" in error("--discretized_age_folder", tmp_path)
-    assert "the first stage has another filters" in error("--filters", 8)
+    assert "the first stage differs in filters" in error("--filters", 8)
     assert "lacks sub-18" in error("--train_folder", synthetic_cohort / "test")
     torch.save({"state_dict": {}, "x": Harmful()}, tmp_path / "bad.pt")
     assert "without running code" in error("--first_stage_checkpoint", tmp_path / "bad.pt")

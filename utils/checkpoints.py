@@ -55,14 +55,17 @@ def describe_checkpoint(
     ----------
     network : dict
         The fields of the network's configuration.
-    args : Namespace with ``voxel_size``, ``normalization``, ``age_interval``
+    args : Namespace with ``voxel_size``, ``normalization``, ``age_interval``, ``keep``, ``scheduler``
     train_subjects, valid_subjects : sequence of Subject
     first_stage_sha256 : str, for a second stage
 
     Returns
     -------
     dict of plain values
+        Validation subjects that were only watched, and chose neither the
+        epoch nor the learning rate, are not among them.
     """
+    chose = valid_subjects if args.keep == "best" or args.scheduler == "plateau" else []
     second = {}
     if first_stage_sha256 is not None:
         second = {
@@ -77,8 +80,8 @@ def describe_checkpoint(
         "train_subjects": [subject.subject_id for subject in train_subjects],
         "train_ages": [subject.chronological_age for subject in train_subjects],
         "train_sexes": [subject.sex for subject in train_subjects],
-        "valid_subjects": [subject.subject_id for subject in valid_subjects],
-        "valid_ages": [subject.chronological_age for subject in valid_subjects],
+        "valid_subjects": [subject.subject_id for subject in chose],
+        "valid_ages": [subject.chronological_age for subject in chose],
         **second,
     }
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.augmentation import augment
+from utils.errors import ignore_interrupts
 from utils.scans import ScanStore
 from utils.subjects import Subject
 
@@ -152,6 +153,7 @@ def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: to
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
         collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
         generator=torch.Generator(),  # of the workers' seeds; the global one stays as it is
     )
 

@@ -1,6 +1,7 @@
 """What a user did wrong, said in one place and in one way."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ def user_errors(where: str = "") -> Iterator[None]:
         yield
     except ValueError as error:
         raise InputError(f"{where}: {error}" if where else str(error)) from error
+
+
+def ignore_interrupts(_worker: int = 0) -> None:
+    """Leave Ctrl-C to the main process, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from utils.subjects import DESCRIPTION, Subject, person_of
 
 CARD = """# Model card: brain age from a T1-weighted MRI
 
-{members} cascades of two stages ({network}, {voxel_size} mm, normalization `{normalization}`), whose estimates are averaged.
+{cascades} of two stages ({network}, {voxel_size} mm, normalization `{normalization}`), whose estimates are averaged.
 
 ## Training data
 
@@ -103,7 +103,7 @@ def describe_weights(
         **{name: checkpoint[name] for name in ("voxel_size", "normalization")},
         **{name: numbers[name] for name in ("n", "age_min", "age_max", "mae", "mae_low", "mae_high", "rmse", "pearson",
                                             "spearman", "mean_gap", "gap_age_spearman")},
-        members=members,
+        cascades="1 cascade" if members == 1 else f"{members} cascades",
         folds=folds,
         notice=notice or "Not stated (`--data_notice`).",
         age_mean=ages.mean(),

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # What the flags of training default to. "small_cohort" is what docs/results.md found best with about a hundred
 # scans; "paper" is what the authors' code does.
@@ -199,11 +199,16 @@ def _ranking(text: str) -> str:
     return {"ranking": "sodeep"}.get(text.lower(), text.lower())
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says of a wrong flag one line, not all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help explains every flag)\n")
+
+
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Make an empty parser in the house style."""
-    return argparse.ArgumentParser(
-        description=description, epilog=EPILOGUE, formatter_class=_Formatter, allow_abbrev=False
-    )
+    return _Parser(description=description, epilog=EPILOGUE, formatter_class=_Formatter, allow_abbrev=False)
 
 
 def _add_timeout(group: Any) -> None:
@@ -317,11 +322,14 @@ def parse_training_flags(stage: int, flags: Sequence[str] | None = None) -> argp
     args = parser.parse_args(flags)
     known = {action.dest for action in parser._actions if action.default is argparse.SUPPRESS}  # of `_add_recipe_flag`
     recipe = _recipe_of(stage, args.recipe)
+    warmup_given, blocks_given = (getattr(args, name, None) is not None for name in ("warmup_epochs", "blocks"))
     if getattr(args, "scheduler", None) == "plateau":
         recipe["warmup_epochs"] = 0
     for name, value in recipe.items():
         if name in known and getattr(args, name, None) is None:
             setattr(args, name, value)
+    if not warmup_given:  # of a training that is shorter than the recipe's
+        args.warmup_epochs = min(args.warmup_epochs, args.epochs - 1)
     if args.valid_folder is None and args.keep == "best":
         parser.error("--keep best needs --valid_folder; give one, or keep the last epoch's weights (--keep last)")
     if args.valid_folder is None and args.scheduler == "plateau":
@@ -334,6 +342,12 @@ def parse_training_flags(stage: int, flags: Sequence[str] | None = None) -> argp
         )
     if args.compile and args.activation_checkpointing:
         parser.error("--compile and --activation_checkpointing do not go together; choose one")
+    if args.warmup_epochs >= args.epochs:
+        parser.error(
+            f"--warmup_epochs {args.warmup_epochs} leaves none of {args.epochs} epochs at the full learning rate"
+        )
+    if args.model == "perceptron" and (blocks_given or not args.dense_connections):
+        parser.error("--model perceptron has no --blocks and no --dense_connections; leave them out")
     if args.warmup_epochs and args.scheduler == "plateau":
         parser.error("--warmup_epochs goes with --scheduler cosine or constant, not with plateau")
     return args

@@ -23,6 +23,7 @@ from utils.subjects import DOUBTFUL, FAIL, Subject, person_of
 from utils.tables import SEXES, read_label_table
 from utils.template import load_template
 
+VOXEL_SIZES = (2, 4, 8)  # mm, of prepared scans
 LEAST_BACKGROUND = 0.5  # share of the voxels of a brain-extracted scan that are 0
 MARGIN = 5.0  # years, beyond the training ages, that a picture shows
 
@@ -67,15 +68,17 @@ class Scan:
         return f"{age:.1f} years ({age - radius:.0f} to {age + radius:.0f}){gap}"
 
 
-def is_prepared(path: Path) -> bool:
-    """Tell whether a file holds a brain on the grid of MNI152_T1_2mm, with 0 around it."""
+def prepared_voxel_size(path: Path) -> int | None:
+    """Return the voxel size, mm, of a brain with 0 around it on a grid of `model_grid`; None of any other file."""
     try:
         image: Any = nibabel.load(path)
-        if sorted(image.shape[:3]) != sorted(MNI152_T1_2MM.shape):
-            return False
-        return bool((read_image(path, 2)[0] == 0).mean() >= LEAST_BACKGROUND)
+        for voxel_size in VOXEL_SIZES:
+            if sorted(image.shape[:3]) == sorted(model_grid(voxel_size).shape):
+                background = (read_image(path, voxel_size)[0] == 0).mean()
+                return voxel_size if background >= LEAST_BACKGROUND else None
     except Exception:  # damaged files raise many types; preprocessing says what is wrong with them
-        return False
+        pass
+    return None
 
 
 def add_labels(scans: Sequence[Scan], label_table: Path | None, sex_of_all: str | None) -> None:
@@ -94,6 +97,8 @@ def add_labels(scans: Sequence[Scan], label_table: Path | None, sex_of_all: str 
         If the table cannot be read, or has something wrong of these scans.
     """
     table = read_label_table(label_table) if label_table else None
+    if table and table.complaint:
+        print(f"WARNING: {table.complaint}; without it there are no gaps")
     problems: list[str] = []
     for scan in scans:
         scan.sex = SEXES[sex_of_all.lower()] if sex_of_all else scan.sex
@@ -285,7 +290,8 @@ def describe(scans: Sequence[Scan], radius: float) -> Iterator[str]:
     usable = [scan for scan in scans if not scan.failure]
     warned = sum(bool(scan.warnings) for scan in usable)
     yield (
-        f"{len(scans)} scans: {len(usable)} with a brain age, {warned} of them with a warning, "
+        f"{len(scans)} scan{'' if len(scans) == 1 else 's'}: {len(usable)} with a brain age, "
+        f"{warned} of them with a warning, "
         f"{len(scans) - len(usable)} failed"
     )
 
@@ -298,7 +304,13 @@ def find_scans(source: Path) -> list[Scan]:
     InputError
         If there is none, or two would get the same name.
     """
-    return [
-        Scan(found.name, found.path, found.path if is_prepared(found.path) else None)
-        for found in find_raw_scans(source)
-    ]
+    return [_scan(found.name, found.path) for found in find_raw_scans(source)]
+
+
+def _scan(name: str, path: Path) -> Scan:
+    """Tell a prepared scan from a raw one; note that averages of a prepared one serve as neither."""
+    voxel_size = prepared_voxel_size(path)
+    if voxel_size in (None, 2):
+        return Scan(name, path, path if voxel_size else None)
+    reason = f"is a prepared brain averaged to {voxel_size} mm; give the brain at 2 mm, or the raw scan"
+    return Scan(name, path, path, failure=reason)

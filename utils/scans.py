@@ -13,7 +13,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.errors import InputError
+from utils.errors import InputError, ignore_interrupts
 from utils.files import replacing
 from utils.images import brain_statistics, encode_volume, model_grid, read_image
 
@@ -194,7 +194,8 @@ class ScanStore:
     def _read_all(self, paths: Sequence[Path]) -> Any:
         """Yield each scan, or what is wrong with it, in order, read by several processes."""
         workers = min(self.workers, len(paths), os.cpu_count() or 1)
-        loader = DataLoader(_Reader(self, paths), batch_size=None, num_workers=workers)
+        reader = _Reader(self, paths)
+        loader = DataLoader(reader, batch_size=None, num_workers=workers, worker_init_fn=ignore_interrupts)
         return tqdm(loader, "reading scans", len(paths), unit="scan", disable=None, leave=False)
 
 

@@ -22,7 +22,7 @@ from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 from tqdm import tqdm
 
-from utils.errors import InputError
+from utils.errors import InputError, ignore_interrupts
 from utils.files import check_writable, write_json
 from utils.images import MNI152_T1_2MM, coarsen_volume, model_grid
 from utils.options import PATIENT_GAPS
@@ -279,7 +279,7 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
         (partial / split).mkdir(parents=True)
     try:
         # Threads of several workers would fight for the processors; "spawn" is safe beside torch.
-        with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(max(1, workers), get_context("spawn"), ignore_interrupts) as pool:
             jobs = pool.map(_write_subject, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
             list(tqdm(jobs, "simulating brains", len(subjects), unit="brain", disable=None, leave=False))
         frame = pd.DataFrame(content["subjects"])
