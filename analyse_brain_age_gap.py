@@ -7,20 +7,18 @@ from utils.options import parse_gap_flags
 def main() -> None:
     args = parse_gap_flags()
     # Imported here, so that --help and wrong flags answer at once.
-    from utils.files import check_writable
     from utils.gap_analysis import analyse, provenance_of
-    from utils.gap_correction import save_corrections
-    from utils.gap_report import write_analysis
+    from utils.gap_correction import describe_corrections
+    from utils.gap_report import check_analysis_folder, write_analysis
     from utils.gap_tables import ROLES, check_test_set, read_tables
 
-    check_writable(args.output_dir)
+    check_analysis_folder(args.output_dir)
     groups = {"test": args.predictions, "fit": args.fit_predictions, "calibration": args.calibration_predictions}
     tables = read_tables(groups, args.label_table, {role: getattr(args, f"{role}_column") for role in ROLES})
     healthy, patient_labels = check_test_set(tables["test"], args.healthy_label, args.patient_labels)
     sections, subjects, corrections = analyse(args, tables, healthy, patient_labels)
-    if corrections:
-        save_corrections(args.output_dir / "corrections.json", corrections)
-    write_analysis(args.output_dir, "Brain-age gap", sections, subjects, provenance_of(args))
+    fitted = {"corrections.json": describe_corrections(corrections)} if args.fit_predictions else {}
+    write_analysis(args.output_dir, "Brain-age gap", sections, subjects, provenance_of(args), fitted)
     for section in sections:
         for line in [*section.alarms, *section.headlines]:
             print(line)

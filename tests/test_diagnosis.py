@@ -40,10 +40,50 @@ def test_auc_is_that_of_scikit_learn() -> None:
     assert result.roc_curves().shape == (10, 101)
 
 
+def test_weighted_auc_is_that_of_scikit_learn() -> None:
+    gap, patient = cohort(1)
+    gap = gap.round()  # ties
+    weights = np.random.default_rng(1).integers(0, 4, (5, len(gap))).astype(float)
+    expected = [roc_auc_score(patient, gap, sample_weight=own) for own in weights]
+    assert without_classifier(gap, patient).aucs(weights) == pytest.approx(expected)
+
+
+def test_a_perfect_separation_is_no_certainty() -> None:
+    patient = np.arange(20) % 2 == 0
+    low, high = without_classifier(patient * 5.0 + np.linspace(0, 1, 20), patient).auc_interval(0)
+    assert (low, high) == (pytest.approx(0.025**0.1), 1.0)  # ten pairs that share nobody
+
+
+def test_our_machine_is_that_of_scikit_learn() -> None:
+    gap, patient = cohort(2, n=61)
+    patient &= np.arange(61) % 4 == 0  # unbalanced
+    result = classify(gap[:, None], patient, OURS, repeats=1, seed=3)
+    for (train, test), (tested, scores, labels) in zip(
+        OURS.splitter(1, 3).split(gap, patient), result.splits, strict=True
+    ):
+        mean, sd = gap[train].mean(), gap[train].std()
+        machine = SVC(kernel="linear", C=1, class_weight="balanced").fit((gap[train, None] - mean) / sd, patient[train])
+        assert np.array_equal(test, tested)
+        assert scores == pytest.approx(machine.decision_function((gap[test, None] - mean) / sd))
+        assert np.array_equal(labels, scores > 0)
+
+
+def test_a_gap_that_tells_nothing_has_p_1() -> None:
+    patient = np.arange(40) % 2 == 0
+    assert permutation_p_value(np.zeros(40), patient, OURS, 19) == 1
+
+
+def test_large_cohorts_are_learned_from_in_part() -> None:
+    gap, patient = cohort(3, n=20000)
+    assert classify(gap[:, None], patient, OURS, 1, rising=True).auc() == pytest.approx(
+        without_classifier(gap, patient).auc(), abs=0.002
+    )
+
+
 def test_rates() -> None:
     patient = np.array([True, True, False, False])
     result = without_classifier(np.array([1.0, -1, -1, -1]), patient)
-    rates = result.rates(0)
+    rates = result.rates()
     assert (rates["accuracy"], rates["sensitivity"], rates["specificity"]) == (0.75, 0.5, 1.0)
     assert rates["sensitivity_low"] < rates["sensitivity_high"]
 

@@ -143,9 +143,17 @@ def test_diagnosis_uncertainty_and_repeats(analysis) -> None:
         row = metrics["coverage"][f"{kind}, all"]
         assert row["nominal"] == 0.9
         assert stats.binomtest(round(row["coverage"] * 60), 60, 0.9).pvalue > 0.001
-    brain_age, gap = metrics["retest"]["brain age"], metrics["retest"]["gap"]
+    brain_age, gap, corrected = (
+        metrics["retest"][f"HC, {name}"] for name in ("brain age", "gap, uncorrected", "gap, linear-gap")
+    )
     assert brain_age["n"] == 20
-    assert brain_age["icc_2_1"] > gap["icc_2_1"] > 0.8
+    assert brain_age["icc_2_1"] > gap["icc_2_1"] > corrected["icc_2_1"] > 0.5  # the range of ages flatters the others
+    healthy, patients = (metrics["group_gaps"][f"linear-gap, {label}"] for label in ("HC", "AD"))
+    assert patients["difference"] == pytest.approx(patients["mean_gap"] - healthy["mean_gap"])
+    assert patients["difference_low"] < 7.5 < patients["difference_high"]  # 10 years, shrunk to three quarters
+    assert patients["p_value"] < 0.001
+    assert patients["cohens_d"] > 1
+    assert healthy["difference"] is None
 
 
 def test_saved_coefficients_are_applied(analysis, cohort, tmp_path, monkeypatch) -> None:
@@ -227,7 +235,14 @@ def test_bad_input(cohort, tmp_path, monkeypatch, capsys) -> None:
         ((table("b.csv", test.drop(columns="diagnosis")), "--patient_labels", "AD"), "no table tells a diagnosis"),
         ((cohort / "test.csv", "--patient_labels", "AD"), "one class only"),
         ((cohort / "patients.csv",), "no subject has this diagnosis"),
-        ((table("c.csv", pd.concat([test, patients.tail(4)])),), "--patient_labels AD: 4 persons with AD"),
+        ((table("c.csv", pd.concat([test, patients.tail(4)])), "--patient_labels", "AD"), "--patient_labels AD: 4 persons with AD"),
+        ((table("h.csv", test.assign(sex=2)),), "sex '2' of simulated-"),
+        ((table("i.csv", test.drop(columns="brain_age")),), "has no column for the brain age (found subject_id, "),
+        ((table("j.csv", both.assign(diagnosis=both["diagnosis"].where(both.index % 2 > 0, "hc"))),), "hc: differ in case"),
+        ((cohort / "test.csv", "--calibration_predictions", table("k.csv", pd.read_csv(cohort / "valid.csv").head(9))),
+         "too few for intervals of 90%"),
+        ((cohort / "test.csv", "--fit_predictions", table("l.csv", pd.read_csv(cohort / "valid.csv").assign(diagnosis="CN")),
+          "--correction", "linear-gap"), "nobody has the diagnosis HC (found CN)"),
         ((table("d.csv", test.head(3)),), "hold 3 persons"),
         ((table("e.csv", test.assign(brain_age=test["chronological_age"] + 2)),), "every brain-age gap is 2.00"),
         ((table("f.csv", nan_age),), "row 2: chronological age '' of simulated-"),
@@ -239,6 +254,84 @@ def test_bad_input(cohort, tmp_path, monkeypatch, capsys) -> None:
         analyse("--output_dir", tmp_path / "out", "--predictions", *flags, monkeypatch=monkeypatch, status=2)
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_what_weakens_a_report_is_said(cohort, tmp_path, monkeypatch, capsys) -> None:
+    """Each oddity with its warning; a table without any has none of them."""
+    test, patients, valid = (pd.read_csv(cohort / f"{name}.csv") for name in ("test", "patients", "valid"))
+    both = pd.concat([test, patients])
+    # Sites that go with the diagnosis; a diagnosis that changes; few of a third; men and women unknown.
+    both["site"] = np.where(both["diagnosis"] == "HC", "9", "10")
+    both.loc[both["session"] == "ses-2", "diagnosis"] = "MCI"
+    both.loc[both["subject_id"] == patients["subject_id"][0], "diagnosis"] = "FTD"
+    both.to_csv(tmp_path / "test.csv", index=False)
+    young = valid[valid["chronological_age"] < 60].head(30)
+    young.assign(brain_age=young["brain_age"] - 10, sex=["", *young["sex"][1:]]).to_csv(
+        tmp_path / "fit.csv", index=False
+    )
+    test[["subject_id"]].drop_duplicates().head(50).assign(age=1.5).to_csv(tmp_path / "labels.csv", index=False)
+    torch.save({"state_dict": {}, "train_subjects": ["other"], "train_ages": [30.0, 60.0]}, tmp_path / "best.pt")
+    analyse("--predictions", tmp_path / "test.csv", "--fit_predictions", tmp_path / "fit.csv", "--correction", "covariate",
+            "--label_table", tmp_path / "labels.csv", "--checkpoints", tmp_path / "best.pt", "--permutations", 1,
+            "--output_dir", tmp_path / "out", monkeypatch=monkeypatch)  # fmt: skip
+    shown = capsys.readouterr().out
+    for words in ("Sites differ in the diagnoses", "20 of 140 scans or persons have a diagnosis that changes",
+                  "are outside the networks' training ages", "70 of 140 scans or persons have no row in the label table",
+                  "have another age in the label table", "Left out, FTD: 1 persons with FTD", "fitted on 30 healthy subjects",
+                  "test subjects are outside, where it extrapolates", "After covariate the gap of the healthy test subjects is",
+                  "covariate leaves the sex out, for it is not known of 1 scans of the fit and 0 of the test set"):  # fmt: skip
+        assert f"{words}" in shown, words
+    sites = pd.read_csv(tmp_path / "out" / "sites.csv")
+    assert sites[sites["site"] == 9]["HC"].item() == 60
+    groups = pd.read_csv(tmp_path / "out" / "errors_by_group.csv")
+    assert set(groups["by"]) == {"age", "sex", "site"}
+    analyse("--predictions", cohort / "test.csv", "--output_dir", tmp_path / "plain", monkeypatch=monkeypatch)
+    assert len(json.loads((tmp_path / "plain" / "metrics.json").read_text())["warnings"]) == 1  # networks are not known
+    # A second analysis takes the place of the first, and leaves other people's files alone.
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    analyse("--predictions", cohort / "test.csv", "--output_dir", tmp_path / "out", monkeypatch=monkeypatch)
+    left, plain = ({str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name}
+                   for folder in (tmp_path / "out", tmp_path / "plain"))  # fmt: skip
+    assert left == plain | {"notes.txt"}
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "metrics.json").write_text("{}")
+    analyse(
+        "--predictions", cohort / "test.csv", "--output_dir", tmp_path / "results", monkeypatch=monkeypatch, status=2
+    )
+    assert "is not of an analysis" in capsys.readouterr().err
+
+
+def test_follow_up_bins_and_leaks_into_the_fit(cohort, tmp_path, monkeypatch, capsys) -> None:
+    test, valid = (pd.read_csv(cohort / f"{name}.csv") for name in ("test", "valid"))
+    later = test[test["session"] == "ses-2"].assign(session="ses-3")
+    later["chronological_age"] += 4
+    later["brain_age"] += 6
+    pd.concat([test, later]).to_csv(tmp_path / "test.csv", index=False)
+    analyse("--predictions", tmp_path / "test.csv", "--calibration_predictions", cohort / "valid.csv", "--output_dir",
+            tmp_path / "out", monkeypatch=monkeypatch)  # fmt: skip
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["slopes"]["HC, brain age per year"]["slope"] == pytest.approx(1.5, abs=0.2)
+    assert metrics["retest"]["HC, brain age"]["n"] == 20
+    bins = {name: row for name, row in metrics["coverage"].items() if name.startswith("plain") and "all" not in name}
+    assert sum(row["n"] for row in bins.values()) == 60
+    inside = sum(row["n"] * row["coverage"] for row in bins.values())
+    assert inside == pytest.approx(60 * metrics["coverage"]["plain, all"]["coverage"])
+    assert len({row["coverage"] for row in bins.values()}) > 1
+    worst = max(
+        (row["mae"], name)
+        for name, row in metrics["errors_by_group"].items()
+        if name.startswith("age") and row["n"] >= 5
+    )
+    assert f"Worst age bin of those with 5 persons or more: {worst[1].removeprefix('age, ')}" in capsys.readouterr().out
+    seen = {"state_dict": {}, "train_subjects": [valid["subject_id"][0]], "train_ages": [50.0], "network": {"stage": 2}}
+    torch.save(seen, tmp_path / "best.pt")
+    for flag in ("--calibration_predictions", "--fit_predictions"):
+        more = ["--correction", "linear-gap"] if flag == "--fit_predictions" else []
+        analyse("--predictions", cohort / "test.csv", flag, cohort / "valid.csv", "--checkpoints", tmp_path / "best.pt", *more,
+                "--output_dir", tmp_path / "leak", monkeypatch=monkeypatch, status=2)  # fmt: skip
+        assert f"is in the second stage's training of {tmp_path / 'best.pt'} too" in capsys.readouterr().err
+    assert not (tmp_path / "leak").exists()
 
 
 def test_an_allowed_leak_is_red(cohort, tmp_path, monkeypatch, capsys) -> None:

@@ -41,7 +41,7 @@ def test_what_users_wrote_cannot_run_in_the_page(tmp_path) -> None:
     section = Section("data", "Data", "<script>alert(1)</script>", ["a headline"], ["a warning"], ["an alarm"])
     section.tables["table"] = Table("caption", FRAME)
     section.figures["figure"] = (Figure(), "a figure")
-    write_analysis(tmp_path, "Title", [section], FRAME, {"command": "<b>"})
+    write_analysis(tmp_path, "Title", [section], FRAME, {"command": "<b>"}, {})
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

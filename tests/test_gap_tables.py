@@ -27,7 +27,7 @@ def test_columns_and_labels_are_joined(tmp_path) -> None:
     tables = read_tables({"test": [predictions], "fit": []}, labels, {"chronological_age": "true_age"})
     table = tables["test"]
     assert table["person"].tolist() == ["sub-1", "sub-1", "sub-10", "sub-3"]
-    assert table["session"].tolist() == ["ses-1", "ses-2", "", ""]
+    assert table["session"].tolist() == ["1", "2", "", ""]
     assert table["diagnosis"].tolist() == ["CN", "MCI", "AD", ""]  # by session, then by person; never a substring
     assert table["sex"].tolist() == ["F", "F", "M", ""]
     assert table["brain_age"].tolist() == [42.5, 44, 59, 51]
@@ -47,7 +47,7 @@ def test_every_problem_is_named(tmp_path) -> None:
     text = str(error.value)
     assert len(error.value.problems) == 8
     for words in ("row 2: chronological age '' of a", "row 3: brain age '' of b", "'soon' of c", "'500' of d", "'inf' of e",
-                  "row 8: f  stands", "--site_column hospital", "l.csv, row 3: a stands"):  # fmt: skip
+                  "row 8: f stands", "--site_column hospital", "l.csv, row 3: a stands"):  # fmt: skip
         assert words in text, words
 
 

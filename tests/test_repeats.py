@@ -41,13 +41,23 @@ def test_a_shift_counts_for_agreement_alone() -> None:
     )
 
 
+def test_repeats_that_are_the_same_agree_wholly() -> None:
+    values = np.repeat(np.arange(10.0)[:, None], 2, axis=1)
+    for figure in intraclass_correlations(values).values():
+        assert figure["value"] == pytest.approx(1)
+        assert figure["low"] == pytest.approx(1, abs=1e-6)
+
+
 def test_pairs_and_slopes() -> None:
     scans = pd.DataFrame({
         "person": ["a", "a", "a", "b", "b", "c"], "session": ["1", "2", "3", "1", "2", "1"],
         "chronological_age": [60.5, 60.0, 64.0, 70.0, 73.0, 50.0], "brain_age": [61.0, 62.0, 68.0, 70.0, 76.0, 50.0],
     })  # fmt: skip
     pairs = retest_pairs(scans, 1.0)
-    assert pairs.to_numpy().tolist() == [["a", 62.0, 61.0, 2.0, 0.5, 0.5]]  # by age, not by row
+    assert pairs.tolist() == [[1, 0]]  # by age, not by row
+    assert retest_pairs(scans, 4.0).tolist() == [[1, 0], [3, 4]]
+    later = scans.assign(chronological_age=[60.0, 63.0, 63.1, 70.0, 73.0, 50.0])
+    assert retest_pairs(later, 1.0).tolist() == [[1, 2]]  # the closest, not the first
     slopes = yearly_slopes(scans, 1.0)
     assert slopes["person"].tolist() == ["a", "b"]
     assert slopes["slope"].tolist() == [

@@ -183,7 +183,7 @@ class Harmful:
     ("flags", "message"),
     [
         (["--train_folder", "none"], "none: no such folder; set TRAIN_FOLDER"),
-        (["--label_table", "none.csv"], "none.csv: no such label table"),
+        (["--label_table", "none.csv"], "none.csv: no such table"),
         (["--voxel_size", "3"], "voxel size is 3 mm"),
         (["--voxel_size", "2"], "VOXEL_SIZE=8"),
         (["--blocks", "5"], "21x25x20 voxels does not survive scaledense_paper with 5 blocks"),

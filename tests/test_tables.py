@@ -52,7 +52,7 @@ def test_semicolons_and_a_byte_order_mark(tmp_path) -> None:
     assert read_label_table(path).ages == {"s1": 44.5}
 
 
-@pytest.mark.parametrize("age", ["NA", "", "-3", "0", "nan", "inf", "200", "63,5", "old"])
+@pytest.mark.parametrize("age", ["NA", "", "-3", "0", "nan", "inf", "200", "63,5,1", "old"])
 def test_unusable_ages_name_their_row(tmp_path, age) -> None:
     table = read_label_table(
         write(tmp_path / "labels.tsv", [["s1", "50", "F"], ["s2", age, "F"]], ["id", "age", "sex"])
@@ -98,5 +98,5 @@ def test_a_first_row_without_an_age_is_no_header(tmp_path) -> None:
 
 
 def test_a_missing_table(tmp_path) -> None:
-    with pytest.raises(InputError, match="no such label table"):
+    with pytest.raises(InputError, match="no such table"):
         read_label_table(tmp_path / "none.csv")

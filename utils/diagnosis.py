@@ -14,10 +14,11 @@ from sklearn.model_selection import (
 )
 from sklearn.svm import SVC
 
-from utils.metrics import BOOTSTRAP_RESAMPLES, interval_of_mean
+from utils.metrics import BOOTSTRAP_RESAMPLES, in_parts
 
 FOLDS = 5
 FEWEST_OF_A_CLASS = 2 * FOLDS
+MOST_TO_LEARN_FROM = 3000  # subjects; the time that a support vector machine takes grows with their square
 MATCHED_WITHIN = 3.0  # years, between the two of a pair
 LARGEST_AGE_DIFFERENCE = 0.25  # standardized; more is called an imbalance
 ROC_GRID = np.linspace(0, 1, 101)  # false positive rates
@@ -79,51 +80,66 @@ class Classification:
     splits: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
     direction_given: bool
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Count for each patient and healthy subject how often they were ranked, and how often rightly.
+    def aucs(self, weights: np.ndarray) -> np.ndarray:
+        """Return the area under the ROC curve, from scores, with weighted subjects.
 
         Scores of different splits are never compared, since each comes from
         a machine of its own.
 
+        Parameters
+        ----------
+        weights : (R, N) float array
+            How often each subject counts, R times over.
+
         Returns
         -------
-        right, ranked : (patients, healthy) float arrays
+        (R,) float array
         """
-        place = np.where(self.patient, np.cumsum(self.patient), np.cumsum(~self.patient)) - 1
-        right = np.zeros((int(self.patient.sum()), int((~self.patient).sum())))
-        ranked = np.zeros_like(right)
+        right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
         for indices, scores, _ in self.splits:
-            ill = self.patient[indices]
-            where = np.ix_(place[indices[ill]], place[indices[~ill]])
-            difference = scores[ill][:, None] - scores[~ill][None]
-            right[where] += (difference > 0) + 0.5 * (difference == 0)
-            ranked[where] += 1
-        return right, ranked
+            order = np.argsort(scores, kind="stable")
+            ill = self.patient[indices[order]]
+            own = weights[:, indices[order]]
+            healthy = np.cumsum(np.where(ill, 0.0, own), axis=1)
+            below = np.concatenate([np.zeros((len(weights), 1)), healthy], axis=1)
+            first, last = (np.searchsorted(scores[order], scores[order][ill], side) for side in ("left", "right"))
+            right += (own[:, ill] * (below[:, first] + below[:, last]) / 2).sum(1)
+            pairs += own[:, ill].sum(1) * healthy[:, -1]
+        return right / pairs
 
     def auc(self) -> float:
         """Return the area under the ROC curve, from scores."""
-        right, ranked = self.pairs()
-        return float(right.sum() / ranked.sum())
+        return float(self.aucs(np.ones((1, len(self.patient))))[0])
 
     def auc_interval(self, seed: int) -> tuple[float, float]:
         """Return the 95 % interval of the AUC by the bootstrap over the subjects of each group.
 
         It knows of the chance in the test scores alone, so it means little
         where the machine has learned the direction too (see `classify`).
+        Where every pair is ranked rightly, resamples are too, and the lower
+        end is that at which as many pairs that share nobody would all be
+        ranked rightly in one of 40 samples.
         """
-        right, ranked = self.pairs()
         rng = np.random.default_rng(seed)
-        ill, well = (rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAP_RESAMPLES).astype(float) for n in right.shape)
-        aucs = ((ill @ right) * well).sum(1) / ((ill @ ranked) * well).sum(1)
-        low, high = np.percentile(aucs, [2.5, 97.5])
+        groups = [np.flatnonzero(group) for group in (self.patient, ~self.patient)]
+        parts = []
+        for count in in_parts(BOOTSTRAP_RESAMPLES, len(self.patient)):
+            weights = np.zeros((count, len(self.patient)))
+            for group in groups:
+                weights[:, group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), count)
+            parts.append(self.aucs(weights))
+        values = np.concatenate(parts)
+        low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5])
+        if self.auc() == 1:
+            low = 0.025 ** (1 / min(map(len, groups)))
         return float(low), float(high)
 
     def hard_label_auc(self) -> float:
         """Return the mean over splits of what the released script printed: the AUC of labels, not of scores."""
         return float(np.mean([roc_auc_score(self.patient[i], labels) for i, _, labels in self.splits]))
 
-    def rates(self, seed: int) -> dict[str, float]:
-        """Return accuracy, sensitivity and specificity with 95 % bootstrap intervals over subjects."""
+    def rates(self) -> dict[str, float]:
+        """Return accuracy, sensitivity and specificity with 95 % intervals (Wilson's, over persons)."""
         right, times = np.zeros(len(self.patient)), np.zeros(len(self.patient))
         for indices, _, labels in self.splits:
             right[indices] += labels == self.patient[indices]
@@ -131,8 +147,8 @@ class Classification:
         result: dict[str, float] = {}
         for name, group in (("accuracy", times > 0), ("sensitivity", self.patient), ("specificity", ~self.patient)):
             share = right[group & (times > 0)] / times[group & (times > 0)]
-            low, high = interval_of_mean(share, seed)
-            result |= {name: float(share.mean()), f"{name}_low": low, f"{name}_high": high}
+            interval = stats.binomtest(round(share.sum()), len(share)).proportion_ci(method="wilson")
+            result |= {name: float(share.mean()), f"{name}_low": interval.low, f"{name}_high": interval.high}
         return result
 
     def roc_curves(self) -> np.ndarray:
@@ -171,10 +187,20 @@ def classify(
         by chance where there is nothing to learn, and what a training set
         has too much of, its test set lacks: AUCs pile up below 0.5, and
         their intervals, which know nothing of that, miss it too often.
+
+    Notes
+    -----
+    Of more than `MOST_TO_LEARN_FROM` subjects a machine learns from a random
+    part. With `rising`, the scores rise with the feature, so that their AUC
+    is that of the feature itself within each test part, and what the machine
+    adds is the threshold.
     """
     results = []
     direction_given = rising and protocol.kernel == "linear"
+    rng = np.random.default_rng(seed)
     for train, test in protocol.splitter(repeats, seed).split(features, patient):
+        if len(train) > MOST_TO_LEARN_FROM:
+            train = rng.choice(train, MOST_TO_LEARN_FROM, replace=False)
         mean, sd = features[train].mean(0), features[train].std(0)
         scaled = (features - mean) / np.where(sd > 0, sd, 1)
         machine = SVC(kernel=protocol.kernel, C=protocol.penalty, class_weight="balanced")
@@ -214,7 +240,8 @@ def permutation_p_value(
     Notes
     -----
     The statistic is the AUC of one repeat of the whole cross-validation, the
-    same for the true and for the shuffled labels.
+    same for the true and for the shuffled labels. Where the direction is
+    given, that AUC is the gap's own in each test part, and no machine is trained.
 
     References
     ----------
@@ -222,10 +249,17 @@ def permutation_p_value(
     performance", JMLR 2010, test 1; the true labels count as one permutation.
     """
     rng = np.random.default_rng(seed)
-    observed = classify(gap[:, None], patient, protocol, 1, seed, rising=True).auc()
+
+    def statistic(labels: np.ndarray) -> float:
+        if protocol.kernel != "linear":
+            return classify(gap[:, None], labels, protocol, 1, seed).auc()
+        splits = protocol.splitter(1, seed).split(gap, labels)
+        return Classification(labels, [(test, gap[test], gap[test] > 0) for _, test in splits], True).auc()
+
+    observed = statistic(patient)
     as_good = 1
     for _ in range(permutations):
-        as_good += classify(gap[:, None], rng.permutation(patient), protocol, 1, seed, rising=True).auc() >= observed
+        as_good += statistic(rng.permutation(patient)) >= observed
         progress()
     return as_good / (permutations + 1)
 

@@ -1,5 +1,6 @@
 """What a user did wrong, said in one place and in one way."""
 
+import errno
 import os
 import signal
 import sys
@@ -76,6 +77,15 @@ def run_command(main: Callable[[], None]) -> None:
             "--activation_checkpointing true",
             file=sys.stderr,
         )
+        sys.exit(2)
+    except MemoryError:
+        print("error: the memory of this machine is too small for that; give fewer subjects at a time", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; make room, or set another OUTPUT_DIR (--output_dir)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on (a training with --resume)", file=sys.stderr)

@@ -30,8 +30,8 @@ from utils.errors import InputError
 from utils.gap_correction import Correction, doubts, fit_correction, load_corrections
 from utils.gap_report import Section, Table, cell, number
 from utils.gap_tables import check_healthy, one_scan_each
-from utils.leakage import find_leaks, networks_persons
-from utils.metrics import accuracy, bootstrap, compare_errors, correlation, decade_of, errors_by_group
+from utils.leakage import SHOWN, Seen, find_leaks, names_of, seen_by_checkpoints, seen_by_weights, suspect_leaks
+from utils.metrics import accuracy, bootstrap, compare_errors, correlation, decade_of, errors_by_group, interval_of_mean
 from utils.repeats import (
     FEWEST_PAIRS,
     bland_altman,
@@ -41,10 +41,12 @@ from utils.repeats import (
     yearly_slopes,
 )
 from utils.reports import plot_ages
-from utils.subjects import person_of
 
 UNCORRECTED = "uncorrected"
 FEWEST_FOR_WORST_BIN = 5
+FEWEST_FOR_INTERVALS = 30  # of a class: with fewer, bootstrap intervals of an AUC cover too seldom
+LARGEST_LABEL_DIFFERENCE = 1.0  # years, between the ages that two tables give a scan
+UNLIKELY = 0.05  # p below which sites and diagnoses count as linked
 MACHINE = "SVM on the gap, "
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "matplotlib")
 
@@ -60,13 +62,15 @@ def gaps_of(table: pd.DataFrame, corrections: Sequence[Correction]) -> dict[str,
     return {UNCORRECTED: brain_age - age} | {c.kind: c.corrected_gap(table) for c in corrections}
 
 
-def prepare_corrections(args: Namespace, fit: pd.DataFrame) -> list[Correction]:
+def prepare_corrections(args: Namespace, fit: pd.DataFrame, test: pd.DataFrame) -> list[Correction]:
     """Fit the corrections asked for, or read saved ones.
+
+    The covariates hold the sex where it is known of everybody, tested or fitted on.
 
     Raises
     ------
     InputError
-        If the fit holds patients or too few subjects, or the file lacks a kind.
+        If the fit holds too few subjects, or the file lacks a kind.
     """
     if args.correction_file:
         saved = load_corrections(args.correction_file)
@@ -74,61 +78,66 @@ def prepare_corrections(args: Namespace, fit: pd.DataFrame) -> list[Correction]:
         if missing:
             raise InputError(f"{args.correction_file}: holds no {', '.join(sorted(missing))}; leave --correction out")
         return [c for c in saved if c.kind in (args.correction or {c.kind})]
-    return [fit_correction(kind, one_scan_each(fit), args.fit_predictions) for kind in args.correction]
+    with_sex = set(fit["sex"]) == {"F", "M"} and bool((test["sex"] != "").all())
+    return [fit_correction(kind, one_scan_each(fit), args.fit_predictions, with_sex) for kind in args.correction]
 
 
 def leakage_section(
     args: Namespace, tables: dict[str, pd.DataFrame], corrections: Sequence[Correction]
-) -> tuple[Section, list[float]]:
-    """Look for persons on both sides; also return the networks' training ages.
+) -> tuple[Section, list[tuple[float, float]]]:
+    """Look for persons on both sides; also return the range of each network's training ages.
 
     Raises
     ------
     InputError
-        If there are any and ``--allow_leakage`` is not set, or if patients
-        are among those for fitting.
+        If there are any and ``--allow_leakage`` is not set.
     """
-    seen, training_ages, warnings = networks_persons(args.checkpoints, args.weights_dir)
-    tested, calibrated = set(tables["test"]["person"]), set(tables["calibration"]["person"])
-    fitted = {f"the fit of {c.kind}": set(c.persons) for c in corrections}
-    training = {name: persons for name, persons in seen.items() if "training" in name}
-    leaks = [
-        *find_leaks(tested, {**fitted, "the calibration set": calibrated}, "the test set"),
-        *find_leaks(known_to_networks(tables["test"]), seen, "the test set"),
-        *find_leaks(known_to_networks(tables["fit"]).union(*fitted.values()), training, "the correction's fit"),
-        *find_leaks(known_to_networks(tables["calibration"]), training, "the calibration set"),
-    ]
+    seen = seen_by_checkpoints(args.checkpoints)
+    shipped = seen_by_weights(args.weights_dir) if args.weights_dir else Seen()
+    names = {role: names_of(table) for role, table in tables.items()}
+    others: dict[str, set[str]] = {f"the fit of {c.kind}": set(c.persons) for c in corrections}
+    if len(tables["calibration"]):
+        others["the calibration set"] = set().union(*names["calibration"].values())
+    others |= seen.training | seen.validation | shipped.training
+    leaks = find_leaks(names["test"], others, "the test set")
+    # Out-of-fold ages of those whom ready weights were trained on are fit for both.
+    for role, name in (("fit", "the correction's fit"), ("calibration", "the calibration set")):
+        leaks += find_leaks(names[role], seen.training, name)
+    if args.correction_file:
+        fitted = {person: {person} for c in corrections for person in c.persons}
+        leaks += find_leaks(fitted, seen.training, "the correction's fit")
     if leaks and not args.allow_leakage:
         raise InputError(
             [f"leakage: {leak}; take them out, or say that it is meant (--allow_leakage true)" for leak in leaks]
         )
-    checked = [*fitted, *(["the calibration set"] if calibrated else []), *(name for name in seen if seen[name])]
-    text = "No person of the test set may have taken part in anything that the figures below rest on. "
-    text += f"Compared with the test set: {'; '.join(checked)}. " if checked else "Nothing was given to compare with. "
-    if not seen:
+    warnings = [*seen.warnings, *suspect_leaks(names["test"], others)]
+    if not args.checkpoints and not args.weights_dir:
         warnings.append(
             "Whom the networks were trained on is not known here (--checkpoints, --weights_dir), so that leakage from "
             "training cannot be excluded."
         )
-    for name, what in (("fit", "correction rests"), ("calibration", "intervals rest")):
-        if len(tables[name]) and (tables[name]["diagnosis"] == "").any():
-            unknown = (tables[name]["diagnosis"] == "").sum()
+    for role, what in (("fit", "correction rests"), ("calibration", "intervals rest")):
+        unknown = (tables[role]["diagnosis"] == "").sum()
+        if unknown:
             warnings.append(
                 f"The {what} on {unknown} scans without a diagnosis, taken to be of healthy subjects because you "
                 "gave them as such."
             )
+        known = find_leaks(names[role], shipped.training, f"those that the {what} on")
+        warnings += [
+            f"{line}. Their brain ages must be of networks that never saw them (out of folds)." for line in known
+        ]
+    text = "No person of the test set may have taken part in anything that the figures below rest on. "
+    text += f"Compared with the test set: {'; '.join(others)}." if others else "There was nothing to compare with."
     alarms = [f"LEAKAGE, allowed by --allow_leakage: {leak}. What rests on it is too good." for leak in leaks]
-    headlines = ["No leakage was found in what was compared"] if checked and not leaks else []
-    return Section("leakage", "Leakage", text, headlines, warnings, alarms), training_ages
+    headlines = ["No leakage was found in what was compared"] if others and not leaks else []
+    return Section("leakage", "Leakage", text, headlines, warnings, alarms), [*seen.age_ranges, *shipped.age_ranges]
 
 
-def known_to_networks(table: pd.DataFrame) -> set[str]:
-    """Return the persons by the names that checkpoints know them by, whatever ``--person_column`` says."""
-    return {person_of(subject_id) for subject_id in table["subject_id"]}
-
-
-def data_section(test: pd.DataFrame, healthy: pd.DataFrame, training_ages: Sequence[float]) -> Section:
-    """Say who was tested."""
+def data_section(
+    test: pd.DataFrame, healthy: pd.DataFrame, age_ranges: Sequence[tuple[float, float]], with_labels: bool
+) -> Section:
+    """Say who was tested, and what is odd about them."""
     persons = one_scan_each(test)
     rows = []
     for name, group in persons.groupby(persons["diagnosis"].replace("", "all"), sort=False):
@@ -138,7 +147,7 @@ def data_section(test: pd.DataFrame, healthy: pd.DataFrame, training_ages: Seque
             "group": name, "persons": len(group), "scans": int(test["person"].isin(group["person"]).sum()),
             "age_mean": age.mean(), "age_sd": age.std(ddof=1) if len(age) > 1 else np.nan,
             "age_min": age.min(), "age_max": age.max(), "share_of_women": (sexes == "F").mean(),
-            "mean_gap": (brain_age - age).mean(),
+            "sex_unknown": len(group) - len(sexes), "mean_gap": (brain_age - age).mean(),
         })  # fmt: skip
     section = Section(
         "data", "Subjects",
@@ -147,21 +156,33 @@ def data_section(test: pd.DataFrame, healthy: pd.DataFrame, training_ages: Seque
         [f"{len(persons)} persons, {len(test)} scans; accuracy on {len(healthy)}"],
     )  # fmt: skip
     section.tables["data"] = Table("Who was tested", pd.DataFrame(rows))
-    if training_ages:
-        outside = persons[outside_training(persons, training_ages)]
-        if len(outside):
-            names = ", ".join(outside["subject_id"].head(20)) + (" and more" if len(outside) > 20 else "")
+    if (persons["site"] != "").any() and (persons["diagnosis"] != "").any():
+        counts = pd.crosstab(persons["site"].replace("", "unknown"), persons["diagnosis"])
+        section.tables["sites"] = Table("Persons of each site", counts.reset_index())
+        if min(counts.shape) > 1 and stats.chi2_contingency(counts).pvalue < UNLIKELY:
             section.warnings.append(
-                f"{len(outside)} persons are outside the networks' training ages, {min(training_ages):.1f} to "
-                f"{max(training_ages):.1f} years: {names}. Their brain ages are extrapolations."
+                "Sites differ in the diagnoses of their subjects, so that what differs between scanners looks like disease. "
+                "Compare patients with healthy subjects of the same site."
             )
+    changed = test[test["diagnosis"] != ""].groupby("person")["diagnosis"].nunique()
+    outside = persons[outside_training(persons, age_ranges)]
+    differ = test[(test["label_age"] - test["chronological_age"]).abs() > LARGEST_LABEL_DIFFERENCE]
+    for found, says in (
+        (changed[changed > 1].index, "have a diagnosis that changes between scans, and count with that of the first"),
+        (outside["subject_id"], "are outside the networks' training ages; their brain ages are extrapolations"),
+        (test["subject_id"][~test["labelled"]] if with_labels else [], "have no row in the label table"),
+        (differ["subject_id"], "have another age in the label table; that beside the brain age was taken"),
+    ):
+        if len(found):
+            names = ", ".join(found[:SHOWN]) + (" and more" if len(found) > SHOWN else "")
+            section.warnings.append(f"{len(found)} of {len(test)} scans or persons {says}: {names}.")
     return section
 
 
-def outside_training(table: pd.DataFrame, training_ages: Sequence[float]) -> np.ndarray:
-    """Tell who is younger or older than anybody the networks were trained on, (N,) bool array."""
+def outside_training(table: pd.DataFrame, age_ranges: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Tell who is younger or older than anybody that one of the networks was trained on, (N,) bool array."""
     age, _ = ages_of(table)
-    return (age < min(training_ages)) | (age > max(training_ages))
+    return np.any([(age < low) | (age > high) for low, high in age_ranges] or [age < 0], axis=0)
 
 
 def accuracy_section(healthy: pd.DataFrame, seed: int) -> Section:
@@ -191,19 +212,21 @@ def accuracy_section(healthy: pd.DataFrame, seed: int) -> Section:
         [
             f"Uncorrected MAE {best['mae']:.2f} years ({best['mae_low']:.2f} to {best['mae_high']:.2f}), Pearson "
             f"{number(best['pearson'])}, N = {len(age)}, {age.min():.0f} to {age.max():.0f} years",
-            f"Worst age bin: {worst['group']}, MAE {worst['mae']:.2f} years (N = {worst['n']})",
+            f"Worst age bin of those with {FEWEST_FOR_WORST_BIN} persons or more: {worst['group']}, MAE {worst['mae']:.2f} years "
+            f"(N = {worst['n']})",
             f"Gap and age, uncorrected: Pearson {number(best['gap_age_pearson'])}, Spearman "
             f"{number(best['gap_age_spearman'])}",
         ],
     )  # fmt: skip
     section.tables["accuracy"] = Table("How well brain ages match ages", pd.DataFrame(rows), upright=True)
     if "first stage" in estimates:
-        test = stats.wilcoxon(np.abs(first - age), np.abs(brain_age - age))
+        change = np.abs(first - age) - np.abs(brain_age - age)
+        p_value = float(stats.wilcoxon(change).pvalue) if change.any() else 1.0
         gain = compare_errors(age, brain_age, first, seed)
         row = {
             "comparison": "MAE of the first stage minus MAE of the brain age (years)", "n": len(age),
             "difference": gain["difference"], "difference_low": gain["low"], "difference_high": gain["high"],
-            "p_value": float(test.pvalue),
+            "p_value": p_value,
         }  # fmt: skip
         section.tables["stages"] = Table(
             "The two stages, paired; p of Wilcoxon's signed-rank test on absolute errors", pd.DataFrame([row])
@@ -226,7 +249,7 @@ def accuracy_row(age: np.ndarray, brain_age: np.ndarray, seed: int) -> dict[str,
 
 
 def correction_section(
-    healthy: pd.DataFrame, test: pd.DataFrame, corrections: Sequence[Correction], seed: int
+    healthy: pd.DataFrame, tables: dict[str, pd.DataFrame], corrections: Sequence[Correction], seed: int
 ) -> Section:
     """Show the gap before and after each correction."""
     age, _ = ages_of(healthy)
@@ -261,9 +284,20 @@ def correction_section(
             "Gap and age, Pearson: "
             + ", ".join(f"{row['correction']} {number(row['gap_age_pearson'])}" for row in rows)
         ],
-        list(dict.fromkeys(line for c in corrections for line in doubts(c, ages_of(one_scan_each(test))[0]))),
+        list(dict.fromkeys(line for c in corrections for line in doubts(c, ages_of(one_scan_each(tables["test"]))[0]))),
         figures=figure,
     )  # fmt: skip
+    section.warnings += [
+        f"After {row['correction']} the gap of the healthy test subjects is {cell(row, 'mean_gap')} years in the mean instead of "
+        "0: they differ from those it was fitted on, and the gaps of patients are shifted alike."
+        for row in rows[1:]
+        if row["mean_gap_low"] > 0 or row["mean_gap_high"] < 0
+    ]
+    unknown = [(tables[role]["sex"] == "").sum() for role in ("fit", "test")]
+    if any(c.kind == "covariate" and "sex" not in c.coefficients for c in corrections) and sum(unknown) > 0:
+        section.warnings.append(
+            f"covariate leaves the sex out, for it is not known of {unknown[0]} scans of the fit and {unknown[1]} of the test set."
+        )
     section.tables["correction"] = Table("Before and after", pd.DataFrame(rows), upright=True)
     section.tables["coefficients"] = Table("Coefficients", pd.DataFrame(coefficients))
     return section
@@ -277,7 +311,7 @@ def diagnosis_section(
     Raises
     ------
     InputError
-        If a group has too few subjects.
+        If a group that ``--patient_labels`` names has too few subjects.
     """
     persons = one_scan_each(test)
     protocol = PROTOCOLS[args.protocol]
@@ -285,25 +319,35 @@ def diagnosis_section(
     section = Section("diagnosis", "Diagnosis", protocol.text + matched)
     section.text += (
         f" p: share of {args.permutations} permutations of the labels that do as well in one repeat. AUC compares "
-        "patients and healthy subjects tested by the same machine. A machine that learns the direction too has no interval, which would miss 0.5 too often where there is nothing to find; its AUC may lie below 0.5 by chance. Read the gap's AUC beside that of age and sex."
+        "patients and healthy subjects tested by the same machine; where the direction is given, a machine adds a threshold to "
+        "the gap and leaves its AUC nearly as it is. A machine that learns the direction too has no interval, which would miss "
+        "0.5 too often where there is nothing to find; its AUC may lie below 0.5 by chance. Read the gap's AUC beside "
+        "that of age and sex, whose direction is chosen to suit. Intervals and p take the two groups as independent samples."
     )
     pairs = {}
     problems = []
+    skipped = []
     for label in patient_labels:
         pair = persons[persons["diagnosis"].isin([args.healthy_label, label])]
         if args.match_ages:
             pair = pair.iloc[match_by_age(ages_of(pair)[0], (pair["diagnosis"] == label).to_numpy())]
-        pairs[label] = pair
         counts = {name: int((pair["diagnosis"] == name).sum()) for name in (label, args.healthy_label)}
-        problems += [
-            f"--patient_labels {label}: {count} persons with {name}{' after matching by age' if args.match_ages else ''}; at "
-            f"least {FEWEST_OF_A_CLASS} are needed for a cross-validation (leave {label} out, or add subjects)"
+        too_few = [
+            f"{label}: {count} persons with {name}{' after matching by age' if args.match_ages else ''}; at least "
+            f"{FEWEST_OF_A_CLASS} are needed for a cross-validation"
             for name, count in counts.items()
             if count < FEWEST_OF_A_CLASS
         ]
+        if not too_few:
+            pairs[label] = pair
+        elif args.patient_labels:
+            problems += [f"--patient_labels {line} (leave {label} out, or add subjects)" for line in too_few]
+        else:
+            skipped += [f"Left out, {line}." for line in too_few]
     if problems:
         raise InputError(problems)
-    total = args.permutations * len(patient_labels) * (1 + len(corrections))
+    section.warnings += skipped
+    total = args.permutations * len(pairs) * (1 + len(corrections))
     rows: list[dict[str, Any]] = []
     with tqdm(total=total, desc="permutations", unit="", disable=None, leave=False) as bar:
         for label, pair in pairs.items():
@@ -315,11 +359,62 @@ def diagnosis_section(
                 f"{row['score'].removeprefix(MACHINE)} {cell(row, 'auc')}, p {cell(row, 'p_value')}"
                 for row in found if row["score"].startswith(MACHINE)
             ))  # fmt: skip
-    section.tables["diagnosis"] = Table("Telling patients from healthy subjects", pd.DataFrame(rows))
-    gap = gaps_of(persons, [])[UNCORRECTED]
-    groups = {label: gap[(persons["diagnosis"] == label).to_numpy()] for label in [args.healthy_label, *patient_labels]}
-    section.figures["gap_by_diagnosis"] = (figures.plot_groups(groups), "The uncorrected gap of each group.")
+    groups = group_gaps(persons, [args.healthy_label, *patient_labels], corrections, args.seed)
+    section.tables["group_gaps"] = Table(
+        "Gaps of the groups, years, and how they differ from the healthy subjects'", groups
+    )
+    if rows:
+        section.tables["diagnosis"] = Table("Telling patients from healthy subjects", pd.DataFrame(rows))
+    for name, gap in gaps_of(persons, corrections).items():
+        parts = {
+            label: gap[(persons["diagnosis"] == label).to_numpy()] for label in [args.healthy_label, *patient_labels]
+        }
+        section.figures[f"gap_by_diagnosis_{name}"] = (
+            figures.plot_groups(parts, name),
+            f"The gap ({name}) of each group.",
+        )
     return section
+
+
+def group_gaps(
+    persons: pd.DataFrame, labels: Sequence[str], corrections: Sequence[Correction], seed: int
+) -> pd.DataFrame:
+    """Give each group's gap, and by how much it differs from that of the first, the healthy one.
+
+    Parameters
+    ----------
+    persons : DataFrame, one scan each
+    labels : sequence of str
+    corrections : sequence of Correction
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        ``mean_gap``, ``difference`` (years) with 95 % intervals, Cohen's d,
+        and p of Welch's test.
+    """
+    rows = []
+    for name, gap in gaps_of(persons, corrections).items():
+        healthy = gap[(persons["diagnosis"] == labels[0]).to_numpy()]
+        for label in labels:
+            own = gap[(persons["diagnosis"] == label).to_numpy()]
+            row: dict[str, Any] = {"gap": name, "group": label, "n": len(own), "mean_gap": float(own.mean())}
+            if min(len(own), len(healthy)) > 1:
+                row["mean_gap_low"], row["mean_gap_high"] = interval_of_mean(own, seed)
+            if label != labels[0] and min(len(own), len(healthy)) > 1:
+                test = stats.ttest_ind(own, healthy, equal_var=False)
+                interval = test.confidence_interval(0.95)
+                spread = np.sqrt(((len(own) - 1) * own.var(ddof=1) + (len(healthy) - 1) * healthy.var(ddof=1))
+                                 / (len(own) + len(healthy) - 2))  # fmt: skip
+                row |= {
+                    "difference": float(own.mean() - healthy.mean()), "difference_low": float(interval.low),
+                    "difference_high": float(interval.high), "cohens_d": float((own.mean() - healthy.mean()) / spread),
+                    "p_value": float(test.pvalue),
+                }  # fmt: skip
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _compare_scores(
@@ -336,7 +431,7 @@ def _compare_scores(
         low, high = result.auc_interval(args.seed) if result.direction_given else (np.nan, np.nan)
         own = {"score": score, **counts, "auc": result.auc(), "auc_low": low, "auc_high": high, "p_value": p_value}
         if score.startswith("SVM"):
-            own |= result.rates(args.seed)
+            own |= result.rates()
             if args.protocol == "paper":
                 own["hard_label_auc"] = result.hard_label_auc()
         return own
@@ -351,18 +446,32 @@ def _compare_scores(
         p_value = permutation_p_value(gap, patient, protocol, args.permutations, args.seed, bar.update)
         yield row(f"{MACHINE}{name}", result, p_value)
         yield row(f"the gap itself, {name}", plain)
-        section.figures[re.sub(r"\W+", "_", f"roc_{label}_{name}")] = (
+        # The number keeps labels apart that differ in punctuation alone.
+        section.figures[re.sub(r"\W+", "_", f"roc_{len(section.figures) + 1:02d}_{label}_{name}")] = (
             figures.plot_roc(f"{title}, gap {name}", result, plain), f"ROC of the gap ({name}) for {title}.",
         )  # fmt: skip
-    yield row("age itself, older is ill", without_classifier(age, patient))
+
+    def either_way(what: str, score: np.ndarray, more: str, less: str) -> dict[str, Any]:
+        result = without_classifier(score, patient)
+        turned = result.auc() < 0.5
+        return row(
+            f"{what} itself, {less if turned else more} is ill",
+            without_classifier(-score, patient) if turned else result,
+        )
+
+    yield either_way("age", age, "older", "younger")
     if (pair["sex"] != "").all():
         sex = (pair["sex"] == "M").to_numpy(np.float64)
-        yield row("sex itself, male is ill", without_classifier(sex, patient))
+        yield either_way("sex", sex, "male", "female")
         yield row("SVM on age and sex", machine(age, sex))
         yield row("SVM on age, sex and gap, uncorrected", machine(age, sex, gaps[UNCORRECTED]))
     else:
         section.warnings.append(f"{title}: the sex of some subjects is not known, so it serves as no baseline.")
         yield row("SVM on age and gap, uncorrected", machine(age, gaps[UNCORRECTED]))
+    if min(counts.values()) < FEWEST_FOR_INTERVALS:
+        section.warnings.append(
+            f"{title}: with {counts['n_patients']} and {counts['n_healthy']} persons the intervals of the AUC are too narrow."
+        )
     years, standardized, p_value = age_imbalance(age, patient)
     if abs(standardized) > LARGEST_AGE_DIFFERENCE:
         section.warnings.append(
@@ -409,51 +518,78 @@ def uncertainty_section(healthy: pd.DataFrame, intervals: Intervals) -> Section:
     return section
 
 
-def repeats_section(test: pd.DataFrame, retest_years: float, seed: int) -> Section | None:
-    """Describe repeated scans, if there are any."""
-    pairs, slopes = retest_pairs(test, retest_years), yearly_slopes(test, retest_years)
-    if pairs.empty and slopes.empty:
+def repeats_section(
+    test: pd.DataFrame, healthy_label: str, corrections: Sequence[Correction], retest_years: float, seed: int
+) -> Section | None:
+    """Describe repeated scans of each group, the healthy subjects first, if there are any."""
+    labels = sorted(set(test["diagnosis"]), key=lambda label: (label != healthy_label, label))
+    groups = {label or "all": test[test["diagnosis"] == label].reset_index(drop=True) for label in labels}
+    pairs = {label: retest_pairs(table, retest_years) for label, table in groups.items()}
+    slopes = {label: yearly_slopes(table, retest_years) for label, table in groups.items()}
+    if not any(map(len, [*pairs.values(), *slopes.values()])):
         return None
     section = Section(
         "repeats", "Repeated scans",
-        f"Test and retest: a person's first two scans, at most {retest_years:g} year{'' if retest_years == 1 else 's'} apart. The agreement of brain ages is "
-        "flattered by the range of ages; that of gaps is not. All uncorrected. Slope: of a line through a person's brain "
-        "ages over a longer time.",
+        f"Test and retest: those two scans of a person that lie closest, at most {retest_years:g} "
+        f"year{'' if retest_years == 1 else 's'} apart. Their agreement is flattered by the range of ages: that of brain ages, and that "
+        "of a gap as far as it depends on age, so read a corrected gap's. Slope: of a line through a person's brain ages, "
+        "uncorrected, over a longer time.",
     )  # fmt: skip
-    if len(pairs) >= FEWEST_PAIRS:
-        rows = []
-        for name, stem in (("brain age", "brain_age"), ("gap", "gap")):
-            values = pairs[[f"{stem}_1", f"{stem}_2"]].to_numpy(np.float64)
-            row: dict[str, Any] = {"quantity": name, "n": len(pairs)}
-            for icc, figure in intraclass_correlations(values).items():
+    rows: list[dict[str, Any]] = []
+    for label, (first, second) in {label: pair.T for label, pair in pairs.items()}.items():
+        if len(first) < FEWEST_PAIRS:
+            continue
+        quantities = {"brain age": ages_of(groups[label])[1]} | {
+            f"gap, {name}": gap for name, gap in gaps_of(groups[label], corrections).items()
+        }
+        for name, values in quantities.items():
+            row: dict[str, Any] = {"group": label, "quantity": name, "n": len(first)}
+            for icc, figure in intraclass_correlations(np.column_stack([values[first], values[second]])).items():
                 row |= {icc if key == "value" else f"{icc}_{key}": value for key, value in figure.items()}
-            rows.append(row | bland_altman(values[:, 0], values[:, 1]))
+            rows.append(row | bland_altman(values[first], values[second]))
+        agreement = rows[-len(quantities)]
+        brain_age = quantities["brain age"]
+        section.figures[f"bland_altman_{len(section.figures) + 1}"] = (
+            figures.plot_bland_altman(
+                brain_age[first], brain_age[second],
+                [agreement["bias"], agreement["limit_low"], agreement["limit_high"]],
+            ),
+            f"Differences of two brain ages of a person against their mean (Bland and Altman), {label}.",
+        )  # fmt: skip
+        section.headlines.append(
+            f"Test-retest, {label}, {len(first)} persons: ICC(2,1) of brain age {number(agreement['icc_2_1'])}, of the gap "
+            + ", ".join(
+                f"{row['quantity'].removeprefix('gap, ')} {number(row['icc_2_1'])}"
+                for row in rows[1 - len(quantities) :]
+            )
+            + f"; within-subject SD {agreement['within_subject_sd']:.2f} years"
+        )
+    if rows:
         section.tables["retest"] = Table(
             "Test and retest: ICC(2,1) absolute agreement, ICC(3,1) consistency; the rest in years",
             pd.DataFrame(rows), upright=True,
         )  # fmt: skip
-        agreement = rows[0]
-        section.figures["bland_altman"] = (
-            figures.plot_bland_altman(
-                pairs["brain_age_1"].to_numpy(), pairs["brain_age_2"].to_numpy(),
-                [agreement["bias"], agreement["limit_low"], agreement["limit_high"]],
-            ),
-            "Differences of two brain ages of a person against their mean (Bland and Altman).",
-        )  # fmt: skip
-        section.headlines.append(
-            f"Test-retest, {len(pairs)} persons: ICC(2,1) of brain age {number(rows[0]['icc_2_1'])}, of the gap "
-            f"{number(rows[1]['icc_2_1'])}; within-subject SD {agreement['within_subject_sd']:.2f} years"
+    followed = [
+        {"group": label, "quantity": "brain age per year", "n": len(table), "mean_follow_up_years": table["years"].mean(),
+         **describe_slopes(table["slope"].to_numpy(), seed)}
+        for label, table in slopes.items() if len(table) >= FEWEST_PAIRS
+    ]  # fmt: skip
+    if followed:
+        section.tables["slopes"] = Table("Years of brain age per year of follow-up", pd.DataFrame(followed))
+        section.figures["slopes"] = (
+            figures.plot_slopes({row["group"]: slopes[row["group"]]["slope"].to_numpy() for row in followed}),
+            "Slope of each person.",
         )
-    elif len(pairs):
-        section.warnings.append(f"{len(pairs)} pairs of scans are too few for an agreement; {FEWEST_PAIRS} are needed.")
-    if len(slopes) >= FEWEST_PAIRS:
-        row = {"quantity": "brain age per year", "n": len(slopes), "mean_follow_up_years": slopes["years"].mean(),
-               **describe_slopes(slopes["slope"].to_numpy(), seed)}  # fmt: skip
-        section.tables["slopes"] = Table("Years of brain age per year of follow-up", pd.DataFrame([row]))
-        section.figures["slopes"] = (figures.plot_slopes(slopes["slope"].to_numpy()), "Slope of each person.")
-        section.headlines.append(f"Follow-up, {len(slopes)} persons: {row['slope']:.2f} years of brain age per year")
-    elif len(slopes):
-        section.warnings.append(f"{len(slopes)} persons were followed longer; {FEWEST_PAIRS} are needed for a slope.")
+        section.headlines += [
+            f"Follow-up, {row['group']}, {row['n']} persons: {row['slope']:.2f} years of brain age per year"
+            for row in followed
+        ]
+    for found, what in ((pairs, "an agreement"), (slopes, "a slope")):
+        few = {label: len(rows) for label, rows in found.items() if 0 < len(rows) < FEWEST_PAIRS}
+        section.warnings += [
+            f"{label}: {count} persons are too few for {what}; {FEWEST_PAIRS} are needed."
+            for label, count in few.items()
+        ]
     return section
 
 
@@ -526,28 +662,32 @@ def analyse(
     if problems:
         raise InputError(problems)
     test = tables["test"]
-    corrections = prepare_corrections(args, tables["fit"])
-    leakage, training_ages = leakage_section(args, tables, corrections)
+    corrections = prepare_corrections(args, tables["fit"], test)
+    leakage, age_ranges = leakage_section(args, tables, corrections)
     intervals = None
     if args.calibration_predictions:
         calibration = one_scan_each(tables["calibration"])
         intervals = fit_intervals(*ages_of(calibration), args.coverage, args.seed)
     # First, for groups that are too small end the analysis.
     diagnosis = diagnosis_section(args, test, patient_labels, corrections) if patient_labels else None
-    sections = [leakage, data_section(test, healthy, training_ages), accuracy_section(healthy, args.seed)]
-    sections.append(correction_section(healthy, test, corrections, args.seed))
+    data = data_section(test, healthy, age_ranges, args.label_table is not None)
+    sections = [leakage, data, accuracy_section(healthy, args.seed)]
+    sections.append(correction_section(healthy, tables, corrections, args.seed))
     optional = [
         diagnosis,
         uncertainty_section(healthy, intervals) if intervals else None,
-        repeats_section(test, args.retest_years, args.seed),
+        repeats_section(test, args.healthy_label, corrections, args.retest_years, args.seed),
         truth_section(test, healthy, corrections, args.seed),
     ]
     sections += [section for section in optional if section]
-    return sections, _subjects(test, corrections, intervals, training_ages), corrections
+    return sections, _subjects(test, corrections, intervals, age_ranges), corrections
 
 
 def _subjects(
-    test: pd.DataFrame, corrections: Sequence[Correction], intervals: Intervals | None, training_ages: Sequence[float]
+    test: pd.DataFrame,
+    corrections: Sequence[Correction],
+    intervals: Intervals | None,
+    age_ranges: Sequence[tuple[float, float]],
 ) -> pd.DataFrame:
     """Return what is known of each scan, the uncorrected gap first."""
     age, brain_age = ages_of(test)
@@ -562,8 +702,8 @@ def _subjects(
         for kind, normalized in (("plain", False), ("normalized", True)):
             width = intervals.half_width(brain_age, normalized)
             subjects[f"{kind}_interval_low"], subjects[f"{kind}_interval_high"] = brain_age - width, brain_age + width
-    if training_ages:
-        subjects["outside_training_ages"] = outside_training(test, training_ages)
+    if age_ranges:
+        subjects["outside_training_ages"] = outside_training(test, age_ranges)
     return subjects
 
 

@@ -10,12 +10,20 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import InputError
-from utils.files import sha256_of, write_json
-from utils.options import CORRECTIONS
+from utils.files import sha256_of
+from utils.subjects import person_of
 
-FEWEST_FOR_A_FIT = 4
+FEWEST_FOR_A_FIT = 10
+FEWEST_AGES = 3  # that differ; a square is fitted
 FEWEST_FOR_TRUST = 40
 FLATTEST = 0.05  # years of brain age per year; an inverted fit that is flatter than this is noise
+
+
+COEFFICIENTS = {  # of each kind; a covariate may have the sex too
+    "linear-gap": {"alpha", "beta"},
+    "linear-prediction": {"a", "b"},
+    "covariate": {"centre", "intercept", "age", "age_squared"},
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Correction:
     n : int, healthy subjects of the fit
     age_min, age_max : float, years
     persons : list of str
+        All their names.
     files : dict of path to SHA-256
     """
 
@@ -83,16 +92,18 @@ def _covariates(table: pd.DataFrame, centre: float, with_sex: bool) -> dict[str,
     return columns | ({"sex": (table["sex"] == "M").to_numpy(np.float64)} if with_sex else {})
 
 
-def fit_correction(kind: str, healthy: pd.DataFrame, files: Sequence[Path]) -> Correction:
+def fit_correction(kind: str, healthy: pd.DataFrame, files: Sequence[Path], with_sex: bool = False) -> Correction:
     """Fit a correction on healthy subjects that are not tested.
 
     Parameters
     ----------
     kind : {"linear-gap", "linear-prediction", "covariate"}
-    healthy : DataFrame with ``person``, ``chronological_age``, ``brain_age`` (years), ``sex``
+    healthy : DataFrame with ``person``, ``subject_id``, ``chronological_age``, ``brain_age`` (years), ``sex``
         One scan of each person.
     files : sequence of Path
         Where they come from.
+    with_sex : bool
+        Whether the covariates hold the sex, which must be known of all.
 
     Notes
     -----
@@ -102,8 +113,7 @@ def fit_correction(kind: str, healthy: pd.DataFrame, files: Sequence[Path]) -> C
 
     linear-prediction: brain age = a + b age; corrected = (brain age - a) / b.
 
-    covariate: gap on age, its square, and sex where known; what is left over
-    serves to compare groups, and there is no corrected brain age.
+    covariate: gap on age, its square, and sex; what is left over serves to compare groups, and there is no corrected brain age.
 
     References
     ----------
@@ -118,7 +128,7 @@ def fit_correction(kind: str, healthy: pd.DataFrame, files: Sequence[Path]) -> C
         If there are too few subjects, or their ages or estimates do not allow a fit.
     """
     age, brain_age = (healthy[name].to_numpy(np.float64) for name in ("chronological_age", "brain_age"))
-    if len(age) < FEWEST_FOR_A_FIT or np.ptp(age) == 0:
+    if len(age) < FEWEST_FOR_A_FIT or len(np.unique(age)) < FEWEST_AGES:
         raise InputError(
             f"--fit_predictions: {len(age)} healthy persons of {len(np.unique(age))} ages do not allow a fit; give at "
             f"least {FEWEST_FOR_A_FIT} of different ages, better {FEWEST_FOR_TRUST}"
@@ -136,12 +146,11 @@ def fit_correction(kind: str, healthy: pd.DataFrame, files: Sequence[Path]) -> C
         coefficients = {"a": float(a), "b": float(b)}
     else:
         centre = float(age.mean())
-        sexes = set(healthy["sex"])
-        design = _covariates(healthy, centre, sexes == {"F", "M"})
+        design = _covariates(healthy, centre, with_sex)
         solution = np.linalg.lstsq(np.column_stack(list(design.values())), brain_age - age, rcond=None)[0]
         coefficients = {"centre": centre, **dict(zip(design, solution.tolist(), strict=True))}
     return Correction(
-        kind, coefficients, len(age), float(age.min()), float(age.max()), sorted(healthy["person"]),
+        kind, coefficients, len(age), float(age.min()), float(age.max()), sorted({*healthy["person"], *map(person_of, healthy["subject_id"])}),
         {str(path): sha256_of(path) for path in files},
     )  # fmt: skip
 
@@ -163,13 +172,13 @@ def doubts(correction: Correction, test_age: np.ndarray) -> list[str]:
     return warnings
 
 
-def save_corrections(path: Path, corrections: Sequence[Correction]) -> None:
-    """Write coefficients and what they were fitted on, for later data."""
-    write_json(path, [asdict(correction) for correction in corrections])
+def describe_corrections(corrections: Sequence[Correction]) -> str:
+    """Return coefficients and what they were fitted on, for later data, as JSON."""
+    return json.dumps([asdict(correction) for correction in corrections], indent=2)
 
 
 def load_corrections(path: Path) -> list[Correction]:
-    """Read what `save_corrections` wrote.
+    """Read what `describe_corrections` gave.
 
     Raises
     ------
@@ -179,9 +188,9 @@ def load_corrections(path: Path) -> list[Correction]:
     try:
         content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         corrections = [Correction(**fields) for fields in content]
-        if not corrections or any(correction.kind not in CORRECTIONS for correction in corrections):
+        if not corrections or any(not COEFFICIENTS[c.kind] <= c.coefficients.keys() for c in corrections):
             raise ValueError
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
             f"{path}: holds no corrections ({type(error).__name__}); give the corrections.json of an earlier analysis"
         ) from error

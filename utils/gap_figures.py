@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.diagnosis import ROC_GRID, Classification
+from utils.reports import MOST_DRAWN
 
 BLUE, RED, GREEN, GREY = "#3b6ea5", "#b5413d", "#4d8b57", "0.45"
 
@@ -49,7 +50,7 @@ def plot_gap_against_age(age: np.ndarray, gaps: dict[str, np.ndarray]) -> Figure
     figure, panels = _panels(list(gaps))
     for axes, gap in zip(panels, gaps.values(), strict=True):
         axes.axhline(0, color=GREY, linewidth=1)
-        axes.scatter(age, gap, s=12, alpha=0.6, color=BLUE, edgecolors="none")
+        axes.scatter(age, gap, s=12, alpha=0.6, color=BLUE, edgecolors="none", rasterized=len(gap) > MOST_DRAWN)
         slope, intercept = np.polyfit(age, gap, 1) if np.ptp(age) > 0 else (0.0, gap.mean())
         ends = np.array([age.min(), age.max()])
         axes.plot(ends, slope * ends + intercept, "--", color=RED, label=f"{slope:+.2f} years per year")
@@ -80,7 +81,7 @@ def plot_errors(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def plot_groups(gaps: dict[str, np.ndarray]) -> Figure:
+def plot_groups(gaps: dict[str, np.ndarray], correction: str) -> Figure:
     """Draw the gaps of each diagnosis as boxes and points."""
     figure, axes = _empty(height=1.2 + 0.7 * len(gaps))
     rng = np.random.default_rng(0)
@@ -88,10 +89,13 @@ def plot_groups(gaps: dict[str, np.ndarray]) -> Figure:
     axes.boxplot(list(gaps.values()), positions=places, orientation="horizontal", widths=0.5, showfliers=False,
                  medianprops={"color": RED})  # fmt: skip
     for place, gap in zip(places, gaps.values(), strict=True):
-        axes.scatter(gap, place + rng.uniform(-0.15, 0.15, len(gap)), s=10, alpha=0.5, color=BLUE, edgecolors="none")
+        axes.scatter(
+            gap, place + rng.uniform(-0.15, 0.15, len(gap)), s=10, alpha=0.5, color=BLUE, edgecolors="none",
+            rasterized=len(gap) > MOST_DRAWN,
+        )  # fmt: skip
     axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
     axes.set_yticks(places, [f"{name} (N = {len(gap)})" for name, gap in gaps.items()])
-    axes.set(xlabel="Brain-age gap, uncorrected (years)", title="Gap by diagnosis")
+    axes.set(xlabel=f"Brain-age gap, {correction} (years)", title="Gap by diagnosis")
     return figure
 
 
@@ -134,7 +138,7 @@ def plot_coverage(table: pd.DataFrame, nominal: float) -> Figure:
     axes.axhline(nominal, color=RED, linestyle="--", linewidth=1, label=f"promised, {nominal:.0%}")
     axes.set_xticks(range(len(bins)), bins, rotation=45)
     axes.set(ylim=(0, 1.02), ylabel="Share that holds the age", xlabel="Chronological age (years)")
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -155,14 +159,16 @@ def plot_bland_altman(one: np.ndarray, other: np.ndarray, lines: Sequence[float]
     return figure
 
 
-def plot_slopes(slopes: np.ndarray) -> Figure:
-    """Draw how many years of brain age pass in a year."""
-    figure, axes = _empty(height=3.0)
-    axes.hist(slopes, bins="auto", color=BLUE, alpha=0.8)
-    axes.axvline(1, color=GREY, linestyle=":", label="ageing by the calendar")
-    axes.axvline(slopes.mean(), color=RED, label=f"mean, {slopes.mean():.2f}")
-    axes.set(xlabel="Years of brain age per year", ylabel="Persons", title="Follow-up")
-    axes.legend(frameon=False, fontsize=8)
+def plot_slopes(slopes: dict[str, np.ndarray]) -> Figure:
+    """Draw how many years of brain age pass in a year, for each group."""
+    figure, panels = _panels(list(slopes))
+    for axes, own in zip(panels, slopes.values(), strict=True):
+        axes.hist(own, bins="auto", color=BLUE, alpha=0.8)
+        axes.axvline(1, color=GREY, linestyle=":", label="ageing by the calendar")
+        axes.axvline(own.mean(), color=RED, label=f"mean, {own.mean():.2f}")
+        axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel("Years of brain age per year", fontsize=10)
+    figure.supylabel("Persons", fontsize=10)
     return figure
 
 
@@ -172,7 +178,7 @@ def plot_truth(true_gap: np.ndarray, gaps: dict[str, np.ndarray]) -> Figure:
     ends = np.array([true_gap.min(), true_gap.max()])
     for axes, gap in zip(panels, gaps.values(), strict=True):
         axes.plot(ends, ends, color=GREY, linewidth=1, label="identity")
-        axes.scatter(true_gap, gap, s=12, alpha=0.6, color=BLUE, edgecolors="none")
+        axes.scatter(true_gap, gap, s=12, alpha=0.6, color=BLUE, edgecolors="none", rasterized=len(gap) > MOST_DRAWN)
         slope, intercept = np.polyfit(true_gap, gap, 1)
         axes.plot(ends, slope * ends + intercept, "--", color=RED, label=f"slope {slope:.2f}")
         axes.legend(frameon=False, fontsize=8, loc="upper left")

@@ -2,7 +2,10 @@
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.files import replacing, write_json
+from utils.errors import InputError
+from utils.files import check_writable, write_json
 
+PAGE, METRICS = "report.html", "metrics.json"
 HEADINGS = {
     "n": "N",
     "mae": "MAE (years)",
@@ -136,10 +141,39 @@ def _draw(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def check_analysis_folder(folder: Path) -> list[str]:
+    """Return the files that an earlier analysis wrote there, which a new one replaces.
+
+    Raises
+    ------
+    InputError
+        If the folder holds the results of something else.
+    """
+    check_writable(folder)
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    try:
+        files: list[str] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return files
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: is not of an analysis of the brain-age gap; set another OUTPUT_DIR (--output_dir)"
+        ) from error
+
+
 def write_analysis(
-    folder: Path, title: str, sections: Sequence[Section], subjects: pd.DataFrame, provenance: dict[str, str]
+    folder: Path,
+    title: str,
+    sections: Sequence[Section],
+    subjects: pd.DataFrame,
+    provenance: dict[str, str],
+    more: Mapping[str, str],
 ) -> None:
-    """Write ``report.html``, ``metrics.json``, tables, figures and TensorBoard events; the page comes last.
+    """Write ``report.html``, ``metrics.json``, tables, figures and TensorBoard events.
+
+    All of it is written aside, and put in place of what an earlier analysis
+    left, the page last.
 
     Parameters
     ----------
@@ -149,36 +183,52 @@ def write_analysis(
     subjects : DataFrame, a row for each scan
     provenance : dict of str to str
         How it was made.
+    more : mapping of file name to str
+        Further files.
+
+    Raises
+    ------
+    InputError
+        See `check_analysis_folder`.
     """
+    old = check_analysis_folder(folder)
     drawings = {}
     for section in sections:
         for name, (figure, _) in section.figures.items():
             for kind in ("png", "svg"):
                 drawings[f"{name}.{kind}"] = _draw(figure, kind)
-    page = _render(title, sections, drawings, provenance)
-
-    for file_name, content in drawings.items():
-        with replacing(folder / "figures" / file_name) as temporary:
-            temporary.write_bytes(content)
     tables = {name: table.frame for section in sections for name, table in section.tables.items()}
-    for name, frame in {"subjects": subjects, **tables}.items():
-        with replacing(folder / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False, float_format="%.6g")
     metrics = {name: table.records() for section in sections for name, table in section.tables.items()}
     notes = {"warnings": [line for section in sections for line in section.warnings],
              "leakage": [line for section in sections for line in section.alarms]}  # fmt: skip
-    write_json(folder / "metrics.json", {**metrics, **notes, "provenance": provenance})
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=0) as writer:
-        for name, rows in metrics.items():
-            for row, figures in rows.items():
-                for figure_name, value in figures.items():
-                    if value is not None:
-                        writer.add_scalar(f"{name}/{row}/{figure_name}", value, 0)
-        for section in sections:
-            for name, (figure, _) in section.figures.items():
-                writer.add_figure(name, figure, 0, close=False)
-    with replacing(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        aside = Path(temporary)
+        (aside / "figures").mkdir()
+        for file_name, content in drawings.items():
+            (aside / "figures" / file_name).write_bytes(content)
+        for name, frame in {"subjects": subjects, **tables}.items():
+            frame.to_csv(aside / f"{name}.csv", index=False, float_format="%.6g")
+        for file_name, text in more.items():
+            (aside / file_name).write_text(text, encoding="utf-8")
+        with SummaryWriter(str(aside / "tensorboard")) as writer:
+            for name, rows in metrics.items():
+                for row, values in rows.items():
+                    for figure_name, value in values.items():
+                        if value is not None:
+                            writer.add_scalar(f"{name}/{row}/{figure_name}", value, 0)
+            for section in sections:
+                for name, (figure, _) in section.figures.items():
+                    writer.add_figure(name, figure, 0, close=False)
+        files = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
+        files += [METRICS, PAGE]
+        write_json(aside / METRICS, {**metrics, **notes, "provenance": provenance, "files": files})
+        (aside / PAGE).write_text(_render(title, sections, drawings, provenance), encoding="utf-8")
+        for name in {PAGE, *old}:
+            (folder / name).unlink(missing_ok=True)
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside / name, folder / name)
 
 
 def _render(title: str, sections: Sequence[Section], drawings: dict[str, bytes], provenance: dict[str, str]) -> str:

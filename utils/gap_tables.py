@@ -9,7 +9,17 @@ import pandas as pd
 
 from utils.errors import InputError
 from utils.subjects import person_of
-from utils.tables import COLUMN_NAMES, MISSING, OLDEST_AGE, plain_name, read_cells, read_sex, subject_id_of, to_age
+from utils.tables import (
+    COLUMN_NAMES,
+    MISSING,
+    OLDEST_AGE,
+    plain_name,
+    read_cells,
+    read_sex,
+    subject_id_of,
+    to_age,
+    to_number,
+)
 
 ROLES: dict[str, tuple[str, ...]] = {  # what a column tells: the names it is found by
     "subject_id": COLUMN_NAMES["subject_id"],
@@ -26,23 +36,37 @@ ROLES: dict[str, tuple[str, ...]] = {  # what a column tells: the names it is fo
 NUMBERS = ("chronological_age", "brain_age", "first_stage_age", "true_brain_age")
 NEEDED = ("chronological_age", "brain_age")
 FEWEST_PERSONS = 10
-SESSION_PATTERN = r"_(ses-[A-Za-z0-9]+)"
+NO_COLUMN = "none"  # a column's name that means: do not read it
+SESSION_PATTERN = r"_ses-([A-Za-z0-9]+)"
 
 
 def _column(names: Sequence[str], role: str, wanted: str | None) -> int | None:
     """Return the place of a role's column; a name that the user gave comes before those we know."""
-    return next(
-        (names.index(name) for name in ([plain_name(wanted)] if wanted else ROLES[role]) if name in names), None
-    )
+    if wanted == NO_COLUMN:
+        return None
+    known = [plain_name(wanted), *ROLES[role]] if wanted else ROLES[role]
+    return next((names.index(name) for name in known if name in names), None)
 
 
-def _read_rows(path: Path, columns: Mapping[str, str | None], problems: list[str]) -> list[dict[str, str]]:
-    """Read a table's rows as text by role, with the ``where`` of each; note a table without subjects."""
+def session_of(text: str) -> str:
+    """Return a session as all tables shall call it.
+
+    >>> session_of("ses-01"), session_of("1.0"), session_of("M12")
+    ('1', '1', 'M12')
+    """
+    return re.sub(r"^0+(?=\d)", "", re.sub(r"\.0+$", "", re.sub(r"^ses-", "", text)))
+
+
+def _read_rows(
+    path: Path, columns: Mapping[str, str | None], found: set[str], problems: list[str]
+) -> list[dict[str, str]]:
+    """Read a table's rows as text by role, with the ``where`` of each; note its columns, and if it has no subjects."""
     cells = read_cells(path)
     if cells.empty or len(cells) == 1:
         problems.append(f"{path}: holds no rows; expected a header row and a row for each scan")
         return []
     names = [plain_name(name) for name in cells.iloc[0]]
+    found |= set(names)
     places = {role: _column(names, role, columns.get(role)) for role in ROLES}
     if places["subject_id"] is None:
         problems.append(
@@ -55,25 +79,34 @@ def _read_rows(path: Path, columns: Mapping[str, str | None], problems: list[str
         if not any(texts):
             continue
         row = {role: texts[place] for role, place in places.items() if place is not None}
-        row = {role: "" if text.lower() in MISSING else text for role, text in row.items()}
+        # "none" may be how a table calls healthy subjects.
+        row = {
+            role: "" if text.lower() in MISSING and (role, text.lower()) != ("diagnosis", "none") else text
+            for role, text in row.items()
+        }
         row["subject_id"] = subject_id_of(row["subject_id"])
         session = re.search(SESSION_PATTERN, row["subject_id"])
-        row.setdefault("session", session[1] if session else "")
+        row["session"] = session_of(row.get("session", session[1] if session else ""))
         row["where"] = f"{path}, row {number}"
         rows.append(row)
     return rows
 
 
+def _called(subject_id: str, session: str) -> str:
+    """Name a scan."""
+    return f"{subject_id}, session {session}," if session else subject_id
+
+
 def _label_rows(
-    path: Path, columns: Mapping[str, str | None], problems: list[str]
+    path: Path, columns: Mapping[str, str | None], found: set[str], problems: list[str]
 ) -> dict[tuple[str, str], dict[str, str]]:
     """Return a label table's rows by subject and session."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for row in _read_rows(path, columns, problems):
+    for row in _read_rows(path, columns, found, problems):
         key = (row["subject_id"], row["session"])
         if key in rows:
             problems.append(
-                f"{row['where']}: {' '.join(key).strip()} stands in {rows[key]['where']} already; keep one row, or add a "
+                f"{row['where']}: {_called(*key)} stands in {rows[key]['where']} already; keep one row, or add a "
                 "session column"
             )
         rows.setdefault(key, row)
@@ -102,7 +135,9 @@ def read_tables(
     dict of str to DataFrame
         For each group a row for each scan: ``subject_id``, ``person``,
         ``session``, ``diagnosis``, ``site``, ``sex`` (``F``, ``M``) as text,
-        empty where unknown; the ages as float, years, NaN where unknown.
+        empty where unknown; the ages as float, years, NaN where unknown;
+        ``label_age``, that of the label table, and ``labelled``, whether it
+        has a row for the scan.
 
     Raises
     ------
@@ -110,38 +145,47 @@ def read_tables(
         With every problem of every table.
     """
     problems: list[str] = []
-    labels = _label_rows(label_table, columns, problems) if label_table else {}
+    found: set[str] = set()
+    labels = _label_rows(label_table, columns, found, problems) if label_table else {}
     tables = {}
-    found = {role for row in labels.values() for role in row}
-    labelled = 0
+    labelled_roles = {role for row in labels.values() for role in row}
     for group, paths in groups.items():
         records: list[dict[str, object]] = []
         for path in paths:
-            for row in _read_rows(path, columns, problems):
+            rows = _read_rows(path, columns, found, problems)
+            lacking = [role for role in NEEDED if rows and role not in labelled_roles | rows[0].keys()]
+            problems += [
+                f"{path}: has no column for the {role.replace('_', ' ')} (found "
+                f"{', '.join(map(str, read_cells(path).iloc[0]))}); name it {ROLES[role][0]}, or set --{role}_column"
+                for role in lacking
+            ]
+            for row in rows if not lacking else []:
                 subject_id, session = row["subject_id"], row["session"]
                 keys = [(name, visit) for name in (subject_id, person_of(subject_id)) for visit in (session, "")]
                 label = next((labels[key] for key in keys if key in labels), {})
                 joined = label | {role: text for role, text in row.items() if text}
-                found |= row.keys()
-                labelled += bool(label)
-                records.append(_typed(joined, problems))
-        tables[group] = pd.DataFrame(records, columns=["where", *ROLES])
+                typed = _typed(joined, problems)
+                records.append(typed | {
+                    "labelled": bool(label), "label_age": to_number(label.get("chronological_age", "")),
+                })  # fmt: skip
+        tables[group] = pd.DataFrame(records, columns=["where", *ROLES, "labelled", "label_age"])
         twice = tables[group][tables[group].duplicated(["subject_id", "session"])]
         problems += [
-            f"{row.where}: {row.subject_id} {row.session} stands in an earlier row already; keep one, or name the column "
-            "that tells the scans apart (--session_column)"
+            f"{row.where}: {_called(row.subject_id, row.session)} stands in an earlier row already; keep one, or name the "
+            "column that tells the scans apart (--session_column)"
             for row in twice.itertuples()
         ]
-    if label_table and not labelled:
-        problems.append(
-            f"{label_table}: has a row for none of the subjects of the predictions; compare the subject ids, or name the "
-            "column (--subject_id_column)"
-        )
     problems += [
         f"--{role}_column {name}: no table has such a column"
         for role, name in columns.items()
-        if name and role not in found
+        if name not in (None, NO_COLUMN) and plain_name(name) not in found
     ]
+    first, other = (next(iter(ids), "") for ids in (tables["test"]["subject_id"], (name for name, _ in labels)))
+    if labels and first and not any(table["labelled"].any() for table in tables.values()):
+        problems.append(
+            f"{label_table}: has a row for none of the subjects of the predictions ({other} there, {first} here); compare "
+            "the subject ids, or name the column (--subject_id_column)"
+        )
     if problems:
         raise InputError(problems)
     return tables
@@ -153,13 +197,9 @@ def _typed(row: Mapping[str, str], problems: list[str]) -> dict[str, object]:
     typed["person"] = row.get("person") or person_of(row["subject_id"])
     for role in NUMBERS:
         text = row.get(role, "")
-        try:
-            value = float(text) if text else np.nan
-        except ValueError:
-            value = np.inf
-        if role == "chronological_age" and text and to_age(text) is None:
-            value = np.inf
-        if np.isinf(value) or (role in NEEDED and not text):
+        value = to_number(text)
+        wrong = (to_age(text) is None) if role == "chronological_age" else np.isnan(value)
+        if wrong if text else role in NEEDED:
             kind = (
                 f"a number of years between 0 and {OLDEST_AGE:g}"
                 if role == "chronological_age"
@@ -170,14 +210,20 @@ def _typed(row: Mapping[str, str], problems: list[str]) -> dict[str, object]:
                 f"the row, or name the column (--{role}_column)"
             )
         typed[role] = value
-    sex = read_sex(row.get("sex", ""))
+    text = row.get("sex", "")
+    sex = read_sex(text)
+    if text and sex is None:
+        problems.append(
+            f"{row['where']}: sex '{text}' of {row['subject_id']} is neither F nor M (0 nor 1); correct it, or do without "
+            f"(--sex_column {NO_COLUMN})"
+        )
     typed["sex"] = "" if sex is None else "FM"[sex]
     return typed
 
 
 def one_scan_each(table: pd.DataFrame) -> pd.DataFrame:
     """Keep each person's first scan, by age, so that persons count once."""
-    first = table.sort_values("chronological_age", kind="stable").drop_duplicates("person").index
+    first = table.sort_values(["chronological_age", "session"], kind="stable").drop_duplicates("person").index
     return table.loc[table.index.isin(first)].reset_index(drop=True)
 
 
@@ -213,7 +259,11 @@ def check_test_set(
                 f"--predictions: every {name} is {values.iloc[0]:.2f} years, which nothing can be learned from; check that "
                 "--brain_age_column names the model's estimates"
             )
-    labels = sorted(set(table["diagnosis"]) - {"", healthy_label})
+    labels = sorted(set(persons["diagnosis"]) - {"", healthy_label})
+    spellings = pd.Series([healthy_label, *patient_labels, *table["diagnosis"]]).drop_duplicates()
+    alike = spellings[spellings.str.lower().duplicated(keep=False)]
+    if len(alike):
+        problems.append(f"diagnoses {', '.join(sorted(alike))}: differ in case alone; spell them alike")
     if not patient_labels and not (table["diagnosis"] != "").any():
         if problems:
             raise InputError(problems)
@@ -248,6 +298,11 @@ def check_test_set(
 def check_healthy(table: pd.DataFrame, healthy_label: str, flag: str) -> list[str]:
     """Return a problem for each row of a table for fitting that is of a patient."""
     ill = table[(table["diagnosis"] != "") & (table["diagnosis"] != healthy_label)]
+    if len(ill) > 1 and len(ill) == len(table):
+        return [
+            f"{flag}: nobody has the diagnosis {healthy_label} (found {', '.join(sorted(set(ill['diagnosis'])))}); it must "
+            "hold healthy subjects alone, so give others, or call them alike"
+        ]
     return [
         f"{row.where}: {row.subject_id} has the diagnosis {row.diagnosis}; {flag} must hold healthy subjects alone "
         f"(--healthy_label {healthy_label}), so remove the row"

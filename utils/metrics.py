@@ -1,6 +1,7 @@
 """How well brain ages match chronological ages."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy import stats
 
 Predictions = dict[str, np.ndarray]  # (N,) float arrays by name, years
 BOOTSTRAP_RESAMPLES = 2000
+LARGEST_PART = 4_000_000  # resampled subjects at a time, so that large cohorts fit into memory
 FEWEST_FOR_CORRELATION = 3
 INTERVAL_COVERAGE = 0.9  # share of subjects whose age lies in their interval
 
@@ -45,7 +47,7 @@ def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: in
         "mae_high": high,
         "mae_per_decade": {
             decade: {"n": int((decades == decade).sum()), "mae": float(error[decades == decade].mean())}
-            for decade in sorted(set(decades), key=lambda decade: int(decade.split("-")[0]))
+            for decade in sorted(set(decades), key=_by_number)
         },
     }
 
@@ -97,8 +99,8 @@ def bootstrap(figures: Callable[[np.ndarray], dict[str, np.ndarray]], n: int, se
     dict
         ``<name>_low`` and ``<name>_high`` of each figure; NaN where it is not defined.
     """
-    resamples = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_RESAMPLES, n))
-    parts = [figures(part) for part in np.array_split(resamples, 10)]  # large cohorts need not fit into memory whole
+    rng = np.random.default_rng(seed)
+    parts = [figures(rng.integers(0, n, (count, n))) for count in in_parts(BOOTSTRAP_RESAMPLES, n)]
     intervals: dict[str, float] = {}
     for name in parts[0]:
         values = np.concatenate([part[name] for part in parts])
@@ -106,6 +108,13 @@ def bootstrap(figures: Callable[[np.ndarray], dict[str, np.ndarray]], n: int, se
         low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
         intervals |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return intervals
+
+
+def in_parts(resamples: int, n: int) -> Iterator[int]:
+    """Split resamples of `n` subjects into parts that fit into memory; give the size of each."""
+    most = max(1, LARGEST_PART // n)
+    for begin in range(0, resamples, most):
+        yield min(most, resamples - begin)
 
 
 def errors_by_group(
@@ -126,7 +135,7 @@ def errors_by_group(
         subject), ``mean_gap``, years; groups in order.
     """
     result = {}
-    for group in np.unique(groups).tolist():
+    for group in sorted(np.unique(groups).tolist(), key=_by_number):
         gap = (brain_age - age)[groups == group]
         low, high = interval_of_mean(np.abs(gap), seed) if len(gap) > 1 else (None, None)
         result[group] = {
@@ -134,6 +143,11 @@ def errors_by_group(
             "mean_gap": float(gap.mean()),
         }  # fmt: skip
     return result
+
+
+def _by_number(name: str) -> list[str | int]:
+    """Order names by the numbers in them: 9 before 10, 90-99 before 100-109."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def decade_of(age: np.ndarray) -> np.ndarray:
@@ -155,8 +169,10 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def interval_of_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
     """Return the 95 % interval of a mean by the percentile bootstrap."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAP_RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    means = [values[rng.integers(0, n, (count, n))].mean(1) for count in in_parts(BOOTSTRAP_RESAMPLES, n)]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
 

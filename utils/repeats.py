@@ -36,7 +36,8 @@ def intraclass_correlations(values: np.ndarray) -> dict[str, dict[str, float]]:
     columns = n * ((values.mean(0) - grand) ** 2).sum() / (k - 1)
     freedom = (n - 1) * (k - 1)
     total = ((values - grand) ** 2).sum()
-    error = max((total - (n - 1) * rows - (k - 1) * columns) / freedom, np.finfo(float).tiny)
+    # Rounding, and repeats that are the same to the last bit, must not leave nothing to divide by.
+    error = max((total - (n - 1) * rows - (k - 1) * columns) / freedom, 1e-12 * total, np.finfo(float).tiny)
 
     consistency = (rows - error) / (rows + (k - 1) * error)
     ratio = rows / error
@@ -88,27 +89,26 @@ def bland_altman(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     }
 
 
-def retest_pairs(scans: pd.DataFrame, longest: float) -> pd.DataFrame:
-    """Pair the first two scans of each person that lie no further apart than `longest` years.
+def retest_pairs(scans: pd.DataFrame, longest: float) -> np.ndarray:
+    """Pair the two scans of each person that lie closest to each other, no further apart than `longest` years.
 
     Parameters
     ----------
-    scans : DataFrame of `utils.gap_tables.read_tables`
+    scans : DataFrame with ``person``, ``session``, ``chronological_age``
     longest : float, years
 
     Returns
     -------
-    DataFrame
-        A row for each person: ``person``, ``brain_age_1``, ``brain_age_2``,
-        ``gap_1``, ``gap_2``, ``interval``, years.
+    (N, 2) int array
+        The rows of the earlier and of the later scan of each of N persons.
     """
-    rows = []
-    for person, own in scans.sort_values(["chronological_age", "session"], kind="stable").groupby("person"):
-        age, brain_age = own["chronological_age"].to_numpy(), own["brain_age"].to_numpy()
-        if len(own) > 1 and age[1] - age[0] <= longest:
-            gap = brain_age - age
-            rows.append((person, brain_age[0], brain_age[1], gap[0], gap[1], age[1] - age[0]))
-    return pd.DataFrame(rows, columns=["person", "brain_age_1", "brain_age_2", "gap_1", "gap_2", "interval"])
+    ages = scans["chronological_age"].to_numpy()
+    order = np.lexsort((scans["session"], ages, scans["person"]))
+    persons = scans["person"].to_numpy()[order]
+    apart = np.where(persons[1:] == persons[:-1], np.diff(ages[order]), np.inf)
+    pairs = pd.DataFrame({"person": persons[1:], "first": order[:-1], "second": order[1:], "apart": apart})
+    pairs = pairs[pairs["apart"] <= longest].sort_values("apart", kind="stable").drop_duplicates("person")
+    return pairs.sort_index()[["first", "second"]].to_numpy()
 
 
 def yearly_slopes(scans: pd.DataFrame, shortest: float) -> pd.DataFrame:
@@ -117,16 +117,15 @@ def yearly_slopes(scans: pd.DataFrame, shortest: float) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``person``, ``scans``, ``years`` of follow-up, ``slope`` in years of
-        brain age per year.
+        ``person``, ``years`` of follow-up, ``slope`` in years of brain age per year.
     """
     rows = []
-    for person, own in scans.groupby("person"):
+    for person, own in scans[scans.duplicated("person", keep=False)].groupby("person"):
         years = np.ptp(own["chronological_age"])
         if years > shortest:
             slope = stats.linregress(own["chronological_age"], own["brain_age"]).slope
-            rows.append((person, len(own), float(years), float(slope)))
-    return pd.DataFrame(rows, columns=["person", "scans", "years", "slope"])
+            rows.append((person, float(years), float(slope)))
+    return pd.DataFrame(rows, columns=["person", "years", "slope"])
 
 
 def describe_slopes(slopes: np.ndarray, seed: int = 0) -> dict[str, float]:

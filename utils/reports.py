@@ -16,6 +16,7 @@ from utils.metrics import Predictions, compare_errors, evaluate_ages
 from utils.subjects import UNKNOWN_SEX, Subject
 
 SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
+MOST_DRAWN = 2000  # points as shapes; more are drawn as pixels, or a page that shows them grows by megabytes
 METRIC_ROWS = (  # label, key of `evaluate_ages`, digits
     ("MAE (years)", "mae", 2),
     ("  95 % interval, from", "mae_low", 2),
@@ -47,7 +48,15 @@ def plot_ages(chronological_age: np.ndarray, brain_age: np.ndarray, title: str, 
         slope, intercept = np.polyfit(chronological_age, brain_age, 1)
         ends = np.array([chronological_age.min(), chronological_age.max()])
         axes.plot(ends, slope * ends + intercept, "--", color="#c44e52", linewidth=1.5, label=f"fit, slope {slope:.2f}")
-    axes.scatter(chronological_age, brain_age, s=18, alpha=0.7, color="#4c72b0", edgecolors="none")
+    axes.scatter(
+        chronological_age,
+        brain_age,
+        s=18,
+        alpha=0.7,
+        color="#4c72b0",
+        edgecolors="none",
+        rasterized=len(brain_age) > MOST_DRAWN,
+    )
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", title=title,
              xlabel="Chronological age (years)", ylabel="Brain age (years)")  # fmt: skip
     axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=9)

@@ -158,7 +158,7 @@ def read_cells(path: Path) -> pd.DataFrame:
     options: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
     suffix = path.suffix.lower()
     if not path.is_file():
-        raise InputError(f"{path}: no such label table; set LABEL_TABLE (--label_table) to your table")
+        raise InputError(f"{path}: no such table; set LABEL_TABLE (--label_table) or the flag that names it")
     if suffix not in TABLE_KINDS:
         raise InputError(f"{path}: '{suffix}' is no kind of table known here; use {', '.join(TABLE_KINDS)}")
     try:
@@ -176,8 +176,18 @@ def read_cells(path: Path) -> pd.DataFrame:
 
 def to_age(cell: str) -> float | None:
     """Return a usable age in years, or None."""
+    age = to_number(cell)
+    return age if 0 < age < OLDEST_AGE else None
+
+
+def to_number(cell: str) -> float:
+    """Return the number in a cell, NaN if there is none; a comma may stand for the point.
+
+    >>> to_number(" 76,7 "), to_number("1e2"), to_number("76 years")
+    (76.7, 100.0, nan)
+    """
     try:
-        age = float(cell)
+        value = float(re.sub(r"^([+-]?\d+),(\d+)$", r"\1.\2", cell.strip()))
     except ValueError:
-        return None
-    return age if math.isfinite(age) and 0 < age < OLDEST_AGE else None
+        return math.nan
+    return value if math.isfinite(value) else math.nan
