@@ -32,10 +32,11 @@ for split in test valid patients; do
   [[ $split == valid ]] || tested+=("$RUNS/second_stage/$split/predictions.csv")
 done
 # The correction and the intervals are fitted on the validation brains, which chose nothing (RECIPE=paper: the epoch).
-PREDICTIONS="${tested[*]}" LABEL_TABLE="$DATA/labels.csv" OUTPUT_DIR="$RUNS/brain_age_gap" \
-  CORRECTION=linear-gap,linear-prediction,covariate FIT_PREDICTIONS="$RUNS/second_stage/valid/predictions.csv" \
-  CALIBRATION_PREDICTIONS="$RUNS/second_stage/valid/predictions.csv" \
-  CHECKPOINTS="$FIRST_STAGE_CHECKPOINT $RUNS/second_stage/best.pt" bash "$HERE/bash_analyse_brain_age_gap.sh"
+VALID="$(printf %q "$RUNS/second_stage/valid/predictions.csv")"
+PREDICTIONS="$(printf "%q " "${tested[@]}")" LABEL_TABLE="$DATA/labels.csv" OUTPUT_DIR="$RUNS/brain_age_gap" \
+  CORRECTION=linear-gap,linear-prediction,covariate FIT_PREDICTIONS="$VALID" CALIBRATION_PREDICTIONS="$VALID" \
+  CHECKPOINTS="$(printf "%q " "$FIRST_STAGE_CHECKPOINT" "$RUNS/second_stage/best.pt")" \
+  bash "$HERE/bash_analyse_brain_age_gap.sh" || echo "There is no report, for the reason above; all else is there."
 
 echo
 echo "Done in $((SECONDS - started)) seconds, on simulated brains."

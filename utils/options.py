@@ -810,6 +810,8 @@ def prediction_parser() -> argparse.ArgumentParser:
 
 def _paths(text: str) -> list[Path]:
     """Read paths as a shell does, with blanks between them and ``*`` for any name."""
+    if Path(text).is_file():  # one path, whatever blanks it has
+        return [Path(text)]
     paths = []
     for word in shlex.split(text):
         paths += [Path(name) for name in sorted(glob.glob(word))] or [Path(word)]
@@ -869,7 +871,7 @@ def gap_parser() -> argparse.ArgumentParser:
         "--patient_labels",
         type=_labels,
         default=[],
-        help="diagnoses to tell from healthy subjects, one by one, with commas between them, such as AD,MCI; default: all that occur",
+        help="diagnoses to tell from healthy subjects, one by one, with commas between them, such as AD,MCI; default: all of which there are enough persons",
     )
     diagnosis.add_argument(
         "--protocol",
@@ -884,7 +886,7 @@ def gap_parser() -> argparse.ArgumentParser:
         metavar="{true,false}",
         help="compare pairs of a patient and a healthy subject at most 3 years apart; without, older patients look ill for their age alone",
     )
-    diagnosis.add_argument("--repeats", type=_count, default=10, help="of the 5 folds, each time drawn anew")
+    diagnosis.add_argument("--repeats", type=_count, default=10, help="of the 5 folds, each time drawn anew; of --protocol ours")
     diagnosis.add_argument(
         "--permutations", type=_count, default=1000, help="shuffled labels for the p-value, at least 1 / (this + 1)"
     )
