@@ -886,7 +886,9 @@ def gap_parser() -> argparse.ArgumentParser:
         metavar="{true,false}",
         help="compare pairs of a patient and a healthy subject at most 3 years apart; without, older patients look ill for their age alone",
     )
-    diagnosis.add_argument("--repeats", type=_count, default=10, help="of the 5 folds, each time drawn anew; of --protocol ours")
+    diagnosis.add_argument(
+        "--repeats", type=_count, default=10, help="of the 5 folds, each time drawn anew; of --protocol ours"
+    )
     diagnosis.add_argument(
         "--permutations", type=_count, default=1000, help="shuffled labels for the p-value, at least 1 / (this + 1)"
     )
