@@ -14,10 +14,11 @@ def main() -> None:
 
     check_analysis_folder(args.output_dir)
     groups = {"test": args.predictions, "fit": args.fit_predictions, "calibration": args.calibration_predictions}
-    tables = read_tables(groups, args.label_table, {role: getattr(args, f"{role}_column") for role in ROLES})
+    columns = {role: getattr(args, f"{role}_column") for role in ROLES}
+    tables = read_tables(groups, args.label_table, columns, args.healthy_label)
     healthy, patient_labels = check_test_set(tables["test"], args.healthy_label, args.patient_labels)
     sections, subjects, corrections = analyse(args, tables, healthy, patient_labels)
-    fitted = {"corrections.json": describe_corrections(corrections)} if args.fit_predictions else {}
+    fitted = {"corrections.json": describe_corrections(corrections)} if corrections else {}
     write_analysis(args.output_dir, "Brain-age gap", sections, subjects, provenance_of(args), fitted)
     for section in sections:
         for line in [*section.alarms, *section.headlines]:

@@ -32,15 +32,17 @@ for split in test valid patients; do
   [[ $split == valid ]] || tested+=("$RUNS/second_stage/$split/predictions.csv")
 done
 # The correction and the intervals are fitted on the validation brains, which chose nothing (RECIPE=paper: the epoch).
-VALID="$(printf %q "$RUNS/second_stage/valid/predictions.csv")"
-PREDICTIONS="$(printf "%q " "${tested[@]}")" LABEL_TABLE="$DATA/labels.csv" OUTPUT_DIR="$RUNS/brain_age_gap" \
+quoted() { local path; for path in "$@"; do printf "'%s' " "${path//\'/\'\\\'\'}"; done; }  # as the program splits them
+VALID="$(quoted "$RUNS/second_stage/valid/predictions.csv")"
+REPORT="$RUNS/brain_age_gap/report.html"
+PREDICTIONS="$(quoted "${tested[@]}")" LABEL_TABLE="$DATA/labels.csv" OUTPUT_DIR="$RUNS/brain_age_gap" \
   CORRECTION=linear-gap,linear-prediction,covariate FIT_PREDICTIONS="$VALID" CALIBRATION_PREDICTIONS="$VALID" \
-  CHECKPOINTS="$(printf "%q " "$FIRST_STAGE_CHECKPOINT" "$RUNS/second_stage/best.pt")" \
-  bash "$HERE/bash_analyse_brain_age_gap.sh" || echo "There is no report, for the reason above; all else is there."
+  CHECKPOINTS="$(quoted "$FIRST_STAGE_CHECKPOINT" "$RUNS/second_stage/best.pt")" \
+  bash "$HERE/bash_analyse_brain_age_gap.sh" || REPORT="none, for the reason above"
 
 echo
 echo "Done in $((SECONDS - started)) seconds, on simulated brains."
 echo "  pictures:    $RUNS/first_stage/test/brain_age.png and $RUNS/second_stage/test/brain_age.png"
 echo "  predictions: $RUNS/second_stage/test/predictions.csv"
-echo "  report:      $RUNS/brain_age_gap/report.html"
+echo "  report:      $REPORT"
 echo "  curves:      \"$PYTHON\" -m tensorboard.main --logdir \"$RUNS\""

@@ -16,7 +16,7 @@ NUM_WORKERS="${NUM_WORKERS:-2}"                       # processes that simulate
   --output_dir "$OUTPUT_DIR" \
   --subjects "$SUBJECTS" \
   --patients "$PATIENTS" \
-  --patient_gaps "$PATIENT_GAPS" \
+  --patient_gaps="$PATIENT_GAPS" \
   --voxel_size "$VOXEL_SIZE" \
   --seed "$SEED" \
   --num_workers "$NUM_WORKERS" \

@@ -286,7 +286,9 @@ def test_what_weakens_a_report_is_said(cohort, tmp_path, monkeypatch, capsys) ->
     groups = pd.read_csv(tmp_path / "out" / "errors_by_group.csv")
     assert set(groups["by"]) == {"age", "sex", "site"}
     analyse("--predictions", cohort / "test.csv", "--output_dir", tmp_path / "plain", monkeypatch=monkeypatch)
-    assert len(json.loads((tmp_path / "plain" / "metrics.json").read_text())["warnings"]) == 1  # networks are not known
+    assert (
+        len(json.loads((tmp_path / "plain" / "metrics.json").read_text())["warnings"]) == 2
+    )  # networks are not known; nobody is ill
     # A second analysis takes the place of the first, and leaves other people's files alone.
     (tmp_path / "out" / "notes.txt").write_text("mine")
     analyse("--predictions", cohort / "test.csv", "--output_dir", tmp_path / "out", monkeypatch=monkeypatch)
@@ -299,7 +301,7 @@ def test_what_weakens_a_report_is_said(cohort, tmp_path, monkeypatch, capsys) ->
     analyse(
         "--predictions", cohort / "test.csv", "--output_dir", tmp_path / "results", monkeypatch=monkeypatch, status=2
     )
-    assert "is not of an analysis" in capsys.readouterr().err
+    assert "holds other files, not an earlier analysis" in capsys.readouterr().err
 
 
 def test_follow_up_bins_and_leaks_into_the_fit(cohort, tmp_path, monkeypatch, capsys) -> None:

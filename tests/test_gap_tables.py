@@ -36,6 +36,29 @@ def test_columns_and_labels_are_joined(tmp_path) -> None:
     assert one_scan_each(table)["subject_id"].tolist() == ["sub-1_ses-1", "sub-10", "sub-3"]
 
 
+def test_a_named_column_is_never_replaced_by_another(tmp_path) -> None:
+    """But subject and age may be called otherwise in each table."""
+    predictions = write(tmp_path / "p.csv", "subject_id,true_age,model_b,brain_age,diagnosis\na,40,41,99,HC\n")
+    other = write(tmp_path / "f.csv", "subject_id,age,brain_age\nb,50,51\n")
+    labels = write(tmp_path / "l.csv", "id,DX\na,AD\n")
+    named = {"chronological_age": "true_age", "brain_age": "model_b", "diagnosis": "DX"}
+    row = read_tables({"test": [predictions]}, labels, named)["test"].iloc[0]
+    assert (row["chronological_age"], row["brain_age"], row["diagnosis"]) == (40, 41, "AD")
+    with pytest.raises(InputError, match="f.csv: has no column for the brain age"):
+        read_tables({"test": [predictions], "fit": [other]}, None, named | {"diagnosis": None})
+    alone = {"chronological_age": "true_age"}
+    assert read_tables({"test": [predictions], "fit": [other]}, None, alone)["fit"]["chronological_age"].item() == 50
+    assert read_tables({"test": [predictions]}, None, alone | {"diagnosis": "none"})["test"]["diagnosis"].item() == ""
+
+
+def test_sessions_sort_by_their_numbers_and_none_may_be_healthy(tmp_path) -> None:
+    text = "subject_id,age,brain_age,session,diagnosis\na,40,41,10,none\na,40,42,ses-02,none\n"
+    tables = read_tables({"test": [write(tmp_path / "p.csv", text)]}, None, COLUMNS, healthy_label="none")
+    assert one_scan_each(tables["test"])["brain_age"].item() == 42
+    assert set(tables["test"]["diagnosis"]) == {"none"}
+    assert set(read_tables({"test": [tmp_path / "p.csv"]}, None, COLUMNS)["test"]["diagnosis"]) == {""}
+
+
 def test_every_problem_is_named(tmp_path) -> None:
     predictions = write(
         tmp_path / "p.csv",

@@ -82,10 +82,10 @@ def run_command(main: Callable[[], None]) -> None:
         print("error: the memory of this machine is too small for that; give fewer subjects at a time", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; make room, or set another OUTPUT_DIR (--output_dir)", file=sys.stderr)
+        print(f"error: {where}{error.strerror}; make room or give the rights, or name another place", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on (a training with --resume)", file=sys.stderr)

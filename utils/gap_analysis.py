@@ -29,7 +29,7 @@ from utils.diagnosis import (
 from utils.errors import InputError
 from utils.gap_correction import Correction, doubts, fit_correction, load_corrections
 from utils.gap_report import Section, Table, cell, number
-from utils.gap_tables import check_healthy, one_scan_each
+from utils.gap_tables import check_healthy, one_scan_each, sorted_scans
 from utils.leakage import SHOWN, Seen, find_leaks, names_of, seen_by_checkpoints, seen_by_weights, suspect_leaks
 from utils.metrics import accuracy, bootstrap, compare_errors, correlation, decade_of, errors_by_group, interval_of_mean
 from utils.repeats import (
@@ -95,6 +95,8 @@ def leakage_section(
     seen = seen_by_checkpoints(args.checkpoints)
     shipped = seen_by_weights(args.weights_dir) if args.weights_dir else Seen()
     names = {role: names_of(table) for role, table in tables.items()}
+    if args.correction_file:
+        names["fit"] = {person: {person} for c in corrections for person in c.persons}
     others: dict[str, set[str]] = {f"the fit of {c.kind}": set(c.persons) for c in corrections}
     if len(tables["calibration"]):
         others["the calibration set"] = set().union(*names["calibration"].values())
@@ -103,9 +105,6 @@ def leakage_section(
     # Out-of-fold ages of those whom ready weights were trained on are fit for both.
     for role, name in (("fit", "the correction's fit"), ("calibration", "the calibration set")):
         leaks += find_leaks(names[role], seen.training, name)
-    if args.correction_file:
-        fitted = {person: {person} for c in corrections for person in c.persons}
-        leaks += find_leaks(fitted, seen.training, "the correction's fit")
     if leaks and not args.allow_leakage:
         raise InputError(
             [f"leakage: {leak}; take them out, or say that it is meant (--allow_leakage true)" for leak in leaks]
@@ -164,6 +163,10 @@ def data_section(
                 "Sites differ in the diagnoses of their subjects, so that what differs between scanners looks like disease. "
                 "Compare patients with healthy subjects of the same site."
             )
+    if persons["diagnosis"].nunique() == 1 and (persons["diagnosis"] != "").any():
+        section.warnings.append(
+            "There is one diagnosis only, so nothing is said of telling patients from healthy subjects."
+        )
     changed = test[test["diagnosis"] != ""].groupby("person")["diagnosis"].nunique()
     outside = persons[outside_training(persons, age_ranges)]
     differ = test[(test["label_age"] - test["chronological_age"]).abs() > LARGEST_LABEL_DIFFERENCE]
@@ -360,8 +363,9 @@ def diagnosis_section(
                 for row in found if row["score"].startswith(MACHINE)
             ))  # fmt: skip
     groups = group_gaps(persons, [args.healthy_label, *patient_labels], corrections, args.seed)
+    everybody = " (everybody, not matched)" if args.match_ages else ""
     section.tables["group_gaps"] = Table(
-        "Gaps of the groups, years, and how they differ from the healthy subjects'", groups
+        f"Gaps of the groups{everybody}, years, and how they differ from the healthy subjects'", groups
     )
     if rows:
         section.tables["diagnosis"] = Table("Telling patients from healthy subjects", pd.DataFrame(rows))
@@ -371,7 +375,7 @@ def diagnosis_section(
         }
         section.figures[f"gap_by_diagnosis_{name}"] = (
             figures.plot_groups(parts, name),
-            f"The gap ({name}) of each group.",
+            f"The gap ({name}) of each group{everybody}.",
         )
     return section
 
@@ -477,7 +481,11 @@ def _compare_scores(
         section.warnings.append(
             f"{title}: the patients are {abs(years):.1f} years {'older' if years > 0 else 'younger'} in the mean "
             f"({standardized:+.2f} SD, p {number(p_value, 'p_value')}), so that the gap's dependence on age mixes with the disease. "
-            "See what age alone tells, and match by age (--match_ages true)."
+            + (
+                "The pairs still differ."
+                if args.match_ages
+                else "See what age alone tells, and match by age (--match_ages true)."
+            )
         )
 
 
@@ -522,8 +530,10 @@ def repeats_section(
     test: pd.DataFrame, healthy_label: str, corrections: Sequence[Correction], retest_years: float, seed: int
 ) -> Section | None:
     """Describe repeated scans of each group, the healthy subjects first, if there are any."""
-    labels = sorted(set(test["diagnosis"]), key=lambda label: (label != healthy_label, label))
-    groups = {label or "all": test[test["diagnosis"] == label].reset_index(drop=True) for label in labels}
+    scans = sorted_scans(test).reset_index(drop=True)
+    diagnosis = scans["person"].map(one_scan_each(test).set_index("person")["diagnosis"])  # that of the first scan
+    labels = sorted(set(diagnosis), key=lambda label: (label != healthy_label, label))
+    groups = {label or "all": scans[diagnosis == label].reset_index(drop=True) for label in labels}
     pairs = {label: retest_pairs(table, retest_years) for label, table in groups.items()}
     slopes = {label: yearly_slopes(table, retest_years) for label, table in groups.items()}
     if not any(map(len, [*pairs.values(), *slopes.values()])):

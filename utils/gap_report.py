@@ -147,18 +147,20 @@ def check_analysis_folder(folder: Path) -> list[str]:
     Raises
     ------
     InputError
-        If the folder holds the results of something else.
+        If the folder holds anything, but no earlier analysis.
     """
     check_writable(folder)
-    path = folder / METRICS
-    if not path.exists():
+    if not folder.exists() or not any(folder.iterdir()):
         return []
     try:
-        files: list[str] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        if "provenance" not in content:
+            raise ValueError
+        files: list[str] = content.get("files", [])
         return files
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: is not of an analysis of the brain-age gap; set another OUTPUT_DIR (--output_dir)"
+            f"{folder}: holds other files, not an earlier analysis; set another OUTPUT_DIR (--output_dir)"
         ) from error
 
 
@@ -201,8 +203,8 @@ def write_analysis(
     metrics = {name: table.records() for section in sections for name, table in section.tables.items()}
     notes = {"warnings": [line for section in sections for line in section.warnings],
              "leakage": [line for section in sections for line in section.alarms]}  # fmt: skip
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
         aside = Path(temporary)
         (aside / "figures").mkdir()
         for file_name, content in drawings.items():
@@ -224,11 +226,11 @@ def write_analysis(
         files += [METRICS, PAGE]
         write_json(aside / METRICS, {**metrics, **notes, "provenance": provenance, "files": files})
         (aside / PAGE).write_text(_render(title, sections, drawings, provenance), encoding="utf-8")
-        for name in {PAGE, *old}:
-            (folder / name).unlink(missing_ok=True)
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(aside / name, folder / name)
+        for name in set(old) - set(files):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _render(title: str, sections: Sequence[Section], drawings: dict[str, bytes], provenance: dict[str, str]) -> str:

@@ -36,6 +36,7 @@ ROLES: dict[str, tuple[str, ...]] = {  # what a column tells: the names it is fo
 NUMBERS = ("chronological_age", "brain_age", "first_stage_age", "true_brain_age")
 NEEDED = ("chronological_age", "brain_age")
 FEWEST_PERSONS = 10
+CALLED_OTHERWISE = ("subject_id", "chronological_age")
 NO_COLUMN = "none"  # a column's name that means: do not read it
 SESSION_PATTERN = r"_ses-([A-Za-z0-9]+)"
 
@@ -44,7 +45,11 @@ def _column(names: Sequence[str], role: str, wanted: str | None) -> int | None:
     """Return the place of a role's column; a name that the user gave comes before those we know."""
     if wanted == NO_COLUMN:
         return None
-    known = [plain_name(wanted), *ROLES[role]] if wanted else ROLES[role]
+    # Tables may differ in how they call subject and age; anything else has the name that was given, or is not there.
+    known = [
+        *([plain_name(wanted)] if wanted else []),
+        *(ROLES[role] if not wanted or role in CALLED_OTHERWISE else []),
+    ]
     return next((names.index(name) for name in known if name in names), None)
 
 
@@ -58,7 +63,7 @@ def session_of(text: str) -> str:
 
 
 def _read_rows(
-    path: Path, columns: Mapping[str, str | None], found: set[str], problems: list[str]
+    path: Path, columns: Mapping[str, str | None], healthy_label: str, found: set[str], problems: list[str]
 ) -> list[dict[str, str]]:
     """Read a table's rows as text by role, with the ``where`` of each; note its columns, and if it has no subjects."""
     cells = read_cells(path)
@@ -79,11 +84,7 @@ def _read_rows(
         if not any(texts):
             continue
         row = {role: texts[place] for role, place in places.items() if place is not None}
-        # "none" may be how a table calls healthy subjects.
-        row = {
-            role: "" if text.lower() in MISSING and (role, text.lower()) != ("diagnosis", "none") else text
-            for role, text in row.items()
-        }
+        row = {role: "" if text.lower() in MISSING and text != healthy_label else text for role, text in row.items()}
         row["subject_id"] = subject_id_of(row["subject_id"])
         session = re.search(SESSION_PATTERN, row["subject_id"])
         row["session"] = session_of(row.get("session", session[1] if session else ""))
@@ -98,11 +99,11 @@ def _called(subject_id: str, session: str) -> str:
 
 
 def _label_rows(
-    path: Path, columns: Mapping[str, str | None], found: set[str], problems: list[str]
+    path: Path, columns: Mapping[str, str | None], healthy_label: str, found: set[str], problems: list[str]
 ) -> dict[tuple[str, str], dict[str, str]]:
     """Return a label table's rows by subject and session."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for row in _read_rows(path, columns, found, problems):
+    for row in _read_rows(path, columns, healthy_label, found, problems):
         key = (row["subject_id"], row["session"])
         if key in rows:
             problems.append(
@@ -114,7 +115,10 @@ def _label_rows(
 
 
 def read_tables(
-    groups: Mapping[str, Sequence[Path]], label_table: Path | None, columns: Mapping[str, str | None]
+    groups: Mapping[str, Sequence[Path]],
+    label_table: Path | None,
+    columns: Mapping[str, str | None],
+    healthy_label: str = "HC",
 ) -> dict[str, pd.DataFrame]:
     """Read tables of predictions and join to each row what a label table tells.
 
@@ -129,6 +133,8 @@ def read_tables(
     label_table : Path or None
     columns : mapping of role in `ROLES` to str or None
         Names of columns; None: one of the known names.
+    healthy_label : str
+        A diagnosis, whatever it is, even if it reads like a missing value.
 
     Returns
     -------
@@ -146,13 +152,13 @@ def read_tables(
     """
     problems: list[str] = []
     found: set[str] = set()
-    labels = _label_rows(label_table, columns, found, problems) if label_table else {}
+    labels = _label_rows(label_table, columns, healthy_label, found, problems) if label_table else {}
     tables = {}
     labelled_roles = {role for row in labels.values() for role in row}
     for group, paths in groups.items():
         records: list[dict[str, object]] = []
         for path in paths:
-            rows = _read_rows(path, columns, found, problems)
+            rows = _read_rows(path, columns, healthy_label, found, problems)
             lacking = [role for role in NEEDED if rows and role not in labelled_roles | rows[0].keys()]
             problems += [
                 f"{path}: has no column for the {role.replace('_', ' ')} (found "
@@ -221,9 +227,21 @@ def _typed(row: Mapping[str, str], problems: list[str]) -> dict[str, object]:
     return typed
 
 
+def _in_order(column: pd.Series) -> pd.Series:
+    """Let sessions sort by their numbers: 2 before 10."""
+    if column.name != "session":
+        return column
+    return column.str.replace(r"\d+", lambda found: found[0].zfill(9), regex=True)
+
+
+def sorted_scans(table: pd.DataFrame) -> pd.DataFrame:
+    """Return scans by age, and those of one age by session."""
+    return table.sort_values(["chronological_age", "session"], kind="stable", key=_in_order)
+
+
 def one_scan_each(table: pd.DataFrame) -> pd.DataFrame:
     """Keep each person's first scan, by age, so that persons count once."""
-    first = table.sort_values(["chronological_age", "session"], kind="stable").drop_duplicates("person").index
+    first = sorted_scans(table).drop_duplicates("person").index
     return table.loc[table.index.isin(first)].reset_index(drop=True)
 
 

@@ -71,10 +71,11 @@ def names_of(table: pd.DataFrame) -> dict[str, set[str]]:
 def plain_person(name: str) -> str:
     """Return a person's name without what is often written in two ways.
 
-    >>> plain_person("sub-HOSP_007"), plain_person("hosp7")
-    ('hosp7', 'hosp7')
+    >>> plain_person("sub-HOSP_007"), plain_person("hosp7"), plain_person("1_23")
+    ('hosp7', 'hosp7', '1-23')
     """
-    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"^sub-|[^a-z0-9]", "", name.lower()))
+    plain = re.sub(r"(?<!\d)0+(?=\d)", "", name.lower().removeprefix("sub-"))
+    return re.sub(r"(?<=\d)[\W_]+(?=\d)", "-", re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", plain))
 
 
 def find_leaks(
@@ -94,8 +95,8 @@ def find_leaks(
     ['1 person of the test set is in the fit too: sub-2']
     """
     lines = []
-    for name, known in others.items():
-        shared = sorted(person for person, names in tested.items() if not set(known).isdisjoint(names))
+    for name, known in ((name, set(known)) for name, known in others.items()):
+        shared = sorted(person for person, names in tested.items() if not known.isdisjoint(names))
         if shared:
             be = "is" if len(shared) == 1 else "are"
             lines.append(f"{_count(shared)} of {tested_name} {be} in {name} too: {_list(shared)}")
@@ -105,11 +106,11 @@ def find_leaks(
 def suspect_leaks(tested: Mapping[str, Collection[str]], others: Mapping[str, Collection[str]]) -> list[str]:
     """Return a line for each set with persons whose names are not, but nearly, those of tested ones."""
     lines = []
-    for name, known in others.items():
-        plain = {plain_person(other) for other in known}
+    for name, known in ((name, set(known)) for name, known in others.items()):
+        plain = {plain_person(other) for other in known} - {""}
         alike = sorted(
             person for person, names in tested.items()
-            if set(known).isdisjoint(names) and not plain.isdisjoint(map(plain_person, names))
+            if known.isdisjoint(names) and not plain.isdisjoint(map(plain_person, names))
         )  # fmt: skip
         if alike:
             have = "has" if len(alike) == 1 else "have"

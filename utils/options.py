@@ -3,6 +3,7 @@
 import argparse
 import glob
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -810,10 +811,14 @@ def prediction_parser() -> argparse.ArgumentParser:
 
 def _paths(text: str) -> list[Path]:
     """Read paths as a shell does, with blanks between them and ``*`` for any name."""
-    if Path(text).is_file():  # one path, whatever blanks it has
+    if os.path.isfile(text):  # one path, whatever blanks it has
         return [Path(text)]
     paths = []
-    for word in shlex.split(text):
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be split into paths ({error})") from error
+    for word in words:
         paths += [Path(name) for name in sorted(glob.glob(word))] or [Path(word)]
     return paths
 

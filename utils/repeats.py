@@ -94,7 +94,7 @@ def retest_pairs(scans: pd.DataFrame, longest: float) -> np.ndarray:
 
     Parameters
     ----------
-    scans : DataFrame with ``person``, ``session``, ``chronological_age``
+    scans : DataFrame with ``person``, ``chronological_age``; scans of one age in their order
     longest : float, years
 
     Returns
@@ -103,7 +103,7 @@ def retest_pairs(scans: pd.DataFrame, longest: float) -> np.ndarray:
         The rows of the earlier and of the later scan of each of N persons.
     """
     ages = scans["chronological_age"].to_numpy()
-    order = np.lexsort((scans["session"], ages, scans["person"]))
+    order = np.lexsort((ages, scans["person"]))
     persons = scans["person"].to_numpy()[order]
     apart = np.where(persons[1:] == persons[:-1], np.diff(ages[order]), np.inf)
     pairs = pd.DataFrame({"person": persons[1:], "first": order[:-1], "second": order[1:], "apart": apart})
