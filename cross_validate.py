@@ -14,7 +14,7 @@ def main() -> None:
     import torch
 
     from utils.checkpoints import load_checkpoint
-    from utils.cohort import load_cohort
+    from utils.cohort import load_cohort, resolve_normalization
     from utils.cross_validation import (
         FEWEST_FOR_WEIGHTS,
         TABLE,
@@ -43,7 +43,8 @@ def main() -> None:
         model_grid(trainings[0].voxel_size)
     # All scans are checked before the first training; a folder that holds folds was checked when it was begun.
     begun = (args.output_dir / TABLE).exists()
-    scans = None if begun else ScanStore(trainings[0].voxel_size, trainings[0].normalization, None, args.num_workers)
+    normalization = resolve_normalization(trainings[0].normalization, [args.scan_folder])
+    scans = None if begun else ScanStore(trainings[0].voxel_size, normalization, None, args.num_workers)
     subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=use_sex)["scan"]
     if args.weights_dir and len(subjects) < FEWEST_FOR_WEIGHTS:
         raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the interval of weights")

@@ -14,7 +14,7 @@ def main() -> None:
     from model.building import load_network, make_config, make_loss, make_network
     from utils import distributed
     from utils.checkpoints import describe_checkpoint, load_checkpoint
-    from utils.cohort import load_cohort, split_into_folds
+    from utils.cohort import load_cohort, resolve_normalization, split_into_folds
     from utils.dataset import ScanDataset
     from utils.discretization import write_discretized_ages
     from utils.engine import Training, check_run_folder, predict
@@ -33,6 +33,7 @@ def main() -> None:
     device = distributed.start(args.device)
     criterion.to(device)
     folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
+    args.normalization = resolve_normalization(args.normalization, filter(None, folders.values()))
     scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
     cohort = load_cohort(
         {split: folder for split, folder in folders.items() if folder},

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError, run_command
 from utils.files import write_json
-from utils.images import coarsen_volume, read_image
+from utils.images import coarsen_volume, deviation_file, read_image
 from utils.metrics import compare_errors, evaluate_ages
 from utils.reports import describe_metrics
 from utils.template import load_template
@@ -52,7 +52,7 @@ def voxels_of(paths: Sequence[Path], normalization: str) -> np.ndarray:
     rows = []
     for path in tqdm(paths, "reading", leave=False, disable=None):
         if normalization == "local_sd":
-            volume = read_image(path, 4, local_sd=True)[0]
+            volume = read_image(path, 4, "native_sd" if deviation_file(path) else "local_sd")[0]
             rows.append(volume[inside] / volume[volume > 0].mean())
             continue
         volume = read_image(path, 2)[0]

@@ -1,6 +1,6 @@
 """Match scans to the rows of a label table, and find every problem before training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +8,44 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from utils.errors import InputError
-from utils.images import is_nifti
+from utils.images import deviation_file, is_nifti
 from utils.scans import ScanStore
 from utils.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
 from utils.tables import SEXES, LabelTable, read_label_table, subject_id_of
 
 LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
+
+
+def resolve_normalization(normalization: str, folders: Iterable[Path]) -> str:
+    """Tell whether ``local_sd`` means what ``preprocess.py`` has measured beside the scans.
+
+    Parameters
+    ----------
+    normalization : str
+    folders : iterable of Path
+        Of scans.
+
+    Returns
+    -------
+    str
+        ``native_sd`` where `normalization` is ``local_sd`` and every scan has
+        a `utils.images.deviation_file`; else `normalization`.
+
+    Raises
+    ------
+    InputError
+        If some have one and others do not.
+    """
+    if normalization != "local_sd":
+        return normalization
+    paths = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if is_nifti(path)]
+    without = [path for path in paths if deviation_file(path) is None]
+    if without and len(without) < len(paths):
+        raise InputError(
+            f"{len(without)} of {len(paths)} scans, such as {without[0]}, have no local deviations beside them, as "
+            "bash_preprocess.sh writes them, and the others have; prepare all of them alike"
+        )
+    return "local_sd" if without or not paths else "native_sd"
 
 
 def load_cohort(

@@ -10,6 +10,9 @@ from scipy import ndimage
 
 from utils.errors import InputError
 
+DEVIATIONS = "local_sd"  # folder beside preprocessed scans
+DEVIATION_WIDTH = 2.0  # mm, standard deviation of the neighbourhood
+LEAST_DEVIATION = 0.05  # of the mean; less is none
 MOST_NEGATIVE = 0.05  # of the voxels that are not 0
 
 
@@ -80,27 +83,44 @@ def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
     return padded.reshape(d, factor, h, factor, w, factor).mean((1, 3, 5))
 
 
-def local_deviation(volume: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of the 3x3x3 voxels around each voxel.
+def local_deviation(volume: np.ndarray, voxel_size: float | np.ndarray = 2.0) -> np.ndarray:
+    """Return the standard deviation of the intensities around each voxel, over its mean in the brain.
 
     It is high where tissues meet and low inside them, so that it shows how
     wide sulci and ventricles are, on a coarse grid too, where the mean of a
-    cube does not tell half gray and half fluid from white matter.
+    cube does not tell half gray and half fluid from white matter. Every
+    interpolation lowers it, so it is best measured on the scanner's own grid.
 
     Parameters
     ----------
-    volume : (D, H, W) float array
+    volume : (D, H, W) float array, 0 outside the brain
+    voxel_size : float or (3,) float array, mm
 
     Returns
     -------
     (D, H, W) float32 array
-        0 where all 27 voxels are 0 or below.
+        0 where there is next to none: inside nothing, and far from the brain.
+
+    Notes
+    -----
+    With G a Gaussian of `DEVIATION_WIDTH` and v the intensities,
+    sqrt(G v^2 - (G v)^2).
     """
     exact = volume.astype(np.float64)
-    mean, mean_square = (ndimage.uniform_filter(part, 3, mode="constant") for part in (exact, exact**2))
+    sigma = DEVIATION_WIDTH / (voxel_size * np.ones(3))
+    mean, mean_square = (ndimage.gaussian_filter(part, sigma, mode="constant") for part in (exact, exact**2))
     deviation = np.sqrt(np.maximum(mean_square - mean**2, 0))
-    near_brain = ndimage.maximum_filter(volume, 3, mode="constant") > 0
-    return np.where(near_brain, deviation, 0).astype(np.float32)
+    typical = deviation[exact > 0].mean() if (exact > 0).any() else 1.0
+    return np.where(deviation > LEAST_DEVIATION * typical, deviation / (typical or 1.0), 0).astype(np.float32)
+
+
+def deviation_file(path: Path) -> Path | None:
+    """Return where ``preprocess.py`` has written a scan's local deviations; None if it has not.
+
+    They lie beside the scan, or beside the file that it links to.
+    """
+    candidates = (scan.parent / DEVIATIONS / scan.name for scan in (path, path.resolve()))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def sharpness(path: Path) -> float:
@@ -126,7 +146,7 @@ def sharpness(path: Path) -> float:
     return float(ndimage.laplace(volume)[inside].std() / volume[inside].std())
 
 
-def read_image(path: Path, voxel_size: int, local_sd: bool = False) -> tuple[np.ndarray, float, float]:
+def read_image(path: Path, voxel_size: int, normalization: str = "brain") -> tuple[np.ndarray, float, float]:
     """Read a scan onto the model's grid.
 
     Axes in another order or direction are put right without resampling; a
@@ -136,10 +156,12 @@ def read_image(path: Path, voxel_size: int, local_sd: bool = False) -> tuple[np.
     ----------
     path : Path to a ``.nii`` or ``.nii.gz`` file
     voxel_size : int, mm
-    local_sd : bool
-        Whether to take the `local_deviation` instead of the intensities,
-        before anything is averaged; of a scan that is coarser than 2 mm
-        already it is another quantity, so do not mix the two.
+    normalization : {"brain", "legacy", "local_sd", "native_sd"}
+        ``local_sd``: the `local_deviation` of the scan instead of its
+        intensities, before anything is averaged; of a scan that is coarser
+        than 2 mm already it is another quantity, so do not mix the two.
+        ``native_sd``: that which ``preprocess.py`` measured on the scanner's
+        grid, from the scan's `deviation_file`.
 
     Returns
     -------
@@ -151,9 +173,18 @@ def read_image(path: Path, voxel_size: int, local_sd: bool = False) -> tuple[np.
     ------
     InputError
         If the file cannot be read, its grid is another one, or its voxels
-        are empty, constant inside the brain, largely negative, or not finite.
+        are empty, constant inside the brain, largely negative, or not
+        finite; or if it has no `deviation_file` and needs one.
     """
     grid = model_grid(voxel_size)
+    if normalization == "native_sd":
+        measured = deviation_file(path)
+        if measured is None:
+            raise InputError(
+                f"{path}: has no local deviations beside it ({DEVIATIONS}/{path.name}); prepare the raw scan "
+                "with bash_preprocess.sh"
+            )
+        return read_image(measured, voxel_size)
     try:
         image = nibabel.load(path)
         if image.get_data_dtype().kind not in "iuf":  # type: ignore[attr-defined]
@@ -185,7 +216,7 @@ def read_image(path: Path, voxel_size: int, local_sd: bool = False) -> tuple[np.
             f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
             "but the brain is told from the background by voxels above 0; give the scan before normalization"
         )
-    if local_sd:
+    if normalization == "local_sd":
         volume = local_deviation(volume)
     return coarsen_volume(volume, factor) if factor > 1 else volume, *scaling
 
@@ -256,10 +287,10 @@ def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[
     Parameters
     ----------
     volume : (D, H, W) float array, not constant where it is above 0
-    normalization : {"brain", "legacy", "local_sd"}
+    normalization : {"brain", "legacy", "local_sd", "native_sd"}
         ``legacy`` gives the deviation that the authors' code used until
-        2023-11-21, which weights of that time expect. ``local_sd``, for a
-        volume of local deviations, gives the mean in place of the deviation:
+        2023-11-21, which weights of that time expect. The last two, for a
+        volume of local deviations, give the mean in place of the deviation:
         they become fractions of their mean, around 0.
 
     Returns
@@ -280,7 +311,7 @@ def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[
     inside = volume[volume > 0].astype(np.float64)
     mean = inside.mean()
     variance = inside.var()
-    if normalization == "local_sd":
+    if normalization in ("local_sd", "native_sd"):
         return float(mean), float(mean)
     if normalization == "legacy":
         variance += (volume.size - inside.size) * mean**2 / inside.size

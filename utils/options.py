@@ -24,7 +24,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ranking_weight": 0.0,
         "age_difference_weight": 1.0,
         "epochs": 30,
-        "batch_size": 16,
+        "batch_size": 4,
         "batches": "stratified",
         "optimizer": "adamw",
         "learning_rate": 3e-3,
@@ -493,7 +493,7 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
             "--normalization",
             kind=str.lower,
             choices=("brain", "legacy", "local_sd"),
-            meaning="brain: intensities, of zero mean and unit deviation inside it; legacy: as the authors' code before 2023-11-21; local_sd: the standard deviation of the 27 voxels around each, at 2 mm, which shows how wide sulci and ventricles are on a coarse grid too; the second stage takes it over",
+            meaning="brain: intensities, of zero mean and unit deviation inside it; legacy: as the authors' code before 2023-11-21; local_sd: the standard deviation of the intensities around each voxel, which shows how wide sulci and ventricles are on a coarse grid too, as bash_preprocess.sh measured it on the scanner's grid, or, where it has not, as it is after registration; the second stage takes it over",
         )
     else:
         _add_released_normalization(group)

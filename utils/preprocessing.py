@@ -16,7 +16,7 @@ from nibabel.orientations import aff2axcodes
 from scipy import ndimage
 
 from utils import registration
-from utils.images import MNI152_T1_2MM
+from utils.images import DEVIATION_WIDTH, MNI152_T1_2MM, local_deviation
 from utils.quality import LIMITS, Alignment, cut_area, measure_quality
 from utils.template import NAME, Template, load_template, sample, smooth_to
 
@@ -81,6 +81,8 @@ class PreparedScan:
         On the grid of ``MNI152_T1_2mm``, 0 outside the brain.
     head : (91, 109, 91) float32 array
         The same with what surrounds the brain.
+    deviation : (91, 109, 91) float32 array
+        The `utils.images.local_deviation` of the brain, measured on the scanner's grid.
     native_mask : (D, H, W) uint8 array, on the file's own grid
     quality : dict of quantity to float
         See `utils.quality`.
@@ -90,6 +92,7 @@ class PreparedScan:
 
     volume: np.ndarray
     head: np.ndarray
+    deviation: np.ndarray
     native_mask: np.ndarray
     quality: dict[str, float]
     notes: list[str]
@@ -110,6 +113,7 @@ def fingerprint(registration_kind: str) -> dict[str, Any]:
             f"affine: greedy {registration.AFFINE}",
             *([f"nonlinear: greedy {registration.NONLINEAR}"] if registration_kind == "nonlinear" else []),
             f"one linear resampling, after smoothing finer voxels to {RESOLUTION:g} mm; zero outside the brain",
+            f"local deviations: Gaussian of {DEVIATION_WIDTH:g} mm on the scanner's grid, the same resampling",
         ],
         "limits": {name: [None if np.isinf(v) else v for v in limits[1:]] for name, limits in LIMITS.items()},
         "versions": package_versions(),
@@ -151,9 +155,11 @@ def preprocess_scan(path: Path, registration_kind: str, device: str, threads: in
     head = np.maximum(sample(smooth, scan.affine, matrix, displacement), 0)
     inside = sample(brain.mask.astype(np.float32), scan.affine, matrix, displacement) > 0.5
     volume = np.where(inside, head, 0)
+    deviation = local_deviation(np.where(brain.mask, smooth, 0), scan.voxel_size)
+    deviation = sample(deviation, scan.affine, matrix, displacement)
     alignment = Alignment(scan.affine, matrix, displacement, scan.header)
     quality = measure_quality(volume, brain.corrected, brain.mask, alignment, template)
-    return PreparedScan(volume, head, scan.to_native(brain.mask.astype(np.uint8)), quality, scan.notes)
+    return PreparedScan(volume, head, deviation, scan.to_native(brain.mask.astype(np.uint8)), quality, scan.notes)
 
 
 def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
-from utils.images import MNI152_T1_2MM, is_nifti
+from utils.images import DEVIATIONS, MNI152_T1_2MM, is_nifti
 from utils.quality import LIMITS, PICTURE_SIZE
 from utils.subjects import DESCRIPTION, DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS
 from utils.tables import scan_name
@@ -237,7 +237,7 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, An
     from utils.template import load_template
 
     started = time.perf_counter()
-    output, picture, mask_file = _outputs(settings.output_dir, scan.name)
+    output, picture, mask_file, measured = _outputs(settings.output_dir, scan.name)
     record = _new_record(scan, settings.registration, key)
     kept = False
     try:
@@ -254,10 +254,12 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, An
             _save(mask_file, prepared.native_mask, nibabel.load(scan.path).affine)  # type: ignore[attr-defined]
         kept = verdict != FAIL or settings.keep_failed
         if kept:
-            slope = float(prepared.volume.max()) / LEVELS or 1.0
-            _save(output, np.rint(prepared.volume / slope).astype(np.int16), MNI152_T1_2MM.affine, slope)
+            for path, volume in ((measured, prepared.deviation), (output, prepared.volume)):
+                slope = float(volume.max()) / LEVELS or 1.0
+                _save(path, np.rint(volume / slope).astype(np.int16), MNI152_T1_2MM.affine, slope)
     if not kept:
-        output.unlink(missing_ok=True)  # of an earlier run with other parameters
+        for path in (output, measured):
+            path.unlink(missing_ok=True)  # of an earlier run with other parameters
     record["seconds"] = round(time.perf_counter() - started, 2)
     record["memory"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # GiB, at most so far
     write_json(_record_file(settings.output_dir, scan.name), record)
@@ -337,9 +339,9 @@ def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, 
     if not isinstance(result, str):
         return result
     record = _new_record(scan, settings.registration, key) | {"verdict": FAIL, "reasons": [result], "finished": False}
-    output, picture, _ = _outputs(settings.output_dir, scan.name)
+    output, picture, _, measured = _outputs(settings.output_dir, scan.name)
     try:
-        for stale in (output, picture):
+        for stale in (output, picture, measured):
             stale.unlink(missing_ok=True)
         write_json(_record_file(settings.output_dir, scan.name), record)
     except OSError as error:
@@ -362,9 +364,10 @@ def _finished(scan: RawFile, settings: Settings, key: str) -> dict[str, Any] | N
     record = _read_record(_record_file(settings.output_dir, scan.name))
     if not record or not record["finished"] or record["fingerprint"] != key or record["stamp"] != _stamp(scan.path):
         return None
-    output, _, mask_file = _outputs(settings.output_dir, scan.name)
+    output, _, mask_file, measured = _outputs(settings.output_dir, scan.name)
     wanted = record["verdict"] != FAIL or (settings.keep_failed and record["quality"])
-    if bool(wanted) != output.exists() or (settings.save_masks and record["quality"] and not mask_file.exists()):
+    made = output.exists() and measured.exists()
+    if bool(wanted) != made or (settings.save_masks and record["quality"] and not mask_file.exists()):
         return None
     return record
 
@@ -392,9 +395,10 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     return plain | quality | {"reasons": "; ".join(record["reasons"]), "versions": versions}
 
 
-def _outputs(folder: Path, name: str) -> tuple[Path, Path, Path]:
-    """Return where the brain, the picture and the native mask of a scan lie."""
-    return folder / f"{name}.nii.gz", folder / QC_FOLDER / f"{name}.png", folder / "masks" / f"{name}.nii.gz"
+def _outputs(folder: Path, name: str) -> tuple[Path, Path, Path, Path]:
+    """Return where the brain, the picture, the native mask and the local deviations of a scan lie."""
+    image = f"{name}.nii.gz"
+    return folder / image, folder / QC_FOLDER / f"{name}.png", folder / "masks" / image, folder / DEVIATIONS / image
 
 
 def _record_file(folder: Path, name: str) -> Path:

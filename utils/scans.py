@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from utils.errors import InputError, ignore_interrupts
 from utils.files import replacing
-from utils.images import brain_statistics, encode_volume, model_grid, read_image
+from utils.images import brain_statistics, deviation_file, encode_volume, model_grid, read_image
 
-FORMAT = 1  # of the cache; another number makes every cache stale
+FORMAT = 2  # of the cache; another number makes every cache stale
 TYPES = tuple(np.dtype(name) for name in ("uint8", "int16", "float32"))
 STAMP = ["name", "size", "modified"]
 HINT = "set another CACHE_FOLDER (--cache_folder), or '' for no cache"
@@ -48,8 +48,8 @@ class ScanStore:
     Parameters
     ----------
     voxel_size : int, mm, of the model's grid
-    normalization : {"brain", "legacy", "local_sd"}
-        See `utils.images.brain_statistics`.
+    normalization : {"brain", "legacy", "local_sd", "native_sd"}
+        See `utils.images.read_image`.
     cache_folder : Path or None
         Where the caches lie, one for each folder of scans; None reads the
         scans themselves each time.
@@ -114,8 +114,13 @@ class ScanStore:
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
-        volume, slope, intercept = read_image(path, self.voxel_size, local_sd=self.normalization == "local_sd")
+        volume, slope, intercept = read_image(path, self.voxel_size, self.normalization)
         return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
+
+    def _stamp(self, path: Path) -> tuple[str, int, int]:
+        """Return what a changed scan is known by."""
+        measured = deviation_file(path) if self.normalization == "native_sd" else None
+        return _stamp(path, measured or path)
 
     def base_of(self, folder: Path) -> Path:
         """Return where the cache of a folder lies, but for the suffixes."""
@@ -126,7 +131,7 @@ class ScanStore:
     def _prepare_folder(self, folder: Path, paths: list[Path]) -> list[str]:
         """Bring the cache of one folder up to date."""
         base = self.base_of(folder)
-        stamps = [_stamp(path) for path in paths]
+        stamps = [self._stamp(path) for path in paths]
         cache, rows = self._open(base, stamps)
         problems: list[str] = []
         if (rows < 0).any():
@@ -176,7 +181,7 @@ class ScanStore:
                 if not records:
                     return problems
                 for row, stamp in enumerate([] if old is None else old.index[STAMP].tolist()):
-                    if _stamp(paths[0].parent / stamp[0]) == stamp:
+                    if self._stamp(paths[0].parent / stamp[0]) == stamp:
                         write(stamp, old.read(row))  # type: ignore[union-attr]
                 file.flush()
                 os.fsync(file.fileno())
@@ -288,10 +293,10 @@ def _beside(base: Path, suffix: str) -> Path:
     return base.with_name(f"{base.name}.{suffix}")
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
-    """Return name, size and time of modification, by which a changed scan is known."""
+def _stamp(path: Path, source: Path) -> tuple[str, int, int]:
+    """Return the name of a scan, and size and time of modification of what is read of it."""
     try:
-        status = path.stat()
+        status = source.stat()
     except OSError:  # said better when the scan is read
         return path.name, -1, -1
     return path.name, status.st_size, status.st_mtime_ns

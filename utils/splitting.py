@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.images import is_nifti, model_grid
+from utils.images import DEVIATIONS, deviation_file, is_nifti, model_grid
 from utils.label_formats import open_labels
 from utils.subjects import DOUBTFUL, FAIL, QC_FOLDER
 from utils.tables import scan_name
@@ -280,6 +280,10 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
             target = partial / scan.split / f"{scan.subject_id}{suffix}"
             if copy:
                 shutil.copyfile(scan.path, target)
+                measured = deviation_file(scan.path)
+                if measured:
+                    (target.parent / DEVIATIONS).mkdir(exist_ok=True)
+                    shutil.copyfile(measured, target.parent / DEVIATIONS / target.name)
             else:
                 target.symlink_to(scan.path.resolve())
         rows = [
