@@ -42,6 +42,8 @@ def main() -> None:
         prediction.add_records(raw, preprocess_all(files, settings, 0, args.timeout), prepared)
     prediction.add_preparation(scans, made)
     prediction.add_training(scans, manifest["training_persons"])
+    if manifest["normalization"] == "native_sd":
+        prediction.add_deviations(scans, args.output_dir / "prepared")
     device = distributed.start(args.device)
     store = ScanStore(manifest["voxel_size"], manifest["normalization"], None, 0)
     usable = prediction.check_scans(scans, store)

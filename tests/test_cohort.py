@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import VOXEL_SIZE, save_scan, small_volume
-from utils.cohort import add_first_stage_ages, load_cohort, split_into_folds, warn_of_overfitting
+from utils.cohort import add_first_stage_ages, load_cohort, resolve_normalization, split_into_folds, warn_of_overfitting
 from utils.errors import InputError
-from utils.images import model_grid
+from utils.images import DEVIATIONS, model_grid
 from utils.scans import ScanStore
 from utils.subjects import Subject, person_of
 
@@ -105,6 +105,20 @@ def test_without_a_table_ages_are_unknown(tmp_path) -> None:
     (subject,) = load_cohort({"test": tmp_path / "test"}, None, ScanStore(VOXEL_SIZE, "brain"), sex_of_all="F")["test"]
     assert np.isnan(subject.chronological_age)
     assert subject.sex == 0
+
+
+def test_deviations_measured_before_registration_are_taken_where_all_have_them(tmp_path) -> None:
+    folders = [tmp_path / "train", tmp_path / "valid", tmp_path / "none"]
+    for folder, name in zip(folders[:2], ("a", "b"), strict=True):
+        (folder / DEVIATIONS).mkdir(parents=True)
+        (folder / f"{name}.nii.gz").touch()
+    assert resolve_normalization("local_sd", folders) == "local_sd"
+    (tmp_path / "train" / DEVIATIONS / "a.nii.gz").touch()
+    with pytest.raises(InputError, match=r"1 of 2 scans, such as .*valid/b.nii.gz, have no local deviations"):
+        resolve_normalization("local_sd", folders)
+    (tmp_path / "valid" / DEVIATIONS / "b.nii.gz").touch()
+    assert resolve_normalization("local_sd", folders) == "native_sd"
+    assert resolve_normalization("brain", folders) == "brain"
 
 
 def test_an_empty_folder(tmp_path) -> None:

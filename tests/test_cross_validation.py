@@ -17,8 +17,8 @@ from tests.conftest import ROOT, SMALL_NETWORK, VOXEL_SIZE, run_script, save_sca
 from utils.checkpoints import load_checkpoint
 from utils.cross_validation import write_folds
 from utils.errors import InputError
-from utils.images import MNI152_T1_2MM, model_grid, read_image, sharpness
-from utils.prediction import Scan, add_sharpness, find_scans
+from utils.images import DEVIATIONS, MNI152_T1_2MM, model_grid, read_image, sharpness
+from utils.prediction import Scan, add_deviations, add_sharpness, find_scans
 from utils.subjects import Subject, person_of
 from utils.weights import DEFAULT_FOLDER, load_reference, load_weights
 
@@ -206,6 +206,21 @@ def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
         values = nibabel.load(tmp_path / "out" / "maps" / f"sub-{number:02d}_map.nii.gz")
         assert values.shape == (23, 28, 23)
         assert (tmp_path / "out" / "maps" / f"sub-{number:02d}_map.png").exists()
+
+
+def test_deviations_of_brains_that_lack_them_are_measured_with_a_warning(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        prepared_scan(tmp_path / "in" / f"{name}.nii.gz", rng)
+    save_scan(tmp_path / "in" / DEVIATIONS / "a.nii.gz", rng.random(MNI152_T1_2MM.shape), MNI152_T1_2MM.affine)
+    scans = find_scans(tmp_path / "in")
+    for _ in range(2):  # a second prediction into the same folder
+        add_deviations(scans, tmp_path / "out")
+    assert [len(scan.warnings) for scan in scans] == [0, 1]
+    assert "measured on the prepared brain" in scans[1].warnings[0]
+    expected = read_image(tmp_path / "in" / "b.nii.gz", 2, "local_sd")[0]
+    np.testing.assert_allclose(read_image(scans[1].subject.path, 2, "native_sd")[0], expected)
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.nii.gz", "b.nii.gz", DEVIATIONS]
 
 
 def test_averages_of_a_prepared_brain_are_neither_raw_nor_prepared(tmp_path) -> None:

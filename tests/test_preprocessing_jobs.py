@@ -12,7 +12,7 @@ from pebble import ProcessExpired
 
 from tests.conftest import run_script
 from utils.errors import InputError
-from utils.images import MNI152_T1_2MM, read_image
+from utils.images import MNI152_T1_2MM, local_deviation, read_image
 from utils.preprocessing_jobs import RawFile, Settings, _result, find_raw_scans
 
 FLAGS = ("--registration", "affine", "--device", "cpu", "--num_workers", 1)
@@ -76,7 +76,7 @@ def run(simulated_head, tmp_path_factory) -> Path:
 def test_failures_do_not_stop_the_others(run) -> None:
     out = run / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "dataset_description.json", "index.html", "masks", "qc", "qc.csv", "sub-1.nii.gz",
+        "dataset_description.json", "index.html", "local_sd", "masks", "qc", "qc.csv", "sub-1.nii.gz",
     ]  # fmt: skip
     with (out / "qc.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
@@ -105,6 +105,11 @@ def test_the_result_is_what_training_reads(run) -> None:
     volume = read_image(run / "out" / "sub-1.nii.gz", 2)[0]
     assert volume.min() == 0
     assert (run / "out" / "sub-1.nii.gz").stat().st_size < 1e6
+    measured = read_image(run / "out" / "sub-1.nii.gz", 2, "native_sd")[0]
+    after = local_deviation(volume)
+    assert [path.name for path in (run / "out" / "local_sd").iterdir()] == ["sub-1.nii.gz"]
+    inside = volume > 0
+    assert np.corrcoef(measured[inside], after[inside])[0, 1] > 0.8  # the same, but for what interpolation took
     mask = nibabel.load(run / "out" / "masks" / "sub-1.nii.gz")
     raw = nibabel.load(run / "raw" / "sub-1_T1w.nii.gz")
     assert mask.shape == raw.shape

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, VOXEL_SIZE, save_scan, small_volume
 from utils.errors import InputError
-from utils.images import model_grid
+from utils.images import DEVIATIONS, model_grid
 from utils.scans import ScanStore
 
 PREPARE = f"""
@@ -122,6 +122,20 @@ def test_a_touched_scan_is_stale(folder, reads) -> None:
     reads.clear()
     os.utime(folder / "sub-4.nii.gz", (1, 1))
     prepared(folder)
+    assert [path.name for path in reads] == ["sub-4.nii.gz"]
+
+
+def test_deviations_that_were_measured_anew_are_stale(folder, reads) -> None:
+    for path in list(folder.iterdir()):
+        save_scan(
+            folder / DEVIATIONS / path.name, small_volume(np.random.default_rng(3), 50), model_grid(VOXEL_SIZE).affine
+        )
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    store = ScanStore(VOXEL_SIZE, "native_sd", folder.parent / "native_cache")
+    assert store.prepare(paths) == []
+    reads.clear()
+    os.utime(folder / DEVIATIONS / "sub-4.nii.gz", (1, 1))
+    assert ScanStore(VOXEL_SIZE, "native_sd", folder.parent / "native_cache").prepare(paths) == []
     assert [path.name for path in reads] == ["sub-4.nii.gz"]
 
 

@@ -107,10 +107,14 @@ def test_the_script_makes_what_training_takes(prepared) -> None:
     )  # fmt: skip
     assert "holds other files already" in run_script("prepare_dataset.py", *flags, status=2).stderr
     flags[-1] = prepared / "copies"
+    measured = prepared / "pre" / "local_sd" / "sub-01_ses-1.nii.gz"
+    measured.parent.mkdir()
+    measured.touch()
     run_script("prepare_dataset.py", *flags, "--copy", "true", "--include_doubtful", "true")
     copies = list((prepared / "copies").glob("*/*.nii.gz"))
     assert len(copies) == 20
     assert not any(path.is_symlink() for path in copies)
+    assert [path.name for path in (prepared / "copies").glob("*/local_sd/*")] == [measured.name]
 
 
 def test_scans_without_record_or_of_two_preprocessings_are_refused(prepared) -> None:

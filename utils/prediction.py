@@ -13,7 +13,15 @@ from matplotlib.figure import Figure
 
 from utils.errors import InputError
 from utils.files import replacing
-from utils.images import MNI152_T1_2MM, model_grid, read_image, sharpness
+from utils.images import (
+    DEVIATIONS,
+    MNI152_T1_2MM,
+    deviation_file,
+    local_deviation,
+    model_grid,
+    read_image,
+    sharpness,
+)
 from utils.model_card import preparation_of
 from utils.preprocessing_jobs import find_raw_scans
 from utils.quality import TEMPLATE_COLOUR, slices
@@ -129,6 +137,32 @@ def add_preparation(scans: Sequence[Scan], expected: Mapping[str, str] | None) -
                 else "by other tools"
             )
             scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
+
+
+def add_deviations(scans: Sequence[Scan], folder: Path) -> None:
+    """Measure local deviations of prepared brains that lack them, as well as is possible after registration.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        One that lacks its `utils.images.deviation_file` gets a link to the
+        brain in `folder`, the deviations beside it, and a warning.
+    folder : Path
+    """
+    for scan in scans:
+        if scan.failure or scan.prepared is None or deviation_file(scan.prepared):
+            continue
+        volume = local_deviation(read_image(scan.prepared, 2)[0])
+        with replacing(folder / DEVIATIONS / f"{scan.name}.nii.gz") as temporary:
+            nibabel.save(nibabel.Nifti1Image(volume, MNI152_T1_2MM.affine), temporary)
+        link = folder / f"{scan.name}.nii.gz"
+        link.unlink(missing_ok=True)
+        link.symlink_to(scan.prepared.resolve())
+        scan.prepared = link
+        scan.warnings.append(
+            "its local deviations were measured on the prepared brain, which interpolation has blurred: the estimate "
+            "may be off by years; give the raw scan instead"
+        )
 
 
 def add_training(scans: Sequence[Scan], training_persons: Sequence[str]) -> None:
