@@ -48,6 +48,7 @@ def main() -> None:
     store = ScanStore(manifest["voxel_size"], manifest["normalization"], None, 0)
     usable = prediction.check_scans(scans, store)
     prediction.add_sharpness(usable, manifest["sharpness_range"])
+    prediction.add_voxel_sizes(usable, manifest["native_voxel_sizes"])
     radius = interval_radius(manifest["out_of_fold_errors"], INTERVAL_COVERAGE)
     if usable:
         network = Cascade(networks, manifest["age_interval"]).to(device)

@@ -11,6 +11,7 @@ from scipy import ndimage
 from utils.errors import InputError
 
 DEVIATIONS = "local_sd"  # folder beside preprocessed scans
+MEASURED_AT = "voxels of the scanner (mm): "  # note in their files
 DEVIATION_WIDTH = 2.0  # mm, standard deviation of the neighbourhood
 LEAST_DEVIATION = 0.05  # of the mean; less is none
 MOST_NEGATIVE = 0.05  # of the voxels that are not 0
@@ -121,6 +122,18 @@ def deviation_file(path: Path) -> Path | None:
     """
     candidates = (scan.parent / DEVIATIONS / scan.name for scan in (path, path.resolve()))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def native_voxel_size(path: Path) -> float:
+    """Return the mean voxel size, mm, at which a scan's local deviations were measured; NaN where unknown."""
+    measured = deviation_file(path)
+    if measured is None:
+        return float("nan")
+    note = bytes(nibabel.load(measured).header["descrip"].item()).decode(errors="replace")  # type: ignore[attr-defined,index]
+    try:
+        return float(np.mean([float(size) for size in note.removeprefix(MEASURED_AT).split()]))
+    except ValueError:
+        return float("nan")
 
 
 def sharpness(path: Path) -> float:

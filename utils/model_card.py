@@ -57,6 +57,7 @@ def describe_weights(
     folds: int,
     notice: str,
     sharpnesses: Sequence[float],
+    voxel_sizes: Sequence[float],
 ) -> tuple[dict[str, Any], str]:
     """Collect the manifest and write the model card of weights trained on everybody.
 
@@ -76,21 +77,25 @@ def describe_weights(
         Name, source and licence of the data.
     sharpnesses : sequence of N float
         Of the scans; see `utils.images.sharpness`.
+    voxel_sizes : sequence of N float, mm
+        Of the scanner; see `utils.images.native_voxel_size`.
 
     Returns
     -------
     manifest : dict of plain values
-        ``age_range``, ``out_of_fold_errors``, ``sharpness_range``, ``training_persons``, ``preprocessing``, ``cross_validation``, ``data``.
+        ``age_range``, ``out_of_fold_errors``, ``sharpness_range``, ``native_voxel_sizes``, ``training_persons``, ``preprocessing``, ``cross_validation``, ``data``.
     card : str, Markdown
     """
     ages = np.array([subject.chronological_age for subject in subjects])
     errors = np.abs(predictions["brain_age"] - predictions["chronological_age"])
     preprocessing = preparation_of(scan_folder)
     known = np.array(sharpnesses)[np.isfinite(sharpnesses)]
+    sizes = np.array(voxel_sizes)[np.isfinite(voxel_sizes)]
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
         "sharpness_range": [float(value) for value in np.percentile(known, (2.5, 97.5))] if len(known) else None,
+        "native_voxel_sizes": [float(min(sizes)), float(max(sizes))] if len(sizes) else None,
         "training_persons": sorted({person_of(subject.subject_id) for subject in subjects}),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),

@@ -19,6 +19,7 @@ from utils.images import (
     deviation_file,
     local_deviation,
     model_grid,
+    native_voxel_size,
     read_image,
     sharpness,
 )
@@ -33,6 +34,7 @@ from utils.template import load_template
 
 VOXEL_SIZES = (2, 4, 8)  # mm, of prepared scans
 LEAST_BACKGROUND = 0.5  # share of the voxels of a brain-extracted scan that are 0
+OTHER_SIZE = 1.1  # ratio of voxel sizes that are not alike
 MARGIN = 5.0  # years, beyond the training ages, that a picture shows
 
 
@@ -161,7 +163,7 @@ def add_deviations(scans: Sequence[Scan], folder: Path) -> None:
         scan.prepared = link
         scan.warnings.append(
             "its local deviations were measured on the prepared brain, which interpolation has blurred: the estimate "
-            "may be off by years; give the raw scan instead"
+            "is too young, by 9 years in the mean of the training scans; give the raw scan instead"
         )
 
 
@@ -206,6 +208,20 @@ def add_sharpness(scans: Sequence[Scan], expected: Sequence[float] | None) -> No
             scan.warnings.append(
                 f"{how} than 95 % of the training scans ({value:.2f}; theirs {low:.2f} to {high:.2f}): "
                 "the estimate may be off by years"
+            )
+
+
+def add_voxel_sizes(scans: Sequence[Scan], expected: Sequence[float] | None) -> None:
+    """Warn of scans with voxels of another size than the training scans, which show more or less of what is fine."""
+    if expected is None:
+        return
+    low, high = expected
+    for scan in scans:
+        size = native_voxel_size(scan.subject.path)
+        if size < low / OTHER_SIZE or size > high * OTHER_SIZE:
+            scan.warnings.append(
+                f"voxels of {size:.2g} mm, those of the training scans had {low:.2g} to {high:.2g} mm: the estimate may be "
+                "off by years"
             )
 
 

@@ -83,6 +83,7 @@ class PreparedScan:
         The same with what surrounds the brain.
     deviation : (91, 109, 91) float32 array
         The `utils.images.local_deviation` of the brain, measured on the scanner's grid.
+    voxel_size : (3,) float array, mm, of that grid
     native_mask : (D, H, W) uint8 array, on the file's own grid
     quality : dict of quantity to float
         See `utils.quality`.
@@ -93,6 +94,7 @@ class PreparedScan:
     volume: np.ndarray
     head: np.ndarray
     deviation: np.ndarray
+    voxel_size: np.ndarray
     native_mask: np.ndarray
     quality: dict[str, float]
     notes: list[str]
@@ -155,11 +157,20 @@ def preprocess_scan(path: Path, registration_kind: str, device: str, threads: in
     head = np.maximum(sample(smooth, scan.affine, matrix, displacement), 0)
     inside = sample(brain.mask.astype(np.float32), scan.affine, matrix, displacement) > 0.5
     volume = np.where(inside, head, 0)
-    deviation = local_deviation(np.where(brain.mask, smooth, 0), scan.voxel_size)
-    deviation = sample(deviation, scan.affine, matrix, displacement)
+    deviation = sample(_measure_deviation(brain, scan.voxel_size), scan.affine, matrix, displacement)
     alignment = Alignment(scan.affine, matrix, displacement, scan.header)
     quality = measure_quality(volume, brain.corrected, brain.mask, alignment, template)
-    return PreparedScan(volume, head, deviation, scan.to_native(brain.mask.astype(np.uint8)), quality, scan.notes)
+    native_mask = scan.to_native(brain.mask.astype(np.uint8))
+    return PreparedScan(volume, head, deviation, scan.voxel_size, native_mask, quality, scan.notes)
+
+
+def _measure_deviation(brain: "Brain", voxel_size: np.ndarray) -> np.ndarray:
+    """Return the local deviations on the scanner's grid; finer voxels first get the blur of one of `RESOLUTION`.
+
+    A voxel averages over a box, whose variance is a twelfth of its squared width.
+    """
+    sigma = np.sqrt(np.maximum(RESOLUTION**2 - voxel_size**2, 0) / 12) / voxel_size
+    return local_deviation(np.where(brain.mask, ndimage.gaussian_filter(brain.corrected, sigma), 0), voxel_size)
 
 
 def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:

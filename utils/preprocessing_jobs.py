@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
-from utils.images import DEVIATIONS, MNI152_T1_2MM, is_nifti
+from utils.images import DEVIATIONS, MEASURED_AT, MNI152_T1_2MM, is_nifti
 from utils.quality import LIMITS, PICTURE_SIZE
 from utils.subjects import DESCRIPTION, DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS
 from utils.tables import scan_name
@@ -254,9 +254,10 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, An
             _save(mask_file, prepared.native_mask, nibabel.load(scan.path).affine)  # type: ignore[attr-defined]
         kept = verdict != FAIL or settings.keep_failed
         if kept:
-            for path, volume in ((measured, prepared.deviation), (output, prepared.volume)):
+            sizes = MEASURED_AT + " ".join(f"{size:.2f}" for size in prepared.voxel_size)
+            for path, volume, note in ((measured, prepared.deviation, sizes), (output, prepared.volume, "")):
                 slope = float(volume.max()) / LEVELS or 1.0
-                _save(path, np.rint(volume / slope).astype(np.int16), MNI152_T1_2MM.affine, slope)
+                _save(path, np.rint(volume / slope).astype(np.int16), MNI152_T1_2MM.affine, slope, note)
     if not kept:
         for path in (output, measured):
             path.unlink(missing_ok=True)  # of an earlier run with other parameters
@@ -414,9 +415,10 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _save(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
-    """Write a NIfTI file as a whole."""
+def _save(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: float | None = None, note: str = "") -> None:
+    """Write a NIfTI file as a whole, with a note of at most 80 characters."""
     image = nibabel.Nifti1Image(voxels, affine)
+    image.header["descrip"] = note.encode()
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0 if slope else None)
     if slope:
