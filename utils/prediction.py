@@ -220,8 +220,8 @@ def add_voxel_sizes(scans: Sequence[Scan], expected: Sequence[float] | None) -> 
         size = native_voxel_size(scan.subject.path)
         if size < low / OTHER_SIZE or size > high * OTHER_SIZE:
             scan.warnings.append(
-                f"voxels of {size:.2g} mm, those of the training scans had {low:.2g} to {high:.2g} mm: the estimate may be "
-                "off by years"
+                f"voxels of {size:.2g} mm, those of the training scans had {low:.2g} to {high:.2g} mm: the estimate "
+                "may be off by years"
             )
 
 
