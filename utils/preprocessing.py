@@ -115,8 +115,8 @@ def fingerprint(registration_kind: str) -> dict[str, Any]:
             f"affine: greedy {registration.AFFINE}",
             *([f"nonlinear: greedy {registration.NONLINEAR}"] if registration_kind == "nonlinear" else []),
             f"one linear resampling, after smoothing finer voxels to {RESOLUTION:g} mm; zero outside the brain",
-            f"local deviations: Gaussian of {DEVIATION_WIDTH:g} mm on the scanner's grid, finer voxels blurred as by a box "
-            f"of {RESOLUTION:g} mm, the same resampling",
+            f"local deviations: Gaussian of {DEVIATION_WIDTH:g} mm on the scanner's grid, finer voxels blurred as by a "
+            f"box of {RESOLUTION:g} mm, the same resampling",
         ],
         "limits": {name: [None if np.isinf(v) else v for v in limits[1:]] for name, limits in LIMITS.items()},
         "versions": package_versions(),
