@@ -1020,8 +1020,9 @@ def preprocessing_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "Take raw T1-weighted scans to the network: brain extracted, bias field corrected, in MNI152\n"
         "space on the grid of FSL's MNI152_T1_2mm.\n\n"
-        "Writes <subject>[_<session>].nii.gz for each scan that did not fail, qc.csv, index.html with a\n"
-        "picture of each, and dataset_description.json. Scans that are finished are not done again.\n"
+        "Writes <subject>[_<session>].nii.gz for each scan that did not fail, its local deviations in\n"
+        "local_sd/, qc.csv, index.html with a picture of each, and dataset_description.json. Scans that\n"
+        "are finished are not done again.\n"
         "The exit status is 0 if all passed, 1 if some are doubtful or failed, 2 for wrong input."
     )
     parser.add_argument(
