@@ -76,7 +76,7 @@ def simulated(tmp_path_factory):
     train, new = ScanDataset(subjects[:40], store), ScanDataset(subjects[40:], store)
     args = options.parse_training_flags(
         1,
-        ["--blocks", "3", "--filters", "4", "--epochs", "30", "--num_workers", "0", "--device", "cpu", "--use_sex",
+        ["--model", "scaledense", "--blocks", "3", "--filters", "4", "--epochs", "30", "--num_workers", "0", "--device", "cpu", "--use_sex",
          "false", "--valid_folder", "", "--augmentation", "flip"],
     )  # fmt: skip
     config = make_config(args, 1, shape, None, [subject.chronological_age for subject in train.subjects])

@@ -234,7 +234,7 @@ def test_a_second_stage_starts_from_the_first(model) -> None:
         expected = first(volumes, sex) - discretized
         torch.testing.assert_close(second(volumes, sex, discretized), expected, atol=1e-3, rtol=1e-4)
     other = make_network(make_config(flags("scaledense_paper"), 1, (26, 26, 26), None, [30.0, 60.0]), 0)
-    with pytest.raises(ValueError, match="another model; train the second with the same"):
+    with pytest.raises(ValueError, match="differs in model; train the second with the same"):
         start_from_first_stage(second, other)
 
 
