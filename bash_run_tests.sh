@@ -5,4 +5,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
 set_up_environment requirements.txt requirements-preprocess.txt requirements-dev.txt
 cd "$HERE"
-"$PYTHON" -m pytest --numprocesses 2 --dist loadgroup "$@"
+"$PYTHON" -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -23,7 +23,6 @@ from utils.subjects import Subject, person_of
 from utils.weights import DEFAULT_FOLDER, load_reference, load_weights
 
 MEMBERS, FOLDS = 2, 2
-pytestmark = pytest.mark.xdist_group("cross_validation")  # its trainings are made once, in one process
 
 
 @pytest.fixture(scope="module")
