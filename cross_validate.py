@@ -28,7 +28,7 @@ def main() -> None:
     from utils.dataset import ScanDataset, make_loader, to_device
     from utils.engine import flags_of
     from utils.files import check_writable
-    from utils.images import model_grid, native_voxel_size, sharpness
+    from utils.images import model_grid, native_voxel_sizes, sharpness
     from utils.model_card import describe_weights
     from utils.reports import announce_report, write_report
     from utils.scans import ScanStore
@@ -43,8 +43,8 @@ def main() -> None:
         model_grid(trainings[0].voxel_size)
     # All scans are checked before the first training; a folder that holds folds was checked when it was begun.
     begun = (args.output_dir / TABLE).exists()
-    normalization = resolve_normalization(trainings[0].normalization, [args.scan_folder])
-    scans = None if begun else ScanStore(trainings[0].voxel_size, normalization, None, args.num_workers)
+    trainings[0].normalization = resolve_normalization(trainings[0].normalization, [args.scan_folder])
+    scans = None if begun else ScanStore(trainings[0].voxel_size, trainings[0].normalization, None, args.num_workers)
     subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=use_sex)["scan"]
     if args.weights_dir and len(subjects) < FEWEST_FOR_WEIGHTS:
         raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the interval of weights")
@@ -69,7 +69,7 @@ def main() -> None:
             args.folds,
             args.data_notice,
             [sharpness(subject.path) for subject in subjects],
-            [native_voxel_size(subject.path) for subject in subjects],
+            [size for subject in subjects for size in native_voxel_sizes(subject.path)],
         )
         scans = ScanStore(checkpoints[0][0]["voxel_size"], checkpoints[0][0]["normalization"], None, args.num_workers)
         loader = make_loader(ScanDataset(subjects, scans), [[i] for i in range(len(subjects))], 0, torch.device("cpu"))

@@ -43,12 +43,12 @@ def main() -> None:
     prediction.add_preparation(scans, made)
     prediction.add_training(scans, manifest["training_persons"])
     if manifest["normalization"] == "native_sd":
-        prediction.add_deviations(scans, args.output_dir / "prepared")
+        prediction.add_registered(scans)
     device = distributed.start(args.device)
-    store = ScanStore(manifest["voxel_size"], manifest["normalization"], None, 0)
+    store = ScanStore(manifest["voxel_size"], manifest["normalization"], None, 0, measure_after=True)
     usable = prediction.check_scans(scans, store)
     prediction.add_sharpness(usable, manifest["sharpness_range"])
-    prediction.add_voxel_sizes(usable, manifest["native_voxel_sizes"])
+    prediction.add_voxel_sizes(usable, manifest.get("native_voxel_sizes"))
     radius = interval_radius(manifest["out_of_fold_errors"], INTERVAL_COVERAGE)
     if usable:
         network = Cascade(networks, manifest["age_interval"]).to(device)

@@ -19,9 +19,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from utils.cohort import resolve_normalization
 from utils.errors import InputError, run_command
 from utils.files import write_json
-from utils.images import coarsen_volume, deviation_file, read_image
+from utils.images import coarsen_volume, read_image
 from utils.metrics import compare_errors, evaluate_ages
 from utils.reports import describe_metrics
 from utils.template import load_template
@@ -41,7 +42,7 @@ def voxels_of(paths: Sequence[Path], normalization: str) -> np.ndarray:
     Parameters
     ----------
     paths : sequence of N Path
-    normalization : {"brain", "local_sd"}
+    normalization : {"brain", "registered_sd", "native_sd"}
         Intensities, z-scored and smoothed, or local deviations over their mean.
 
     Returns
@@ -51,8 +52,8 @@ def voxels_of(paths: Sequence[Path], normalization: str) -> np.ndarray:
     inside = coarsen_volume(load_template().brain.astype(float), 2) > 0.5
     rows = []
     for path in tqdm(paths, "reading", leave=False, disable=None):
-        if normalization == "local_sd":
-            volume = read_image(path, 4, "native_sd" if deviation_file(path) else "local_sd")[0]
+        if normalization != "brain":
+            volume = read_image(path, 4, normalization)[0]
             rows.append(volume[inside] / volume[volume > 0].mean())
             continue
         volume = read_image(path, 2)[0]
@@ -82,7 +83,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     table = read_columns(args.cross_validation / "folds.csv", "subject_id", "age", "fold", "scan")
-    voxels = voxels_of([args.scan_folder / name for name in table["scan"]], args.normalization)
+    normalization = resolve_normalization(args.normalization, [args.scan_folder])
+    voxels = voxels_of([args.scan_folder / name for name in table["scan"]], normalization)
     ages, folds = np.array(table["age"], float), np.array(table["fold"])
     predicted = np.zeros(len(ages))
     for fold in np.unique(folds):

@@ -86,5 +86,7 @@ def test_data_settings() -> None:
     assert data_settings({}, "legacy") == (2, "legacy")
     own = {"voxel_size": 4, "normalization": "legacy"}
     assert data_settings(own, None) == (4, "legacy")
+    with pytest.raises(ValueError, match="of an earlier version"):
+        data_settings({"voxel_size": 4, "normalization": "local_sd"}, None)
     with pytest.raises(ValueError, match="leave the flag out"):
         data_settings(own, "brain")

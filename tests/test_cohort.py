@@ -112,7 +112,7 @@ def test_deviations_measured_before_registration_are_taken_where_all_have_them(t
     for folder, name in zip(folders[:2], ("a", "b"), strict=True):
         (folder / DEVIATIONS).mkdir(parents=True)
         (folder / f"{name}.nii.gz").touch()
-    assert resolve_normalization("local_sd", folders) == "local_sd"
+    assert resolve_normalization("local_sd", folders) == "registered_sd"
     (tmp_path / "train" / DEVIATIONS / "a.nii.gz").touch()
     with pytest.raises(InputError, match=r"1 of 2 scans, such as .*valid/b.nii.gz, have no local deviations"):
         resolve_normalization("local_sd", folders)

@@ -17,8 +17,9 @@ from tests.conftest import ROOT, SMALL_NETWORK, VOXEL_SIZE, run_script, save_sca
 from utils.checkpoints import load_checkpoint
 from utils.cross_validation import write_folds
 from utils.errors import InputError
-from utils.images import DEVIATIONS, MNI152_T1_2MM, model_grid, read_image, sharpness
-from utils.prediction import Scan, add_deviations, add_sharpness, find_scans
+from utils.images import DEVIATIONS, MEASURED_AT, MNI152_T1_2MM, model_grid, read_image, sharpness
+from utils.prediction import Scan, add_registered, add_sharpness, add_voxel_sizes, check_scans, find_scans
+from utils.scans import ScanStore
 from utils.subjects import Subject, person_of
 from utils.weights import DEFAULT_FOLDER, load_reference, load_weights
 
@@ -31,6 +32,11 @@ def scans(synthetic_cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scans")
     for path in synthetic_cohort.glob("*/*.nii.gz"):
         shutil.copy(path, folder)
+        image = nibabel.load(path)
+        measured = nibabel.Nifti1Image(np.sqrt(np.maximum(image.get_fdata(), 0)), image.affine)
+        measured.header["descrip"] = (MEASURED_AT + "2.00 2.00 2.00").encode()
+        (folder / DEVIATIONS).mkdir(exist_ok=True)
+        nibabel.save(measured, folder / DEVIATIONS / path.name)
     return folder
 
 
@@ -207,19 +213,39 @@ def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
         assert (tmp_path / "out" / "maps" / f"sub-{number:02d}_map.png").exists()
 
 
-def test_deviations_of_brains_that_lack_them_are_measured_with_a_warning(tmp_path) -> None:
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_deviations_of_brains_that_lack_them_are_measured_with_a_warning(tmp_path, suffix) -> None:
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
-        prepared_scan(tmp_path / "in" / f"{name}.nii.gz", rng)
-    save_scan(tmp_path / "in" / DEVIATIONS / "a.nii.gz", rng.random(MNI152_T1_2MM.shape), MNI152_T1_2MM.affine)
-    scans = find_scans(tmp_path / "in")
-    for _ in range(2):  # a second prediction into the same folder
-        add_deviations(scans, tmp_path / "out")
+        prepared_scan(tmp_path / f"{name}{suffix}", rng)
+    save_scan(tmp_path / DEVIATIONS / f"a{suffix}", rng.random(MNI152_T1_2MM.shape), MNI152_T1_2MM.affine)
+    scans = find_scans(tmp_path)
+    add_registered(scans)
     assert [len(scan.warnings) for scan in scans] == [0, 1]
-    assert "measured on the prepared brain" in scans[1].warnings[0]
-    expected = read_image(tmp_path / "in" / "b.nii.gz", 2, "local_sd")[0]
-    np.testing.assert_allclose(read_image(scans[1].subject.path, 2, "native_sd")[0], expected)
-    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.nii.gz", "b.nii.gz", DEVIATIONS]
+    assert "measured after registration" in scans[1].warnings[0]
+    store = ScanStore(4, "native_sd", measure_after=True)
+    assert check_scans(scans, store) == scans
+    expected = read_image(scans[1].source, 4, "registered_sd")[0]
+    np.testing.assert_allclose(store.read(scans[1].source).voxels, expected)
+    assert [scan.failure for scan in scans] == ["", ""]
+    assert check_scans(find_scans(tmp_path), ScanStore(4, "native_sd")) == find_scans(tmp_path)[:1]
+
+
+def test_other_voxel_sizes_are_warned_of(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    scans = []
+    for name, sizes in (("a", "2.00 2.05 1.95"), ("b", "1.00 1.00 4.00"), ("c", "")):
+        prepared_scan(tmp_path / f"{name}.nii.gz", rng)
+        save_scan(tmp_path / DEVIATIONS / f"{name}.nii.gz", rng.random(MNI152_T1_2MM.shape), MNI152_T1_2MM.affine)
+        image = nibabel.load(tmp_path / DEVIATIONS / f"{name}.nii.gz")
+        image.header["descrip"] = (MEASURED_AT + sizes if sizes else "").encode()
+        nibabel.save(image, tmp_path / DEVIATIONS / f"{name}.nii.gz")
+        scans.append(Scan(name, tmp_path / f"{name}.nii.gz"))
+    add_voxel_sizes(scans, None)
+    assert not any(scan.warnings for scan in scans)
+    add_voxel_sizes(scans, [2.0, 2.0])
+    assert [len(scan.warnings) for scan in scans] == [0, 1, 0]
+    assert "voxels of 1x1x4 mm" in scans[1].warnings[0]
 
 
 def test_averages_of_a_prepared_brain_are_neither_raw_nor_prepared(tmp_path) -> None:
@@ -259,7 +285,7 @@ def test_cross_validation_of_the_default_recipe_with_out_of_fold_ages(scans, syn
         assert np.load(table, allow_pickle=False)["out_of_fold"].all()
     checkpoint = load_checkpoint(tmp_path / "run" / "fold_1" / "member_1" / "second_stage" / "best.pt")
     assert checkpoint["network"]["model"] == "perceptron"
-    assert checkpoint["normalization"] == "local_sd"
+    assert checkpoint["normalization"] == "native_sd"  # through the folds' folders of links
     other = [*common, "--flags", "--epochs 3 --warmup_epochs 0 --batch_size 6"]
     message = run_script("cross_validate.py", *other, status=2).stderr
     assert "flag --epochs of stage 1" in message

@@ -189,7 +189,7 @@ def test_local_deviation_is_that_of_a_gaussian_neighbourhood(volume, mni_affine,
     np.testing.assert_array_equal(local_deviation(brain[:, ::-1]), deviation[:, ::-1])
     np.testing.assert_allclose(local_deviation(brain * 7), deviation, rtol=1e-4)  # whatever the brightness
     save_scan(tmp_path / "scan.nii.gz", brain, mni_affine)
-    coarse = read_image(tmp_path / "scan.nii.gz", 4, "local_sd")[0]
+    coarse = read_image(tmp_path / "scan.nii.gz", 4, "registered_sd")[0]
     np.testing.assert_allclose(coarse, coarsen_volume(deviation, 2), rtol=1e-6)
 
 
@@ -216,7 +216,7 @@ def test_deviations_that_were_measured_before_are_read(volume, mni_affine, tmp_p
 
 def test_local_deviations_become_fractions_of_their_mean(volume) -> None:
     deviation = local_deviation(np.where(np.indices(volume.shape)[0] > 40, volume, 0))
-    mean, scale = brain_statistics(deviation, "local_sd")
+    mean, scale = brain_statistics(deviation, "registered_sd")
     normalized = normalize(torch.from_numpy(deviation)[None], torch.tensor([1 / scale]), torch.tensor([mean / scale]))[
         0
     ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import VOXEL_SIZE, run_script, save_scan, small_volume
+from utils.cohort import resolve_normalization
 from utils.errors import InputError
 from utils.images import model_grid
 from utils.splitting import LabelledScan, check_given_splits, find_prepared_scans, label_scans, split_by_person
@@ -106,15 +107,19 @@ def test_the_script_makes_what_training_takes(prepared) -> None:
         "--num_workers", 0, "--device", "cpu", "--cache_folder", "",
     )  # fmt: skip
     assert "holds other files already" in run_script("prepare_dataset.py", *flags, status=2).stderr
+    for path in list((prepared / "pre").glob("*.nii.gz")):
+        (prepared / "pre" / "local_sd").mkdir(exist_ok=True)
+        (prepared / "pre" / "local_sd" / path.name).touch()
+    flags[-1] = prepared / "links"
+    run_script("prepare_dataset.py", *flags)
+    folders = [prepared / "links" / split for split in ("train", "valid", "test")]
+    assert resolve_normalization("local_sd", folders) == "native_sd"
     flags[-1] = prepared / "copies"
-    measured = prepared / "pre" / "local_sd" / "sub-01_ses-1.nii.gz"
-    measured.parent.mkdir()
-    measured.touch()
     run_script("prepare_dataset.py", *flags, "--copy", "true", "--include_doubtful", "true")
     copies = list((prepared / "copies").glob("*/*.nii.gz"))
     assert len(copies) == 20
     assert not any(path.is_symlink() for path in copies)
-    assert [path.name for path in (prepared / "copies").glob("*/local_sd/*")] == [measured.name]
+    assert len(list((prepared / "copies").glob("*/local_sd/*"))) == 20
 
 
 def test_scans_without_record_or_of_two_preprocessings_are_refused(prepared) -> None:

@@ -102,6 +102,8 @@ def data_settings(checkpoint: Mapping[str, Any], normalization: str | None) -> t
         If `normalization` contradicts the checkpoint.
     """
     own = checkpoint.get("normalization", normalization or "brain")
+    if own == "local_sd":
+        raise ValueError("was trained on the local deviations of an earlier version, which are others; train it anew")
     if normalization not in (None, own):
         raise ValueError(f"was trained with --normalization {own}; leave the flag out")
     return checkpoint.get("voxel_size", 2), own

@@ -17,7 +17,7 @@ LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
 
 
 def resolve_normalization(normalization: str, folders: Iterable[Path]) -> str:
-    """Tell whether ``local_sd`` means what ``preprocess.py`` has measured beside the scans.
+    """Tell whether ``local_sd`` means what ``preprocess.py`` has measured before registration.
 
     Parameters
     ----------
@@ -28,8 +28,8 @@ def resolve_normalization(normalization: str, folders: Iterable[Path]) -> str:
     Returns
     -------
     str
-        ``native_sd`` where `normalization` is ``local_sd`` and every scan has
-        a `utils.images.deviation_file`; else `normalization`.
+        For ``local_sd``: ``native_sd`` where every scan has a
+        `utils.images.deviation_file`, ``registered_sd`` where none has; else `normalization`.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def resolve_normalization(normalization: str, folders: Iterable[Path]) -> str:
             f"{len(without)} of {len(paths)} scans, such as {without[0]}, have no local deviations beside them, as "
             "bash_preprocess.sh writes them, and the others have; prepare all of them alike"
         )
-    return "local_sd" if without or not paths else "native_sd"
+    return "registered_sd" if without or not paths else "native_sd"
 
 
 def load_cohort(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from utils.cohort import split_into_folds
 from utils.errors import InputError
 from utils.files import replacing, sha256_of, write_json
+from utils.images import DEVIATIONS, deviation_file
 from utils.metrics import INTERVAL_COVERAGE, Predictions, interval_radius, residual_sd_within_bins
 from utils.subjects import Subject
 
@@ -124,6 +125,10 @@ def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
             link.symlink_to(subject.path.resolve())
         elif link.resolve() != subject.path.resolve():
             raise InputError(f"{link}: is no link to {subject.path}; set another OUTPUT_DIR (--output_dir)")
+        measured, target = deviation_file(subject.path), folder / DEVIATIONS / link.name
+        if measured and not target.is_symlink():
+            target.parent.mkdir(exist_ok=True)
+            target.symlink_to(measured.resolve())
 
 
 def flags_of_stage(stage: int, args: Namespace) -> list[str]:

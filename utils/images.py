@@ -124,16 +124,13 @@ def deviation_file(path: Path) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def native_voxel_size(path: Path) -> float:
-    """Return the mean voxel size, mm, at which a scan's local deviations were measured; NaN where unknown."""
+def native_voxel_sizes(path: Path) -> list[float]:
+    """Return the voxel sizes, mm, at which a scan's local deviations were measured; none where unknown."""
     measured = deviation_file(path)
     if measured is None:
-        return float("nan")
+        return []
     note = bytes(nibabel.load(measured).header["descrip"].item()).decode(errors="replace")  # type: ignore[attr-defined,index]
-    try:
-        return float(np.mean([float(size) for size in note.removeprefix(MEASURED_AT).split()]))
-    except ValueError:
-        return float("nan")
+    return [float(size) for size in note.removeprefix(MEASURED_AT).split()] if note.startswith(MEASURED_AT) else []
 
 
 def sharpness(path: Path) -> float:
@@ -169,8 +166,8 @@ def read_image(path: Path, voxel_size: int, normalization: str = "brain") -> tup
     ----------
     path : Path to a ``.nii`` or ``.nii.gz`` file
     voxel_size : int, mm
-    normalization : {"brain", "legacy", "local_sd", "native_sd"}
-        ``local_sd``: the `local_deviation` of the scan instead of its
+    normalization : {"brain", "legacy", "registered_sd", "native_sd"}
+        ``registered_sd``: the `local_deviation` of the scan instead of its
         intensities, before anything is averaged; of a scan that is coarser
         than 2 mm already it is another quantity, so do not mix the two.
         ``native_sd``: that which ``preprocess.py`` measured on the scanner's
@@ -229,7 +226,7 @@ def read_image(path: Path, voxel_size: int, normalization: str = "brain") -> tup
             f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
             "but the brain is told from the background by voxels above 0; give the scan before normalization"
         )
-    if normalization == "local_sd":
+    if normalization == "registered_sd":
         volume = local_deviation(volume)
     return coarsen_volume(volume, factor) if factor > 1 else volume, *scaling
 
@@ -300,7 +297,7 @@ def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[
     Parameters
     ----------
     volume : (D, H, W) float array, not constant where it is above 0
-    normalization : {"brain", "legacy", "local_sd", "native_sd"}
+    normalization : {"brain", "legacy", "registered_sd", "native_sd"}
         ``legacy`` gives the deviation that the authors' code used until
         2023-11-21, which weights of that time expect. The last two, for a
         volume of local deviations, give the mean in place of the deviation:
@@ -324,7 +321,7 @@ def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[
     inside = volume[volume > 0].astype(np.float64)
     mean = inside.mean()
     variance = inside.var()
-    if normalization in ("local_sd", "native_sd"):
+    if normalization in ("registered_sd", "native_sd"):
         return float(mean), float(mean)
     if normalization == "legacy":
         variance += (volume.size - inside.size) * mean**2 / inside.size

@@ -44,6 +44,7 @@ and scanner: the gap depends on the age (Spearman correlation {gap_age_spearman:
 - Ages outside the range above: there are no estimates beyond what was seen.
 - Kinds of scans that the training data above do not have, such as other contrasts, contrast agent, large lesions or surgery.
 - Scans that are blurred, by motion or by interpolation: `predict.py` warns where the sharpness is outside that of 95 % of the training scans.
+- Of networks with normalization `native_sd`: scans with voxels of another size, and prepared brains without the deviations (`local_sd/`) that `preprocess.py` measures on the raw scan.
 """
 
 
@@ -77,8 +78,8 @@ def describe_weights(
         Name, source and licence of the data.
     sharpnesses : sequence of N float
         Of the scans; see `utils.images.sharpness`.
-    voxel_sizes : sequence of N float, mm
-        Of the scanner; see `utils.images.native_voxel_size`.
+    voxel_sizes : sequence of float, mm
+        Of the scanner; see `utils.images.native_voxel_sizes`.
 
     Returns
     -------
@@ -90,12 +91,11 @@ def describe_weights(
     errors = np.abs(predictions["brain_age"] - predictions["chronological_age"])
     preprocessing = preparation_of(scan_folder)
     known = np.array(sharpnesses)[np.isfinite(sharpnesses)]
-    sizes = np.array(voxel_sizes)[np.isfinite(voxel_sizes)]
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
         "sharpness_range": [float(value) for value in np.percentile(known, (2.5, 97.5))] if len(known) else None,
-        "native_voxel_sizes": [float(min(sizes)), float(max(sizes))] if len(sizes) else None,
+        "native_voxel_sizes": [min(voxel_sizes), max(voxel_sizes)] if voxel_sizes else None,
         "training_persons": sorted({person_of(subject.subject_id) for subject in subjects}),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),

@@ -17,9 +17,8 @@ from utils.images import (
     DEVIATIONS,
     MNI152_T1_2MM,
     deviation_file,
-    local_deviation,
     model_grid,
-    native_voxel_size,
+    native_voxel_sizes,
     read_image,
     sharpness,
 )
@@ -141,30 +140,14 @@ def add_preparation(scans: Sequence[Scan], expected: Mapping[str, str] | None) -
             scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
 
 
-def add_deviations(scans: Sequence[Scan], folder: Path) -> None:
-    """Measure local deviations of prepared brains that lack them, as well as is possible after registration.
-
-    Parameters
-    ----------
-    scans : sequence of Scan
-        One that lacks its `utils.images.deviation_file` gets a link to the
-        brain in `folder`, the deviations beside it, and a warning.
-    folder : Path
-    """
+def add_registered(scans: Sequence[Scan]) -> None:
+    """Warn of prepared brains whose local deviations can only be measured after registration."""
     for scan in scans:
-        if scan.failure or scan.prepared is None or deviation_file(scan.prepared):
-            continue
-        volume = local_deviation(read_image(scan.prepared, 2)[0])
-        with replacing(folder / DEVIATIONS / f"{scan.name}.nii.gz") as temporary:
-            nibabel.save(nibabel.Nifti1Image(volume, MNI152_T1_2MM.affine), temporary)
-        link = folder / f"{scan.name}.nii.gz"
-        link.unlink(missing_ok=True)
-        link.symlink_to(scan.prepared.resolve())
-        scan.prepared = link
-        scan.warnings.append(
-            "its local deviations were measured on the prepared brain, which interpolation has blurred: the estimate "
-            "is too young, by 9 years in the mean of the training scans; give the raw scan instead"
-        )
+        if not scan.failure and scan.prepared and deviation_file(scan.prepared) is None:
+            scan.warnings.append(
+                f"has no {DEVIATIONS}/ beside it, so its local deviations were measured after registration, which blurs: "
+                "the estimate may be many years too young; give the raw scan instead"
+            )
 
 
 def add_training(scans: Sequence[Scan], training_persons: Sequence[str]) -> None:
@@ -217,11 +200,12 @@ def add_voxel_sizes(scans: Sequence[Scan], expected: Sequence[float] | None) -> 
         return
     low, high = expected
     for scan in scans:
-        size = native_voxel_size(scan.subject.path)
-        if size < low / OTHER_SIZE or size > high * OTHER_SIZE:
+        sizes = native_voxel_sizes(scan.subject.path)
+        if sizes and (min(sizes) < low / OTHER_SIZE or max(sizes) > high * OTHER_SIZE):
+            shown = "x".join(f"{size:.2g}" for size in sizes)
             scan.warnings.append(
-                f"voxels of {size:.2g} mm, those of the training scans had {low:.2g} to {high:.2g} mm: the estimate "
-                "may be off by years"
+                f"voxels of {shown} mm, the training scans' were of {low:.2g} to {high:.2g} mm: the estimate may be off "
+                "by years"
             )
 
 

@@ -171,7 +171,13 @@ def _measure_deviation(brain: "Brain", voxel_size: np.ndarray) -> np.ndarray:
     A voxel averages over a box, whose variance is a twelfth of its squared width.
     """
     sigma = np.sqrt(np.maximum(RESOLUTION**2 - voxel_size**2, 0) / 12) / voxel_size
-    return local_deviation(np.where(brain.mask, ndimage.gaussian_filter(brain.corrected, sigma), 0), voxel_size)
+    margin = np.ceil(MARGIN / voxel_size).astype(int)
+    (inside,) = ndimage.find_objects(brain.mask.astype(np.uint8))
+    box = tuple(slice(max(0, part.start - more), part.stop + more) for part, more in zip(inside, margin, strict=True))
+    smooth = ndimage.gaussian_filter(brain.corrected[box], sigma)
+    deviation = np.zeros(brain.mask.shape, np.float32)
+    deviation[box] = local_deviation(np.where(brain.mask[box], smooth, 0), voxel_size)
+    return deviation
 
 
 def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:

@@ -367,8 +367,9 @@ def _finished(scan: RawFile, settings: Settings, key: str) -> dict[str, Any] | N
         return None
     output, _, mask_file, measured = _outputs(settings.output_dir, scan.name)
     wanted = record["verdict"] != FAIL or (settings.keep_failed and record["quality"])
-    made = output.exists() and measured.exists()
-    if bool(wanted) != made or (settings.save_masks and record["quality"] and not mask_file.exists()):
+    if {output.exists(), measured.exists()} != {bool(wanted)} or (
+        settings.save_masks and record["quality"] and not mask_file.exists()
+    ):
         return None
     return record
 

@@ -48,13 +48,16 @@ class ScanStore:
     Parameters
     ----------
     voxel_size : int, mm, of the model's grid
-    normalization : {"brain", "legacy", "local_sd", "native_sd"}
+    normalization : {"brain", "legacy", "registered_sd", "native_sd"}
         See `utils.images.read_image`.
     cache_folder : Path or None
         Where the caches lie, one for each folder of scans; None reads the
         scans themselves each time.
     workers : int
         Processes that read scans in `prepare`; 0 reads in this one.
+    measure_after : bool
+        Whether a scan without a `utils.images.deviation_file` that needs one
+        has its deviations measured after registration.
 
     Notes
     -----
@@ -65,11 +68,19 @@ class ScanStore:
     and what a killed process leaves behind is never read.
     """
 
-    def __init__(self, voxel_size: int, normalization: str, cache_folder: Path | None = None, workers: int = 0) -> None:
+    def __init__(
+        self,
+        voxel_size: int,
+        normalization: str,
+        cache_folder: Path | None = None,
+        workers: int = 0,
+        measure_after: bool = False,
+    ) -> None:
         self.voxel_size = voxel_size
         self.normalization = normalization
         self.cache_folder = cache_folder
         self.workers = workers
+        self.measure_after = measure_after
         self._cached: dict[Path, tuple[_Cache, int]] = {}
 
     def prepare(self, paths: Sequence[Path]) -> list[str]:
@@ -114,8 +125,11 @@ class ScanStore:
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
-        volume, slope, intercept = read_image(path, self.voxel_size, self.normalization)
-        return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
+        kind = self.normalization
+        if self.measure_after and kind == "native_sd" and deviation_file(path) is None:
+            kind = "registered_sd"
+        volume, slope, intercept = read_image(path, self.voxel_size, kind)
+        return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, kind))
 
     def _stamp(self, path: Path) -> tuple[str, int, int]:
         """Return what a changed scan is known by."""

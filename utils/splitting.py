@@ -278,14 +278,15 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
         for scan in scans:
             suffix = ".nii.gz" if scan.path.name.endswith(".gz") else ".nii"
             target = partial / scan.split / f"{scan.subject_id}{suffix}"
-            if copy:
-                shutil.copyfile(scan.path, target)
-                measured = deviation_file(scan.path)
-                if measured:
-                    (target.parent / DEVIATIONS).mkdir(exist_ok=True)
-                    shutil.copyfile(measured, target.parent / DEVIATIONS / target.name)
-            else:
-                target.symlink_to(scan.path.resolve())
+            measured = deviation_file(scan.path)
+            for source, place in ((scan.path, target), (measured, target.parent / DEVIATIONS / target.name)):
+                if source is None:
+                    continue
+                place.parent.mkdir(exist_ok=True)
+                if copy:
+                    shutil.copyfile(source, place)
+                else:
+                    place.symlink_to(source.resolve())
         rows = [
             {
                 "subject_id": scan.subject_id, "age": f"{scan.age:.2f}", "sex": SEX_NAMES[scan.sex],

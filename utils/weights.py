@@ -23,7 +23,6 @@ NEEDED = (
     "age_range",
     "out_of_fold_errors",
     "sharpness_range",
-    "native_voxel_sizes",
     "training_persons",
     "preprocessing",
 )
