@@ -145,8 +145,8 @@ def add_registered(scans: Sequence[Scan]) -> None:
     for scan in scans:
         if not scan.failure and scan.prepared and deviation_file(scan.prepared) is None:
             scan.warnings.append(
-                f"has no {DEVIATIONS}/ beside it, so its local deviations were measured after registration, which blurs: "
-                "the estimate may be many years too young; give the raw scan instead"
+                f"has no {DEVIATIONS}/ beside it, so its local deviations were measured after registration, which "
+                "blurs: the estimate may be many years too young; give the raw scan instead"
             )
 
 
@@ -204,8 +204,8 @@ def add_voxel_sizes(scans: Sequence[Scan], expected: Sequence[float] | None) -> 
         if sizes and (min(sizes) < low / OTHER_SIZE or max(sizes) > high * OTHER_SIZE):
             shown = "x".join(f"{size:.2g}" for size in sizes)
             scan.warnings.append(
-                f"voxels of {shown} mm, the training scans' were of {low:.2g} to {high:.2g} mm: the estimate may be off "
-                "by years"
+                f"voxels of {shown} mm, the training scans' were of {low:.2g} to {high:.2g} mm: the estimate may be "
+                "off by years"
             )
 
 
