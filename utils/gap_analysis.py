@@ -188,14 +188,13 @@ def outside_training(table: pd.DataFrame, age_ranges: Sequence[tuple[float, floa
     return np.any([(age < low) | (age > high) for low, high in age_ranges] or [age < 0], axis=0)
 
 
-def accuracy_section(healthy: pd.DataFrame, seed: int) -> Section:
-    """State the accuracy without any correction, overall and where it is worst."""
+def accuracy_section(healthy: pd.DataFrame, uncorrected: dict[str, Any], seed: int) -> Section:
+    """State the accuracy without any correction, which `accuracy_row` gives, overall and where it is worst."""
     age, brain_age = ages_of(healthy)
-    estimates = {"brain age": brain_age}
+    rows = [{"estimate": "brain age", **uncorrected}]
     first = healthy["first_stage_age"].to_numpy(np.float64)
     if np.isfinite(first).all():
-        estimates["first stage"] = first
-    rows = [{"estimate": name, **accuracy_row(age, estimate, seed)} for name, estimate in estimates.items()]
+        rows.append({"estimate": "first stage", **accuracy_row(age, first, seed)})
     parts = {"age": decade_of(age)} | {name: healthy[name].to_numpy(str) for name in ("sex", "site")}
     by_group = [
         {"by": by, "group": group or "unknown", **values}
@@ -222,7 +221,7 @@ def accuracy_section(healthy: pd.DataFrame, seed: int) -> Section:
         ],
     )  # fmt: skip
     section.tables["accuracy"] = Table("How well brain ages match ages", pd.DataFrame(rows), upright=True)
-    if "first stage" in estimates:
+    if len(rows) > 1:
         change = np.abs(first - age) - np.abs(brain_age - age)
         p_value = float(stats.wilcoxon(change).pvalue) if change.any() else 1.0
         gain = compare_errors(age, brain_age, first, seed)
@@ -252,7 +251,11 @@ def accuracy_row(age: np.ndarray, brain_age: np.ndarray, seed: int) -> dict[str,
 
 
 def correction_section(
-    healthy: pd.DataFrame, tables: dict[str, pd.DataFrame], corrections: Sequence[Correction], seed: int
+    healthy: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
+    corrections: Sequence[Correction],
+    uncorrected: dict[str, Any],
+    seed: int,
 ) -> Section:
     """Show the gap before and after each correction."""
     age, _ = ages_of(healthy)
@@ -268,7 +271,7 @@ def correction_section(
     no_ages = {c.kind for c in corrections if not c.gives_ages}
     rows = []
     for name, gap in gaps.items():
-        row = accuracy_row(age, age + gap, seed)
+        row = uncorrected if name == UNCORRECTED else accuracy_row(age, age + gap, seed)
         gap_only = name in no_ages
         keep = {k: v for k, v in row.items() if not gap_only or k == "n" or k.startswith(("mean_gap", "gap_age"))}
         rows.append({"correction": name, **keep})
@@ -681,8 +684,9 @@ def analyse(
     # First, for groups that are too small end the analysis.
     diagnosis = diagnosis_section(args, test, patient_labels, corrections) if patient_labels else None
     data = data_section(test, healthy, age_ranges, args.label_table is not None)
-    sections = [leakage, data, accuracy_section(healthy, args.seed)]
-    sections.append(correction_section(healthy, tables, corrections, args.seed))
+    uncorrected = accuracy_row(*ages_of(healthy), args.seed)
+    sections = [leakage, data, accuracy_section(healthy, uncorrected, args.seed)]
+    sections.append(correction_section(healthy, tables, corrections, uncorrected, args.seed))
     optional = [
         diagnosis,
         uncertainty_section(healthy, intervals) if intervals else None,
