@@ -16,7 +16,7 @@ from tqdm import tqdm
 from utils.cohort import split_into_folds
 from utils.errors import InputError
 from utils.files import replacing, sha256_of, write_json
-from utils.images import DEVIATIONS, deviation_file
+from utils.images import with_deviations
 from utils.metrics import INTERVAL_COVERAGE, Predictions, interval_radius, residual_sd_within_bins
 from utils.subjects import Subject
 
@@ -111,24 +111,21 @@ def remember_settings(folder: Path, args: Namespace, trainings: Sequence[Mapping
 
 
 def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
-    """Make a folder of links to the subjects' scans; what is there already stays.
+    """Make a folder of links to the subjects' scans and deviations; what is there already stays.
 
     Raises
     ------
     InputError
-        If it holds links to other scans.
+        If it holds links to others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for subject in subjects:
-        link = folder / subject.path.name
-        if not link.is_symlink():
-            link.symlink_to(subject.path.resolve())
-        elif link.resolve() != subject.path.resolve():
-            raise InputError(f"{link}: is no link to {subject.path}; set another OUTPUT_DIR (--output_dir)")
-        measured, target = deviation_file(subject.path), folder / DEVIATIONS / link.name
-        if measured and not target.is_symlink():
-            target.parent.mkdir(exist_ok=True)
-            target.symlink_to(measured.resolve())
+        for source, link in with_deviations(subject.path, folder / subject.path.name):
+            link.parent.mkdir(exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(source.resolve())
+            elif link.resolve() != source.resolve():
+                raise InputError(f"{link}: is no link to {source}; set another OUTPUT_DIR (--output_dir)")
 
 
 def flags_of_stage(stage: int, args: Namespace) -> list[str]:

@@ -120,8 +120,18 @@ def deviation_file(path: Path) -> Path | None:
 
     They lie beside the scan, or beside the file that it links to.
     """
-    candidates = (scan.parent / DEVIATIONS / scan.name for scan in (path, path.resolve()))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    for find in (Path, Path.resolve):  # links are followed only where nothing lies beside them
+        scan = find(path)
+        measured = scan.parent / DEVIATIONS / scan.name
+        if measured.is_file():
+            return measured
+    return None
+
+
+def with_deviations(path: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Return what to link or copy, and where to, so that a scan lies at `target` and its deviations beside it."""
+    measured = deviation_file(path)
+    return [(path, target)] + ([(measured, target.parent / DEVIATIONS / target.name)] if measured else [])
 
 
 def native_voxel_sizes(path: Path) -> list[float]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.images import DEVIATIONS, deviation_file, is_nifti, model_grid
+from utils.images import is_nifti, model_grid, with_deviations
 from utils.label_formats import open_labels
 from utils.subjects import DOUBTFUL, FAIL, QC_FOLDER
 from utils.tables import scan_name
@@ -278,10 +278,7 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
         for scan in scans:
             suffix = ".nii.gz" if scan.path.name.endswith(".gz") else ".nii"
             target = partial / scan.split / f"{scan.subject_id}{suffix}"
-            measured = deviation_file(scan.path)
-            for source, place in ((scan.path, target), (measured, target.parent / DEVIATIONS / target.name)):
-                if source is None:
-                    continue
+            for source, place in with_deviations(scan.path, target):
                 place.parent.mkdir(exist_ok=True)
                 if copy:
                     shutil.copyfile(source, place)
