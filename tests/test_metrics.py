@@ -121,6 +121,23 @@ def test_many_resamples_at_once_are_the_same_figures() -> None:
         assert alone["r2"] == pytest.approx(r2_score(age[row], brain_age[row]))
 
 
+def test_scans_of_one_person_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    age = rng.uniform(20, 90, 40)
+    brain_age, other = age + rng.normal(0, 5, (2, 40))
+    persons = np.array([f"sub-{number:02d}" for number in range(40)])
+    once, thrice = evaluate_ages(age, brain_age), [np.repeat(a, 3) for a in (age, brain_age, other, persons)]
+    for persons_of, same in ((thrice[3], True), (None, False)):
+        found = evaluate_ages(*thrice[:2], persons=persons_of)
+        assert found["n"] == 120
+        assert (found["mae_low"] == pytest.approx(once["mae_low"])) is same
+        assert (found["mae_high"] == pytest.approx(once["mae_high"])) is same
+        assert (
+            compare_errors(*thrice[:3], persons=persons_of) == pytest.approx(compare_errors(age, brain_age, other))
+        ) is same
+    assert evaluate_ages(age[:2], brain_age[:2], persons=persons[[0, 0]])["mae_low"] is None
+
+
 def test_errors_by_group() -> None:
     found = errors_by_group(np.array([50.0, 60, 70]), np.array([51.0, 57, 75]), np.array(["b", "b", "a"]))
     assert list(found) == ["a", "b"]

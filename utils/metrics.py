@@ -14,14 +14,18 @@ FEWEST_FOR_CORRELATION = 3
 INTERVAL_COVERAGE = 0.9  # share of subjects whose age lies in their interval
 
 
-def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def evaluate_ages(
+    chronological_age: np.ndarray, brain_age: np.ndarray, seed: int = 0, persons: np.ndarray | None = None
+) -> dict[str, Any]:
     """Compute the accuracy of brain ages, without any bias correction.
 
     Parameters
     ----------
     chronological_age, brain_age : (N,) float arrays, years
     seed : int
-        Of the bootstrap over subjects.
+        Of the bootstrap over persons.
+    persons : (N,) str array or None
+        Whose scans they are; None if each is of another person.
 
     Returns
     -------
@@ -35,7 +39,8 @@ def evaluate_ages(chronological_age: np.ndarray, brain_age: np.ndarray, seed: in
     brain_age = np.asarray(brain_age, dtype=np.float64)
     error = np.abs(brain_age - age)
     n = len(age)
-    low, high = interval_of_mean(error, seed) if n > 1 else (None, None)
+    several = n > 1 if persons is None else len(np.unique(persons)) > 1
+    low, high = interval_of_mean(error, seed, persons) if several else (None, None)
     decades = decade_of(age)
     return {
         "n": n,
@@ -167,17 +172,24 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(-1) / np.where(undefined, np.nan, spread)
 
 
-def interval_of_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """Return the 95 % interval of a mean by the percentile bootstrap."""
+def interval_of_mean(values: np.ndarray, seed: int, persons: np.ndarray | None = None) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by the percentile bootstrap over persons, all scans of one together."""
+    own = np.arange(len(values)) if persons is None else np.unique(persons, return_inverse=True)[1]
+    sums, counts = np.bincount(own, values), np.bincount(own)
     rng = np.random.default_rng(seed)
-    n = len(values)
-    means = [values[rng.integers(0, n, (count, n))].mean(1) for count in in_parts(BOOTSTRAP_RESAMPLES, n)]
+    n = len(sums)
+    draws = (rng.integers(0, n, (count, n)) for count in in_parts(BOOTSTRAP_RESAMPLES, n))
+    means = [sums[draw].sum(1) / counts[draw].sum(1) for draw in draws]
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
 
 def compare_errors(
-    chronological_age: np.ndarray, one: np.ndarray, other: np.ndarray, seed: int = 0
+    chronological_age: np.ndarray,
+    one: np.ndarray,
+    other: np.ndarray,
+    seed: int = 0,
+    persons: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Compare the MAE of two estimates of the same subjects.
 
@@ -185,7 +197,9 @@ def compare_errors(
     ----------
     chronological_age, one, other : (N,) float arrays, years
     seed : int
-        Of the bootstrap over subjects.
+        Of the bootstrap over persons.
+    persons : (N,) str array or None
+        Whose scans they are; None if each is of another person.
 
     Returns
     -------
@@ -196,7 +210,7 @@ def compare_errors(
     """
     age = np.asarray(chronological_age, np.float64)
     gains = np.abs(other - age) - np.abs(one - age)
-    low, high = interval_of_mean(gains, seed)
+    low, high = interval_of_mean(gains, seed, persons)
     return {"difference": float(gains.mean()), "low": low, "high": high}
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from utils.files import replacing, write_json
 from utils.metrics import Predictions, compare_errors, evaluate_ages
-from utils.subjects import UNKNOWN_SEX, Subject
+from utils.subjects import UNKNOWN_SEX, Subject, person_of
 
 SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
 MOST_DRAWN = 2000  # points as shapes; more are drawn as pixels, or a page that shows them grows by megabytes
@@ -133,15 +133,18 @@ def write_report(
     known = np.isfinite(age)
     if not known.any():
         return None
-    metrics = evaluate_ages(age[known], predictions["brain_age"][known])
+    persons = np.array([person_of(subject.subject_id) for subject in subjects])[known]
+    metrics = evaluate_ages(age[known], predictions["brain_age"][known], persons=persons)
     if stage_report:
         scalars, warning = stage_report({name: values[known] for name, values in predictions.items()})
         metrics |= {name: value if np.isfinite(value) else None for name, value in scalars.items()}
         metrics["warning"] = warning or None
         if "first_stage_age" in columns:
             first = predictions["first_stage_age"][known]
-            metrics["first_stage"] = evaluate_ages(age[known], first)
-            metrics["gain_interval"] = compare_errors(age[known], predictions["brain_age"][known], first)
+            metrics["first_stage"] = evaluate_ages(age[known], first, persons=persons)
+            metrics["gain_interval"] = compare_errors(
+                age[known], predictions["brain_age"][known], first, persons=persons
+            )
     write_json(folder / "metrics.json", metrics)
     figure = plot_ages(age[known], predictions["brain_age"][known], title, describe_metrics(metrics))
     with replacing(folder / plot_name) as temporary:
