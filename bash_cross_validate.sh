@@ -19,6 +19,7 @@ WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # folder for weights train
 DATA_NOTICE="${DATA_NOTICE:-}"                        # name, source and licence of the data, for the model card
 PRECISION="${PRECISION:-auto}"                        # bfloat16 halves the time on a CPU that has it
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
+CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # scans kept ready after the first reading; empty: none
 
 "$PYTHON" "$HERE/cross_validate.py" \
   --scan_folder "$SCAN_FOLDER" \
@@ -35,4 +36,5 @@ NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scan
   --data_notice "$DATA_NOTICE" \
   --precision "$PRECISION" \
   --num_workers "$NUM_WORKERS" \
+  --cache_folder "$CACHE_FOLDER" \
   "$@"
