@@ -492,8 +492,8 @@ def _add_network_flags(parser: argparse.ArgumentParser, stage: int) -> None:
             stage,
             "--normalization",
             kind=str.lower,
-            choices=("brain", "legacy", "local_sd"),
-            meaning="brain: intensities, of zero mean and unit deviation inside it; legacy: as the authors' code before 2023-11-21; local_sd: the standard deviation of the intensities around each voxel, which shows how wide sulci and ventricles are on a coarse grid too, as bash_preprocess.sh measured it on the scanner's grid, or, where it has not, as it is after registration; the second stage takes it over",
+            choices=("brain", "legacy", "local_sd", "registered_sd"),
+            meaning="brain: intensities, of zero mean and unit deviation inside it; legacy: as the authors' code before 2023-11-21; local_sd: the standard deviation of the intensities around each voxel, which shows how wide sulci and ventricles are on a coarse grid too, as bash_preprocess.sh measured it on the scanner's grid, or, where it has not, as it is after registration; registered_sd: after registration in any case, for scans of several tool chains together; the second stage takes it over",
         )
     else:
         _add_released_normalization(group)
@@ -796,7 +796,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         "--weights_dir",
         type=_optional_path,
         default=None,
-        help="folder of weights, of bash_cross_validate.sh; default: weights/ of this project",
+        help="folder of weights, of bash_cross_validate.sh; in it, registered_sd/ may hold those for brains without local_sd/ beside them; default: weights/ of this project",
     )
     parser.add_argument(
         "--explain",
