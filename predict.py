@@ -23,54 +23,60 @@ def main() -> None:
     from utils.preprocessing_jobs import RawFile, Settings, preprocess_all
     from utils.scans import ScanStore
     from utils.stages import FirstStage
-    from utils.weights import DEFAULT_FOLDER, load_reference, load_weights
+    from utils.weights import DEFAULT_FOLDER, load_reference, load_weights, weights_folders
 
     check_writable(args.output_dir)
-    folder = args.weights_dir or DEFAULT_FOLDER
-    manifest, members = load_weights(folder)
-    reference = load_reference(folder)
-    with user_errors(str(folder)):
-        networks = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
+    weights = {}
+    for folder in weights_folders(args.weights_dir or DEFAULT_FOLDER):
+        manifest, members = load_weights(folder)
+        with user_errors(str(folder)):
+            networks = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
+        weights[folder] = manifest, Cascade(networks, manifest["age_interval"]), load_reference(folder)
+    main_folder, *_ = weights
+    made = weights[main_folder][0]["preprocessing"]
     scans = prediction.find_scans(args.input)
     prediction.add_labels(scans, args.label_table, args.sex)
-    made = manifest["preprocessing"]
     raw = {scan.name: scan for scan in scans if not scan.prepared}
     if raw:
         prepared = args.output_dir / "preprocessed"
         settings = Settings(prepared, made["registration"] if made else "nonlinear", args.device, False, False)
         files = [RawFile(scan.name, scan.source) for scan in raw.values()]
         prediction.add_records(raw, preprocess_all(files, settings, 0, args.timeout), prepared)
-    prediction.add_preparation(scans, made)
-    prediction.add_training(scans, manifest["training_persons"])
-    if manifest["normalization"] == "native_sd":
-        prediction.add_registered(scans)
+    groups = prediction.assign_weights(scans, list(weights))
+    prediction.add_preparation(groups[main_folder], made)
     device = distributed.start(args.device)
-    store = ScanStore(manifest["voxel_size"], manifest["normalization"], None, 0, measure_after=True)
-    usable = prediction.check_scans(scans, store)
-    prediction.add_sharpness(usable, manifest["sharpness_range"])
-    prediction.add_voxel_sizes(usable, manifest.get("native_voxel_sizes"))
-    radius = interval_radius(manifest["out_of_fold_errors"], INTERVAL_COVERAGE)
-    if usable:
-        network = Cascade(networks, manifest["age_interval"]).to(device)
-        dataset = ScanDataset([scan.subject for scan in usable], store)
-        ages = predict(network, FirstStage(), dataset, args, device, "brain age")["brain_age"]
-        prediction.add_ages(usable, ages, manifest["age_range"])
-    prediction.write_table(args.output_dir / "predictions.csv", scans, radius)
-    for scan in tqdm(usable, "pictures", unit="scan", disable=None, leave=False):
-        prediction.draw_scan(args.output_dir / "pictures" / f"{scan.name}.png", scan, radius, manifest["age_range"])
-    if args.explain != "none" and usable:
+    datasets = {}
+    for folder, group in groups.items():
+        manifest, network, _ = weights[folder]
+        prediction.add_training(group, manifest["training_persons"])
+        store = ScanStore(manifest["voxel_size"], manifest["normalization"])
+        usable = prediction.check_scans(group, store)
+        prediction.add_sharpness(usable, manifest["sharpness_range"])
+        prediction.add_voxel_sizes(usable, manifest.get("native_voxel_sizes"))
+        datasets[folder] = ScanDataset([scan.subject for scan in usable], store), usable
+        if usable:
+            ages = predict(network.to(device), FirstStage(), datasets[folder][0], args, device, "brain age")
+            radius = interval_radius(manifest["out_of_fold_errors"], INTERVAL_COVERAGE)
+            prediction.add_ages(usable, ages["brain_age"], radius, manifest["age_range"])
+    prediction.write_table(args.output_dir / "predictions.csv", scans)
+    estimated = [scan for scan in scans if not scan.failure]
+    for scan in tqdm(estimated, "pictures", unit="scan", disable=None, leave=False):
+        prediction.draw_scan(args.output_dir / "pictures" / f"{scan.name}.png", scan)
+    for folder, (dataset, usable) in datasets.items() if args.explain != "none" else ():
         from utils.explaining import explain
 
-        reference = reference.to(device)
+        manifest, network, reference = weights[folder]
         folded: Any = network.folded()
         folded = folded.to(memory_format=torch.channels_last_3d)
         for index, scan in enumerate(tqdm(usable, "maps", unit="scan", disable=None, leave=False)):
             batch = to_device(collate([dataset[index]]), device)
-            values = explain(folded, batch["volume"], reference, batch["sex"], args.explain, manifest["voxel_size"])
+            values = explain(
+                folded, batch["volume"], reference.to(device), batch["sex"], args.explain, manifest["voxel_size"]
+            )
             prediction.write_map(args.output_dir / "maps", scan, values.cpu().numpy(), manifest["voxel_size"])
-    print("\n".join(prediction.describe(scans, radius)))
+    print("\n".join(prediction.describe(scans)))
     print(f"table: {args.output_dir / 'predictions.csv'}   pictures: {args.output_dir / 'pictures'}")
-    sys.exit(0 if len(usable) == len(scans) else 1)
+    sys.exit(0 if len(estimated) == len(scans) else 1)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from tests.conftest import ROOT, SMALL_NETWORK, VOXEL_SIZE, run_script, save_sca
 from utils.checkpoints import load_checkpoint
 from utils.cross_validation import write_folds
 from utils.errors import InputError
+from utils.files import write_json
 from utils.images import DEVIATIONS, MEASURED_AT, MNI152_T1_2MM, model_grid, read_image, sharpness
-from utils.prediction import Scan, add_registered, add_sharpness, add_voxel_sizes, check_scans, find_scans
-from utils.scans import ScanStore
+from utils.prediction import Scan, add_sharpness, add_voxel_sizes, assign_weights, find_scans
 from utils.subjects import Subject, person_of
-from utils.weights import DEFAULT_FOLDER, load_reference, load_weights
+from utils.weights import DEFAULT_FOLDER, MANIFEST, REGISTERED, load_reference, load_weights, weights_folders
 
 MEMBERS, FOLDS = 2, 2
 
@@ -185,8 +185,18 @@ def prepared_scan(path, rng, radius=30.0):
     save_scan(path, volume.astype(np.float32), MNI152_T1_2MM.affine)
 
 
+def with_registered(weights, folder):
+    """Copy weights, and put weights for brains without deviations into them that err twice as much."""
+    shutil.copytree(weights, folder)
+    shutil.copytree(weights, folder / REGISTERED)
+    manifest = json.loads((weights / MANIFEST).read_text())
+    errors = [2 * error for error in manifest["out_of_fold_errors"]]
+    write_json(folder / REGISTERED / MANIFEST, {**manifest, "normalization": REGISTERED, "out_of_fold_errors": errors})
+    return folder
+
+
 def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
-    _, weights, _ = cross_validated
+    weights = with_registered(cross_validated[1], tmp_path / "weights")
     rng = np.random.default_rng(0)
     for number in (0, 91, 92):
         prepared_scan(tmp_path / "in" / f"sub-{number:02d}.nii.gz", rng)
@@ -194,6 +204,10 @@ def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
     (tmp_path / "labels.csv").write_text("subject_id,age,sex\nsub-01,40,F\nsub-91,95,\n")
     common = ["--input", tmp_path / "in", "--weights_dir", weights, "--num_workers", 0, "--device", "cpu"]
     more = ["--label_table", tmp_path / "labels.csv", "--explain", "integrated_gradients"]
+    alone = ["--weights_dir", cross_validated[1], "--output_dir", tmp_path / "alone"]
+    assert "prepare the raw scan" in run_script("predict.py", *common, *alone, status=1).stdout
+    measured = tmp_path / "in" / DEVIATIONS / "sub-01.nii.gz"
+    save_scan(measured, rng.random(MNI152_T1_2MM.shape).astype(np.float32), MNI152_T1_2MM.affine)
     printed = run_script("predict.py", *common, "--output_dir", tmp_path / "out", *more).stdout
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -205,6 +219,9 @@ def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
     assert "no row of labels.csv" in rows[2]["warnings"]
     assert float(rows[0]["interval_low"]) < float(rows[0]["brain_age"]) < float(rows[0]["interval_high"])
     assert ["was trained on" in row["warnings"] for row in rows] == [True, False, False]
+    assert ["the weights for such brains" in row["warnings"] for row in rows] == [False, True, True]
+    widths = [float(row["interval_high"]) - float(row["interval_low"]) for row in rows]
+    assert widths == pytest.approx([widths[0], 2 * widths[0], 2 * widths[0]], abs=0.03)  # as `with_registered` says
     assert "3 scans: 3 with a brain age" in printed
     for number in (1, 91, 92):
         assert (tmp_path / "out" / "pictures" / f"sub-{number:02d}.png").stat().st_size > 5000
@@ -214,21 +231,21 @@ def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_deviations_of_brains_that_lack_them_are_measured_with_a_warning(tmp_path, suffix) -> None:
+def test_brains_without_deviations_get_the_weights_for_them(tmp_path, suffix) -> None:
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         prepared_scan(tmp_path / f"{name}{suffix}", rng)
     save_scan(tmp_path / DEVIATIONS / f"a{suffix}", rng.random(MNI152_T1_2MM.shape), MNI152_T1_2MM.affine)
-    scans = find_scans(tmp_path)
-    add_registered(scans)
-    assert [len(scan.warnings) for scan in scans] == [0, 1]
-    assert "measured after registration" in scans[1].warnings[0]
-    store = ScanStore(4, "native_sd", measure_after=True)
-    assert check_scans(scans, store) == scans
-    expected = read_image(scans[1].source, 4, "registered_sd")[0]
-    np.testing.assert_allclose(store.read(scans[1].source).voxels, expected)
-    assert [scan.failure for scan in scans] == ["", ""]
-    assert check_scans(find_scans(tmp_path), ScanStore(4, "native_sd")) == find_scans(tmp_path)[:1]
+    scans = [*find_scans(tmp_path), Scan("raw", tmp_path / "raw.nii", failure="no brain")]
+    native, registered = tmp_path / "weights", tmp_path / "weights" / REGISTERED
+    assert weights_folders(native) == [native]
+    assert assign_weights(scans, [native]) == {native: scans[:2]}
+    assert not any(scan.warnings for scan in scans)
+    write_json(registered / MANIFEST, {})
+    assert weights_folders(native) == [native, registered]
+    assert assign_weights(scans, [native, registered]) == {native: scans[:1], registered: scans[1:2]}
+    assert [len(scan.warnings) for scan in scans] == [0, 1, 0]
+    assert "the weights for such brains" in scans[1].warnings[0]
 
 
 def test_other_voxel_sizes_are_warned_of(tmp_path) -> None:
@@ -293,12 +310,15 @@ def test_cross_validation_of_the_default_recipe_with_out_of_fold_ages(scans, syn
 
 def test_the_shipped_weights_predict() -> None:
     """With their own mean volume, near the middle of the training ages."""
-    manifest, members = load_weights(DEFAULT_FOLDER)
-    cascade = Cascade([(load_network(a, 1), load_network(b, 2)) for a, b in members], manifest["age_interval"])
-    with torch.inference_mode():
-        age = float(cascade(load_reference(DEFAULT_FOLDER), torch.tensor([-1]))[0])
-    assert manifest["age_range"][0] + 10 < age < manifest["age_range"][1] - 10
-    assert sum(path.stat().st_size for path in DEFAULT_FOLDER.iterdir()) < 12e6
+    folders = weights_folders(DEFAULT_FOLDER)
+    assert len(folders) == 2
+    for folder in folders:
+        manifest, members = load_weights(folder)
+        cascade = Cascade([(load_network(a, 1), load_network(b, 2)) for a, b in members], manifest["age_interval"])
+        with torch.inference_mode():
+            age = float(cascade(load_reference(folder), torch.tensor([-1]))[0])
+        assert manifest["age_range"][0] + 10 < age < manifest["age_range"][1] - 10
+    assert sum(path.stat().st_size for path in DEFAULT_FOLDER.rglob("*.*")) < 12e6
 
 
 def test_unusual_sharpness_is_warned_of(tmp_path) -> None:

@@ -19,7 +19,7 @@ CARD = """# Model card: brain age from a T1-weighted MRI
 
 {notice}
 
-{n} scans, {age_min:.1f} to {age_max:.1f} years (mean {age_mean:.1f}); {sexes}. Prepared by: {preprocessing}.
+{n} scans of {persons} persons, {age_min:.1f} to {age_max:.1f} years (mean {age_mean:.1f}); {sexes}. Prepared by: {preprocessing}.
 
 ## How well they estimate
 
@@ -44,7 +44,7 @@ and scanner: the gap depends on the age (Spearman correlation {gap_age_spearman:
 - Ages outside the range above: there are no estimates beyond what was seen.
 - Kinds of scans that the training data above do not have, such as other contrasts, contrast agent, large lesions or surgery.
 - Scans that are blurred, by motion or by interpolation: `predict.py` warns where the sharpness is outside that of 95 % of the training scans.
-- Of networks with normalization `native_sd`: scans with voxels of another size, and prepared brains without the deviations (`local_sd/`) that `preprocess.py` measures on the raw scan.
+- Of networks with normalization `native_sd`: scans with voxels of another size.
 """
 
 
@@ -91,12 +91,13 @@ def describe_weights(
     errors = np.abs(predictions["brain_age"] - predictions["chronological_age"])
     preprocessing = preparation_of(scan_folder)
     known = np.array(sharpnesses)[np.isfinite(sharpnesses)]
+    persons = sorted({person_of(subject.subject_id) for subject in subjects})
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
         "sharpness_range": [float(value) for value in np.percentile(known, (2.5, 97.5))] if len(known) else None,
         "native_voxel_sizes": [min(voxel_sizes), max(voxel_sizes)] if voxel_sizes else None,
-        "training_persons": sorted({person_of(subject.subject_id) for subject in subjects}),
+        "training_persons": persons,
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),
         "data": notice,
@@ -108,13 +109,14 @@ def describe_weights(
         **{name: checkpoint[name] for name in ("voxel_size", "normalization")},
         **{name: numbers[name] for name in ("n", "age_min", "age_max", "mae", "mae_low", "mae_high", "rmse", "pearson",
                                             "spearman", "mean_gap", "gap_age_spearman")},
+        persons=len(persons),
         cascades="1 cascade" if members == 1 else f"{members} cascades",
         folds=folds,
         notice=notice or "Not stated (`--data_notice`).",
         age_mean=ages.mean(),
         sexes=", ".join(f"{count} {name}" for name, count in sorted(sexes.items())),
         preprocessing=f"`preprocess.py`, {preprocessing['registration']} registration, fingerprint `{preprocessing['fingerprint']}`"
-        if preprocessing else "another tool chain",
+        if preprocessing else "other tool chains, or several",
         first_mae=metrics["first_stage"]["mae"],
         coverage=100 * INTERVAL_COVERAGE,
         radius=interval_radius(errors, INTERVAL_COVERAGE),

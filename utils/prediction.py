@@ -54,6 +54,10 @@ class Scan:
         Why there is no brain age.
     warnings : list of str
     brain_age : float, years; NaN where it failed
+    radius : float, years
+        Half the width of the brain age's 90 % interval.
+    age_range : (low, high), years
+        Of the training of the networks that estimated it.
     """
 
     name: str
@@ -64,15 +68,17 @@ class Scan:
     failure: str = ""
     warnings: list[str] = field(default_factory=list)
     brain_age: float = float("nan")
+    radius: float = float("nan")
+    age_range: Sequence[float] = ()
 
     @property
     def subject(self) -> Subject:
         """What the networks need of it."""
         return Subject(self.name, self.prepared or self.source, self.chronological_age, self.sex)
 
-    def estimate(self, radius: float) -> str:
-        """Say its brain age, the interval of this half width, and the gap where it is known."""
-        age = self.brain_age
+    def estimate(self) -> str:
+        """Say its brain age, the interval, and the gap where it is known."""
+        age, radius = self.brain_age, self.radius
         gap = f", gap {age - self.chronological_age:+.1f}" if np.isfinite(self.chronological_age) else ""
         return f"{age:.1f} years ({age - radius:.0f} to {age + radius:.0f}){gap}"
 
@@ -140,14 +146,33 @@ def add_preparation(scans: Sequence[Scan], expected: Mapping[str, str] | None) -
             scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
 
 
-def add_registered(scans: Sequence[Scan]) -> None:
-    """Warn of prepared brains whose local deviations can only be measured after registration."""
+def assign_weights(scans: Sequence[Scan], folders: Sequence[Path]) -> dict[Path, list[Scan]]:
+    """Tell which weights estimate which scans, and warn of prepared brains without local deviations.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        Raw ones as `add_records` left them.
+    folders : sequence of one or two Path
+        Of weights, and of those for brains without deviations.
+
+    Returns
+    -------
+    dict of Path to list of Scan
+        Of the folders; all scans that have not failed, once each.
+    """
+    groups: dict[Path, list[Scan]] = {folder: [] for folder in folders}
     for scan in scans:
-        if not scan.failure and scan.prepared and deviation_file(scan.prepared) is None:
+        if scan.failure or scan.prepared is None:
+            continue
+        lacking = len(folders) > 1 and deviation_file(scan.prepared) is None
+        groups[folders[lacking]].append(scan)
+        if lacking:
             scan.warnings.append(
-                f"has no {DEVIATIONS}/ beside it, so its local deviations were measured after registration, which "
-                "blurs: the estimate may be many years too young; give the raw scan instead"
+                f"has no {DEVIATIONS}/ beside it, so it was estimated by the weights for such brains, which err more; "
+                "the raw scan would do better"
             )
+    return groups
 
 
 def add_training(scans: Sequence[Scan], training_persons: Sequence[str]) -> None:
@@ -209,17 +234,17 @@ def add_voxel_sizes(scans: Sequence[Scan], expected: Sequence[float] | None) -> 
             )
 
 
-def add_ages(scans: Sequence[Scan], brain_ages: np.ndarray, age_range: Sequence[float]) -> None:
+def add_ages(scans: Sequence[Scan], brain_ages: np.ndarray, radius: float, age_range: Sequence[float]) -> None:
     """Give scans their brain ages, and warn of ages that training did not cover."""
     low, high = age_range
     for scan, brain_age in zip(scans, brain_ages, strict=True):
-        scan.brain_age = float(brain_age)
+        scan.brain_age, scan.radius, scan.age_range = float(brain_age), radius, age_range
         for what, age in (("brain age", scan.brain_age), ("chronological age", scan.chronological_age)):
             if age < low or age > high:
                 scan.warnings.append(f"{what} {age:.1f} is outside the training range, {low:.0f} to {high:.0f} years")
 
 
-def write_table(path: Path, scans: Sequence[Scan], radius: float) -> None:
+def write_table(path: Path, scans: Sequence[Scan]) -> None:
     """Write ``predictions.csv``, a row for each scan; cells of unknown numbers are empty."""
 
     def number(value: float) -> str:
@@ -232,7 +257,7 @@ def write_table(path: Path, scans: Sequence[Scan], radius: float) -> None:
              "status", "warnings", "scan"]
         )  # fmt: skip
         for scan in scans:
-            age = scan.brain_age
+            age, radius = scan.brain_age, scan.radius
             writer.writerow(
                 [scan.name, number(scan.chronological_age), SEX_NAMES[scan.sex], number(age), number(age - radius),
                  number(age + radius), number(age - scan.chronological_age), "failed" if scan.failure else "ok",
@@ -240,15 +265,13 @@ def write_table(path: Path, scans: Sequence[Scan], radius: float) -> None:
             )  # fmt: skip
 
 
-def draw_scan(path: Path, scan: Scan, radius: float, age_range: Sequence[float]) -> None:
+def draw_scan(path: Path, scan: Scan) -> None:
     """Draw the brain in slices with the template's outline, and its age on an axis.
 
     Parameters
     ----------
     path : Path of the PNG file
     scan : Scan with a brain age
-    radius : float, years, half the interval's width
-    age_range : (low, high), years, of training
     """
     volume = read_image(scan.subject.path, 2)[0]
     figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor="white")
@@ -257,12 +280,12 @@ def draw_scan(path: Path, scan: Scan, radius: float, age_range: Sequence[float])
     picture.imshow(slices(volume, volume, load_template().brain, TEMPLATE_COLOUR))
     picture.set_axis_off()
     known = np.isfinite(scan.chronological_age)
-    picture.set_title(f"{scan.name}: brain age {scan.estimate(radius)}", loc="left", fontsize=13, fontweight="bold")
-    axis.axvspan(*age_range, color="0.92", label="training ages")
+    picture.set_title(f"{scan.name}: brain age {scan.estimate()}", loc="left", fontsize=13, fontweight="bold")
+    axis.axvspan(*scan.age_range, color="0.92", label="training ages")
     axis.errorbar(
         scan.brain_age,
         0,
-        xerr=radius,
+        xerr=scan.radius,
         fmt="o",
         color="#4c72b0",
         capsize=5,
@@ -273,7 +296,8 @@ def draw_scan(path: Path, scan: Scan, radius: float, age_range: Sequence[float])
         axis.plot(
             scan.chronological_age, 0, "|", color="#c44e52", markersize=18, markeredgewidth=3, label="chronological age"
         )
-    low, high = min(age_range[0], scan.brain_age - radius), max(age_range[1], scan.brain_age + radius)
+    low = min(scan.age_range[0], scan.brain_age - scan.radius)
+    high = max(scan.age_range[1], scan.brain_age + scan.radius)
     axis.set(xlim=(low - MARGIN, high + MARGIN), ylim=(-1, 2), yticks=[], xlabel="years")
     axis.legend(loc="upper left", ncols=3, frameon=False, fontsize=9, borderaxespad=0.1)
     if scan.warnings:
@@ -313,14 +337,14 @@ def write_map(folder: Path, scan: Scan, values: np.ndarray, voxel_size: int) -> 
         figure.savefig(temporary, dpi=100, format="png")
 
 
-def describe(scans: Sequence[Scan], radius: float) -> Iterator[str]:
+def describe(scans: Sequence[Scan]) -> Iterator[str]:
     """Say of each scan a line, and of all of them one."""
     width = max(len(scan.name) for scan in scans)
     for scan in scans:
         if scan.failure:
             yield f"{scan.name:<{width}}  failed: {scan.failure}"
             continue
-        yield "; ".join([f"{scan.name:<{width}}  {scan.estimate(radius)}", *scan.warnings])
+        yield "; ".join([f"{scan.name:<{width}}  {scan.estimate()}", *scan.warnings])
     usable = [scan for scan in scans if not scan.failure]
     warned = sum(bool(scan.warnings) for scan in usable)
     yield (

@@ -55,9 +55,6 @@ class ScanStore:
         scans themselves each time.
     workers : int
         Processes that read scans in `prepare`; 0 reads in this one.
-    measure_after : bool
-        Whether a scan without a `utils.images.deviation_file` that needs one
-        has its deviations measured after registration.
 
     Notes
     -----
@@ -74,13 +71,11 @@ class ScanStore:
         normalization: str,
         cache_folder: Path | None = None,
         workers: int = 0,
-        measure_after: bool = False,
     ) -> None:
         self.voxel_size = voxel_size
         self.normalization = normalization
         self.cache_folder = cache_folder
         self.workers = workers
-        self.measure_after = measure_after
         self._cached: dict[Path, tuple[_Cache, int]] = {}
 
     def prepare(self, paths: Sequence[Path]) -> list[str]:
@@ -125,11 +120,8 @@ class ScanStore:
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
-        kind = self.normalization
-        if self.measure_after and kind == "native_sd" and deviation_file(path) is None:
-            kind = "registered_sd"
-        volume, slope, intercept = read_image(path, self.voxel_size, kind)
-        return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, kind))
+        volume, slope, intercept = read_image(path, self.voxel_size, self.normalization)
+        return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
 
     def _stamp(self, path: Path) -> tuple[str, int, int]:
         """Return what a changed scan is known by."""

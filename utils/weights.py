@@ -27,6 +27,7 @@ NEEDED = (
     "preprocessing",
 )
 STAGES = ("first_stage", "second_stage")
+REGISTERED = "registered_sd"  # folder inside weights of "native_sd": those for brains without deviations
 
 
 def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -38,6 +39,11 @@ def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def weights_file(folder: Path, member: int, stage: str) -> Path:
     """Return where the weights of a stage of the member, counted from 1, lie."""
     return folder / f"member_{member}_{stage}.safetensors"
+
+
+def weights_folders(folder: Path) -> list[Path]:
+    """Return the folder of weights and, inside it, that of weights for brains without deviations, if there is one."""
+    return [folder, *(own for own in [folder / REGISTERED] if (own / MANIFEST).exists())]
 
 
 def check_weights_folder(folder: Path) -> None:
