@@ -233,6 +233,9 @@ def test_blur_makes_a_scan_less_sharp(volume, mni_affine, tmp_path) -> None:
         save_scan(tmp_path / "scan.nii.gz", blurred, mni_affine)
         seen.append(sharpness(tmp_path / "scan.nii.gz"))
     assert seen[0] > 1.1 * seen[1] > 1.5 * seen[2]
+    rotated = ndimage.rotate(volume.astype(np.float32), 15, order=3, reshape=False, mode="nearest")
+    save_scan(tmp_path / "scan.nii.gz", np.where(ball, 1 + rotated - rotated.min(), 0), mni_affine)
+    assert sharpness(tmp_path / "scan.nii.gz") < 0.9 * seen[0]  # cubic interpolation, too
     save_scan(tmp_path / "scan.nii.gz", np.where(ball, 7.0, 0.0), mni_affine)
     assert np.isnan(sharpness(tmp_path / "scan.nii.gz"))
     save_scan(tmp_path / "coarse.nii.gz", blurred[::2, ::2, ::2], mni_affine)
