@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
-PREPROCESSED="${PREPROCESSED:-preprocessed}"          # folder of bash_preprocess.sh, or of fsl_anat's folders
+PREPROCESSED="${PREPROCESSED:-preprocessed}"          # folder of bash_preprocess.sh, or of fsl_anat; or several: "one other"
 LABEL_TABLE="${LABEL_TABLE:-labels.csv}"              # of IXI, OASIS, ADNI, Cam-CAN, BIDS; or subject_id, age, sex
 OUTPUT_DIR="${OUTPUT_DIR:-data}"                      # folder for train/, valid/, test/, labels.csv, splits.csv
 FRACTIONS="${FRACTIONS:-70,15,15}"                    # of the persons: train, validation, test

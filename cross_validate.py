@@ -60,7 +60,6 @@ def main() -> None:
     if args.weights_dir and metrics:
         checkpoints = [[load_checkpoint(path) for path in paths] for paths in member_checkpoints(args)]
         manifest, card = describe_weights(
-            args.scan_folder,
             subjects,
             predictions,
             metrics,

@@ -26,54 +26,53 @@ def main() -> None:
     from utils.weights import DEFAULT_FOLDER, load_reference, load_weights, weights_folders
 
     check_writable(args.output_dir)
-    weights = {}
-    for folder in weights_folders(args.weights_dir or DEFAULT_FOLDER):
-        manifest, members = load_weights(folder)
+    folders = weights_folders(args.weights_dir or DEFAULT_FOLDER)
+    manifests, networks, references = {}, {}, {}
+    for folder in folders:
+        manifests[folder], members = load_weights(folder)
+        references[folder] = load_reference(folder)
         with user_errors(str(folder)):
-            networks = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
-        weights[folder] = manifest, Cascade(networks, manifest["age_interval"]), load_reference(folder)
-    main_folder, *_ = weights
-    made = weights[main_folder][0]["preprocessing"]
+            stages = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
+        networks[folder] = Cascade(stages, manifests[folder]["age_interval"])
     scans = prediction.find_scans(args.input)
     prediction.add_labels(scans, args.label_table, args.sex)
     raw = {scan.name: scan for scan in scans if not scan.prepared}
     if raw:
+        made = next(filter(None, manifests[folders[0]]["preprocessing"]), {"registration": "nonlinear"})
         prepared = args.output_dir / "preprocessed"
-        settings = Settings(prepared, made["registration"] if made else "nonlinear", args.device, False, False)
+        settings = Settings(prepared, made["registration"], args.device, False, False)
         files = [RawFile(scan.name, scan.source) for scan in raw.values()]
         prediction.add_records(raw, preprocess_all(files, settings, 0, args.timeout), prepared)
-    groups = prediction.assign_weights(scans, list(weights))
-    prediction.add_preparation(groups[main_folder], made)
     device = distributed.start(args.device)
-    datasets = {}
+    datasets, groups = {}, prediction.assign_weights(scans, folders)
     for folder, group in groups.items():
-        manifest, network, _ = weights[folder]
-        prediction.add_training(group, manifest["training_persons"])
+        manifest = manifests[folder]
         store = ScanStore(manifest["voxel_size"], manifest["normalization"])
-        usable = prediction.check_scans(group, store)
+        groups[folder] = usable = prediction.check_scans(group, store)
+        prediction.add_preparation(usable, manifest["preprocessing"])
+        prediction.add_training(usable, manifest["training_persons"])
         prediction.add_sharpness(usable, manifest["sharpness_range"])
         prediction.add_voxel_sizes(usable, manifest.get("native_voxel_sizes"))
-        datasets[folder] = ScanDataset([scan.subject for scan in usable], store), usable
+        datasets[folder] = ScanDataset([scan.subject for scan in usable], store)
         if usable:
-            ages = predict(network.to(device), FirstStage(), datasets[folder][0], args, device, "brain age")
+            ages = predict(networks[folder].to(device), FirstStage(), datasets[folder], args, device, "brain age")
             radius = interval_radius(manifest["out_of_fold_errors"], INTERVAL_COVERAGE)
             prediction.add_ages(usable, ages["brain_age"], radius, manifest["age_range"])
     prediction.write_table(args.output_dir / "predictions.csv", scans)
     estimated = [scan for scan in scans if not scan.failure]
     for scan in tqdm(estimated, "pictures", unit="scan", disable=None, leave=False):
         prediction.draw_scan(args.output_dir / "pictures" / f"{scan.name}.png", scan)
-    for folder, (dataset, usable) in datasets.items() if args.explain != "none" else ():
+    if args.explain != "none":
         from utils.explaining import explain
 
-        manifest, network, reference = weights[folder]
-        folded: Any = network.folded()
-        folded = folded.to(memory_format=torch.channels_last_3d)
-        for index, scan in enumerate(tqdm(usable, "maps", unit="scan", disable=None, leave=False)):
-            batch = to_device(collate([dataset[index]]), device)
-            values = explain(
-                folded, batch["volume"], reference.to(device), batch["sex"], args.explain, manifest["voxel_size"]
-            )
-            prediction.write_map(args.output_dir / "maps", scan, values.cpu().numpy(), manifest["voxel_size"])
+        for folder, group in groups.items():
+            folded: Any = networks[folder].to(device).folded()
+            folded = folded.to(memory_format=torch.channels_last_3d)
+            reference, voxel_size = references[folder].to(device), manifests[folder]["voxel_size"]
+            for index, scan in enumerate(tqdm(group, "maps", unit="scan", disable=None, leave=False)):
+                batch = to_device(collate([datasets[folder][index]]), device)
+                values = explain(folded, batch["volume"], reference, batch["sex"], args.explain, voxel_size)
+                prediction.write_map(args.output_dir / "maps", scan, values.cpu().numpy(), voxel_size)
     print("\n".join(prediction.describe(scans)))
     print(f"table: {args.output_dir / 'predictions.csv'}   pictures: {args.output_dir / 'pictures'}")
     sys.exit(0 if len(estimated) == len(scans) else 1)

@@ -25,6 +25,7 @@ from utils.files import write_json
 from utils.images import coarsen_volume, read_image
 from utils.metrics import compare_errors, evaluate_ages
 from utils.reports import describe_metrics
+from utils.subjects import person_of
 from utils.template import load_template
 
 ALPHAS = np.logspace(2, 7, 11)
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--cross_validation", type=Path, required=True, help="OUTPUT_DIR of bash_cross_validate.sh")
     parser.add_argument(
         "--normalization",
-        choices=("brain", "local_sd"),
+        choices=("brain", "local_sd", "registered_sd"),
         default="brain",
         help="what of the scans; see train_first_stage.py",
     )
@@ -91,12 +92,13 @@ def main() -> None:
         predicted[folds == fold] = (
             ridge().fit(voxels[folds != fold], ages[folds != fold]).predict(voxels[folds == fold])
         )
-    metrics = evaluate_ages(ages, predicted)
+    persons = np.array([person_of(name) for name in table["subject_id"]])
+    metrics = evaluate_ages(ages, predicted, persons=persons)
     print(f"ridge on the voxels, normalization {args.normalization}\n  " + "\n  ".join(describe_metrics(metrics)))
     own = read_columns(args.cross_validation / "predictions.csv", "subject_id", "brain_age")
     brain_ages = dict(zip(own["subject_id"], map(float, own["brain_age"]), strict=True))
     network = np.array([brain_ages[subject_id] for subject_id in table["subject_id"]])
-    difference = compare_errors(ages, network, predicted)
+    difference = compare_errors(ages, network, predicted, persons=persons)
     print(
         f"the networks' MAE is {difference['difference']:.2f} years lower (95 % interval, paired bootstrap: "
         f"{difference['low']:.2f} to {difference['high']:.2f})"

@@ -19,8 +19,8 @@ from utils.cross_validation import write_folds
 from utils.errors import InputError
 from utils.files import write_json
 from utils.images import DEVIATIONS, MEASURED_AT, MNI152_T1_2MM, model_grid, read_image, sharpness
-from utils.prediction import Scan, add_sharpness, add_voxel_sizes, assign_weights, find_scans
-from utils.subjects import Subject, person_of
+from utils.prediction import Scan, add_preparation, add_sharpness, add_voxel_sizes, assign_weights, find_scans
+from utils.subjects import DESCRIPTION, Subject, person_of
 from utils.weights import DEFAULT_FOLDER, MANIFEST, REGISTERED, load_reference, load_weights, weights_folders
 
 MEMBERS, FOLDS = 2, 2
@@ -167,7 +167,7 @@ def test_weights_hold_what_was_trained(cross_validated) -> None:
             for name, value in trained["state_dict"].items():  # half precision, but for statistics
                 torch.testing.assert_close(own["state_dict"][name], value, rtol=1e-3, atol=1e-6)
     assert len(manifest["out_of_fold_errors"]) == 22
-    assert manifest["preprocessing"] is None
+    assert manifest["preprocessing"] == [None]
     card = (weights / "MODEL_CARD.md").read_text()
     assert "Made-up balls." in card
     assert "Diagnosis" in card
@@ -219,6 +219,8 @@ def test_prediction_of_prepared_scans(cross_validated, tmp_path) -> None:
     assert "no row of labels.csv" in rows[2]["warnings"]
     assert float(rows[0]["interval_low"]) < float(rows[0]["brain_age"]) < float(rows[0]["interval_high"])
     assert ["was trained on" in row["warnings"] for row in rows] == [True, False, False]
+    assert [row["weights"] for row in rows] == ["weights", REGISTERED, REGISTERED]
+    assert "different weights" in printed
     assert ["the weights for such brains" in row["warnings"] for row in rows] == [False, True, True]
     widths = [float(row["interval_high"]) - float(row["interval_low"]) for row in rows]
     assert widths == pytest.approx([widths[0], 2 * widths[0], 2 * widths[0]], abs=0.03)  # as `with_registered` says
@@ -238,14 +240,46 @@ def test_brains_without_deviations_get_the_weights_for_them(tmp_path, suffix) ->
     save_scan(tmp_path / DEVIATIONS / f"a{suffix}", rng.random(MNI152_T1_2MM.shape), MNI152_T1_2MM.affine)
     scans = [*find_scans(tmp_path), Scan("raw", tmp_path / "raw.nii", failure="no brain")]
     native, registered = tmp_path / "weights", tmp_path / "weights" / REGISTERED
-    assert weights_folders(native) == [native]
     assert assign_weights(scans, [native]) == {native: scans[:2]}
     assert not any(scan.warnings for scan in scans)
-    write_json(registered / MANIFEST, {})
-    assert weights_folders(native) == [native, registered]
     assert assign_weights(scans, [native, registered]) == {native: scans[:1], registered: scans[1:2]}
+    assert [scan.weights for scan in scans] == ["weights", REGISTERED, ""]
     assert [len(scan.warnings) for scan in scans] == [0, 1, 0]
-    assert "the weights for such brains" in scans[1].warnings[0]
+    assert "the weights for such brains err more" in scans[1].warnings[0]
+
+
+def test_weights_for_brains_without_deviations_are_found_where_they_are_of_use(cross_validated, tmp_path) -> None:
+    weights, inner = with_registered(cross_validated[1], tmp_path / "weights"), tmp_path / "weights" / REGISTERED
+    assert weights_folders(cross_validated[1]) == [cross_validated[1]]
+    assert weights_folders(weights) == [weights, inner]
+    assert weights_folders(inner) == [inner]
+    manifest = json.loads((inner / MANIFEST).read_text())
+    write_json(inner / MANIFEST, {**manifest, "normalization": "native_sd"})
+    with pytest.raises(InputError, match="need measured deviations themselves"):
+        weights_folders(weights)
+    write_json(inner / MANIFEST, {**manifest, "preprocessing": None})
+    with pytest.raises(InputError, match="is of an earlier version"):
+        weights_folders(weights)
+    write_json(weights / MANIFEST, {**manifest, "normalization": "brain"})
+    assert weights_folders(weights) == [weights]
+
+
+def test_other_preparations_are_warned_of(tmp_path) -> None:
+    made = {}
+    for name in ("ours", "older", "other"):
+        save_scan(tmp_path / name / "a.nii.gz", np.ones((2, 2, 2)), np.eye(4))
+        made[name] = {"registration": "affine", "fingerprint": name} if name != "other" else None
+        if made[name]:
+            parts = {"Fingerprint": name, "Parameters": {"registration": "affine"}}
+            write_json(tmp_path / name / DESCRIPTION, {"GeneratedBy": [parts]})
+    (tmp_path / "link.nii.gz").symlink_to(tmp_path / "ours" / "a.nii.gz")
+    scans = [Scan(name, tmp_path / name / "a.nii.gz") for name in made] + [Scan("link", tmp_path / "link.nii.gz")]
+    add_preparation(scans, [made["ours"]])
+    assert [len(scan.warnings) for scan in scans] == [0, 1, 1, 0]
+    assert "fingerprint older, unlike" in scans[1].warnings[0]
+    assert "by other tools, unlike" in scans[2].warnings[0]
+    add_preparation(scans, [made["ours"], None])  # of weights that were trained on several
+    assert [len(scan.warnings) for scan in scans] == [0, 2, 1, 0]
 
 
 def test_other_voxel_sizes_are_warned_of(tmp_path) -> None:

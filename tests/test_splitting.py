@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from utils.cohort import resolve_normalization
 from utils.errors import InputError
 from utils.images import model_grid
 from utils.splitting import LabelledScan, check_given_splits, find_prepared_scans, label_scans, split_by_person
+from utils.subjects import person_of
 
 
 def made_scans(persons: int, sessions: int = 1, seed: int = 0) -> list[LabelledScan]:
@@ -120,6 +122,38 @@ def test_the_script_makes_what_training_takes(prepared) -> None:
     assert len(copies) == 20
     assert not any(path.is_symlink() for path in copies)
     assert len(list((prepared / "copies").glob("*/local_sd/*"))) == 20
+
+
+def test_several_preparations_are_joined(prepared) -> None:
+    other = shutil.copytree(prepared / "pre", prepared / "other")
+    flags = ["--label_table", prepared / "labels.csv", "--output_dir", prepared / "data", "--fractions", "1,1,0"]
+    both = f"{prepared / 'pre'} {other}"
+    run_script("prepare_dataset.py", "--preprocessed", both, *flags)
+    with (prepared / "data" / "splits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 38  # of each folder 19 that are not doubtful
+    split = {row["person"]: row["split"] for row in rows}
+    assert set(split.values()) == {"train", "valid"}
+    for row in rows:
+        session, name = row["subject_id"].rsplit("_", 1)
+        assert person_of(row["subject_id"]) == row["person"]
+        assert row["split"] == split[row["person"]]
+        assert Path(row["scan"]) == prepared / name / f"{session}.nii.gz"
+        assert (prepared / "data" / row["split"] / f"{row['subject_id']}.nii.gz").resolve() == Path(row["scan"])
+
+
+def test_preparations_that_cannot_be_told_apart_are_refused(prepared) -> None:
+    shutil.copytree(prepared / "pre", prepared / "b" / "pre")
+    for number in range(3):
+        path = prepared / "plain" / f"brain{number}.nii.gz"
+        save_scan(path, small_volume(np.random.default_rng(0), 40), model_grid(VOXEL_SIZE).affine)
+    with (prepared / "labels.csv").open("a") as file:
+        file.writelines(f"brain{number},40,F,CN\n" for number in range(3))
+    flags = ["--label_table", prepared / "labels.csv", "--output_dir", prepared / "data"]
+    for other, said in (("b/pre", "second folder with this name"), ("plain", "does not tell the person")):
+        both = f"{prepared / 'pre'} {prepared / other}"
+        assert said in run_script("prepare_dataset.py", "--preprocessed", both, *flags, status=2).stderr
+        assert not (prepared / "data").exists()
 
 
 def test_scans_without_record_or_of_two_preprocessings_are_refused(prepared) -> None:

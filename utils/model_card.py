@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from utils.subjects import DESCRIPTION, Subject, person_of
 
 CARD = """# Model card: brain age from a T1-weighted MRI
 
-{cascades} of two stages ({network}, {voxel_size} mm, normalization `{normalization}`), whose estimates are averaged.
+{cascades}: {network}, {voxel_size} mm, normalization `{normalization}`.
 
 ## Training data
 
@@ -35,7 +36,7 @@ preparation the errors are larger, and nothing here says by how much.
 
 ## Intended use
 
-Research on groups of people of {age_min:.0f} to {age_max:.0f} years, by T1-weighted scans that were prepared in the same way. Compare people of like age
+Research on groups of people of {age_min:.0f} to {age_max:.0f} years, by T1-weighted scans that were prepared as above. Compare people of like age
 and scanner: the gap depends on the age (Spearman correlation {gap_age_spearman:.2f} above; below 0, the young are estimated too old and the old too young).
 
 ## Not for
@@ -44,12 +45,12 @@ and scanner: the gap depends on the age (Spearman correlation {gap_age_spearman:
 - Ages outside the range above: there are no estimates beyond what was seen.
 - Kinds of scans that the training data above do not have, such as other contrasts, contrast agent, large lesions or surgery.
 - Scans that are blurred, by motion or by interpolation: `predict.py` warns where the sharpness is outside that of 95 % of the training scans.
-- Of networks with normalization `native_sd`: scans with voxels of another size.
+- Of networks with normalization `native_sd`: scans with voxels of another size, and prepared brains without the deviations (`local_sd/`) that `preprocess.py` measures on
+  the raw scan: these need the weights in `registered_sd/`, if there are any.
 """
 
 
 def describe_weights(
-    scan_folder: Path,
     subjects: Sequence[Subject],
     predictions: Predictions,
     metrics: Mapping[str, Any],
@@ -64,8 +65,6 @@ def describe_weights(
 
     Parameters
     ----------
-    scan_folder : Path
-        Where ``dataset_description.json`` tells how the scans were prepared.
     subjects : sequence of N Subject
     predictions : dict of str to (N,) float array
         Of the cross-validation.
@@ -89,34 +88,34 @@ def describe_weights(
     """
     ages = np.array([subject.chronological_age for subject in subjects])
     errors = np.abs(predictions["brain_age"] - predictions["chronological_age"])
-    preprocessing = preparation_of(scan_folder)
+    made = [preparation_of(subject.path) for subject in subjects]
+    preprocessing = [own for number, own in enumerate(made) if own not in made[:number]]
     known = np.array(sharpnesses)[np.isfinite(sharpnesses)]
-    persons = sorted({person_of(subject.subject_id) for subject in subjects})
+    one_of_each = {person_of(subject.subject_id): subject for subject in subjects}
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
         "sharpness_range": [float(value) for value in np.percentile(known, (2.5, 97.5))] if len(known) else None,
         "native_voxel_sizes": [min(voxel_sizes), max(voxel_sizes)] if voxel_sizes else None,
-        "training_persons": persons,
+        "training_persons": sorted(one_of_each),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),
         "data": notice,
     }
-    sexes = Counter({0: "female", 1: "male"}.get(subject.sex, "of unknown sex") for subject in subjects)
+    sexes = Counter({0: "female", 1: "male"}.get(subject.sex, "of unknown sex") for subject in one_of_each.values())
     numbers = {name: np.nan if value is None else value for name, value in metrics.items()}
     card = CARD.format(
         network=describe_network(checkpoint["network"]),
         **{name: checkpoint[name] for name in ("voxel_size", "normalization")},
         **{name: numbers[name] for name in ("n", "age_min", "age_max", "mae", "mae_low", "mae_high", "rmse", "pearson",
                                             "spearman", "mean_gap", "gap_age_spearman")},
-        persons=len(persons),
-        cascades="1 cascade" if members == 1 else f"{members} cascades",
+        persons=len(one_of_each),
+        cascades="One cascade of two stages" if members == 1 else f"{members} cascades of two stages, whose estimates are averaged",
         folds=folds,
         notice=notice or "Not stated (`--data_notice`).",
         age_mean=ages.mean(),
         sexes=", ".join(f"{count} {name}" for name, count in sorted(sexes.items())),
-        preprocessing=f"`preprocess.py`, {preprocessing['registration']} registration, fingerprint `{preprocessing['fingerprint']}`"
-        if preprocessing else "other tool chains, or several",
+        preprocessing="; ".join(map(_describe_preparation, preprocessing)),
         first_mae=metrics["first_stage"]["mae"],
         coverage=100 * INTERVAL_COVERAGE,
         radius=interval_radius(errors, INTERVAL_COVERAGE),
@@ -132,10 +131,23 @@ def describe_network(network: Mapping[str, Any]) -> str:
     return f"`{network['model']}`, {network['blocks']} blocks of {network['filters']} filters"
 
 
-def preparation_of(folder: Path) -> dict[str, str] | None:
-    """Tell how ``preprocess.py`` made the scans of a folder; None if it did not."""
+def preparation_of(scan: Path) -> dict[str, str] | None:
+    """Tell how ``preprocess.py`` made a scan, or the file that it links to; None if it did not."""
+    return _preparation_in(scan.parent) or _preparation_in(scan.resolve().parent)
+
+
+@cache
+def _preparation_in(folder: Path) -> dict[str, str] | None:
+    """Read the description of a folder."""
     try:
         made = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["GeneratedBy"][0]
         return {"fingerprint": made["Fingerprint"], "registration": made["Parameters"]["registration"]}
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
+
+
+def _describe_preparation(made: Mapping[str, str] | None) -> str:
+    """Name the tools."""
+    if made is None:
+        return "other tools"
+    return f"`preprocess.py`, {made['registration']} registration, fingerprint `{made['fingerprint']}`"

@@ -796,7 +796,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         "--weights_dir",
         type=_optional_path,
         default=None,
-        help="folder of weights, of bash_cross_validate.sh; in it, registered_sd/ may hold those for brains without local_sd/ beside them; default: weights/ of this project",
+        help="folder of weights, of bash_cross_validate.sh; in it, registered_sd/ may hold those for brains without local_sd/ beside them, which fail otherwise; default: weights/ of this project",
     )
     parser.add_argument(
         "--explain",
@@ -811,7 +811,7 @@ def prediction_parser() -> argparse.ArgumentParser:
 
 def _paths(text: str) -> list[Path]:
     """Read paths as a shell does, with blanks between them and ``*`` for any name."""
-    if os.path.isfile(text):  # one path, whatever blanks it has
+    if os.path.exists(text):  # one path, whatever blanks it has
         return [Path(text)]
     paths = []
     try:
@@ -1096,9 +1096,9 @@ def dataset_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--preprocessed",
-        type=Path,
-        default=Path("preprocessed"),
-        help="folder of preprocessed scans: of preprocess.py, or of fsl_anat's folders with T1_to_MNI_nonlin_brain.nii.gz",
+        type=_paths,
+        default=[Path("preprocessed")],
+        help="folder of preprocessed scans: of preprocess.py, or of fsl_anat's folders with T1_to_MNI_nonlin_brain.nii.gz; several, in quotes with blanks between them, where the same people were prepared in several ways",
     )
     parser.add_argument(
         "--label_table",

@@ -58,6 +58,8 @@ class Scan:
         Half the width of the brain age's 90 % interval.
     age_range : (low, high), years
         Of the training of the networks that estimated it.
+    weights : str
+        The folder of these networks.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Scan:
     brain_age: float = float("nan")
     radius: float = float("nan")
     age_range: Sequence[float] = ()
+    weights: str = ""
 
     @property
     def subject(self) -> Subject:
@@ -131,13 +134,11 @@ def add_labels(scans: Sequence[Scan], label_table: Path | None, sex_of_all: str 
         raise InputError(problems)
 
 
-def add_preparation(scans: Sequence[Scan], expected: Mapping[str, str] | None) -> None:
+def add_preparation(scans: Sequence[Scan], expected: Sequence[Mapping[str, str] | None]) -> None:
     """Warn of scans that were prepared otherwise than those that the weights were trained on."""
-    prepared = [(scan, scan.prepared.parent) for scan in scans if scan.prepared]
-    made = {folder: preparation_of(folder) for _, folder in prepared}
-    for scan, folder in prepared:
-        own = made[folder]
-        if own != expected:
+    for scan in scans:
+        own = preparation_of(scan.subject.path)
+        if own not in expected:
             how = (
                 f"with {own['registration']} registration, fingerprint {own['fingerprint']}"
                 if own
@@ -167,10 +168,11 @@ def assign_weights(scans: Sequence[Scan], folders: Sequence[Path]) -> dict[Path,
             continue
         lacking = len(folders) > 1 and deviation_file(scan.prepared) is None
         groups[folders[lacking]].append(scan)
+        scan.weights = folders[lacking].name
         if lacking:
             scan.warnings.append(
-                f"has no {DEVIATIONS}/ beside it, so it was estimated by the weights for such brains, which err more; "
-                "the raw scan would do better"
+                f"has no {DEVIATIONS}/ beside it: the weights for such brains err more, and their interval holds less "
+                "often for other tool chains than theirs; give the raw scan instead"
             )
     return groups
 
@@ -199,9 +201,8 @@ def add_records(scans: Mapping[str, Scan], records: Sequence[Mapping[str, Any]],
 def check_scans(scans: Sequence[Scan], store: ScanStore) -> list[Scan]:
     """Return the scans that can be read, and note why the others cannot."""
     for scan in scans:
-        if scan.prepared and not scan.failure:
-            scan.failure = "; ".join(store.prepare([scan.prepared]))
-    return [scan for scan in scans if scan.prepared and not scan.failure]
+        scan.failure = "; ".join(store.prepare([scan.subject.path]))
+    return [scan for scan in scans if not scan.failure]
 
 
 def add_sharpness(scans: Sequence[Scan], expected: Sequence[float] | None) -> None:
@@ -254,14 +255,14 @@ def write_table(path: Path, scans: Sequence[Scan]) -> None:
         writer = csv.writer(file)
         writer.writerow(
             ["subject_id", "chronological_age", "sex", "brain_age", "interval_low", "interval_high", "brain_age_gap",
-             "status", "warnings", "scan"]
+             "status", "warnings", "weights", "scan"]
         )  # fmt: skip
         for scan in scans:
             age, radius = scan.brain_age, scan.radius
             writer.writerow(
                 [scan.name, number(scan.chronological_age), SEX_NAMES[scan.sex], number(age), number(age - radius),
                  number(age + radius), number(age - scan.chronological_age), "failed" if scan.failure else "ok",
-                 scan.failure or "; ".join(scan.warnings), str(scan.source)]
+                 scan.failure or "; ".join(scan.warnings), scan.weights, str(scan.source)]
             )  # fmt: skip
 
 
@@ -347,6 +348,8 @@ def describe(scans: Sequence[Scan]) -> Iterator[str]:
         yield "; ".join([f"{scan.name:<{width}}  {scan.estimate()}", *scan.warnings])
     usable = [scan for scan in scans if not scan.failure]
     warned = sum(bool(scan.warnings) for scan in usable)
+    if len({scan.weights for scan in usable}) > 1:
+        yield "WARNING: these ages come from different weights (see the column weights); do not compare them"
     yield (
         f"{len(scans)} scan{'' if len(scans) == 1 else 's'}: {len(usable)} with a brain age, "
         f"{warned} of them with a warning, "

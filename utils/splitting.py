@@ -16,7 +16,7 @@ from utils.errors import InputError
 from utils.files import check_writable
 from utils.images import is_nifti, model_grid, with_deviations
 from utils.label_formats import open_labels
-from utils.subjects import DOUBTFUL, FAIL, QC_FOLDER
+from utils.subjects import DOUBTFUL, FAIL, QC_FOLDER, person_of
 from utils.tables import scan_name
 
 SPLITS = ("train", "valid", "test")
@@ -183,6 +183,47 @@ def label_scans(
         if count:
             print(f"note: {count} {what}")
     return found
+
+
+def join_preparations(folders: Sequence[Path], found: Sequence[list[LabelledScan]]) -> list[LabelledScan]:
+    """Join scans of the same people that were prepared in several ways.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Of one or more preparations.
+    found : sequence of list of LabelledScan
+        Of each folder.
+
+    Returns
+    -------
+    list of LabelledScan
+        Where there are several folders, each subject id ends with the name
+        of its folder.
+
+    Raises
+    ------
+    InputError
+        If two folders have one name, or names of scans do not tell the
+        person, so that a training would not know whose scans belong together.
+    """
+    if len(folders) == 1:
+        return found[0]
+    names = [folder.absolute().name for folder in folders]
+    problems = [
+        f"{folder}: is the second folder with this name, which tells preparations apart; give it another"
+        for number, folder in enumerate(folders)
+        if names[number] in names[:number]
+    ]
+    joined = []
+    for name, scans in zip(names, found, strict=True):
+        for scan in scans:
+            joined.append(replace(scan, subject_id=f"{scan.subject_id}_{name}"))
+            if person_of(joined[-1].subject_id) != person_of(scan.subject_id):
+                problems.append(f"{scan.path}: its name does not tell the person; name it as BIDS does, sub-01.nii.gz")
+    if problems:
+        raise InputError(problems)
+    return joined
 
 
 def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], seed: int) -> list[LabelledScan]:

@@ -27,7 +27,8 @@ NEEDED = (
     "preprocessing",
 )
 STAGES = ("first_stage", "second_stage")
-REGISTERED = "registered_sd"  # folder inside weights of "native_sd": those for brains without deviations
+NEEDS_DEVIATIONS = "native_sd"  # normalization
+REGISTERED = "registered_sd"  # folder inside such weights: those for brains without measured deviations
 
 
 def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -42,8 +43,23 @@ def weights_file(folder: Path, member: int, stage: str) -> Path:
 
 
 def weights_folders(folder: Path) -> list[Path]:
-    """Return the folder of weights and, inside it, that of weights for brains without deviations, if there is one."""
-    return [folder, *(own for own in [folder / REGISTERED] if (own / MANIFEST).exists())]
+    """Return the folder of weights and, inside it, that of weights for brains without deviations, if it is of use.
+
+    Raises
+    ------
+    InputError
+        If a manifest cannot be read, or the inner weights need deviations
+        as well.
+    """
+    inner = folder / REGISTERED
+    if read_manifest(folder)["normalization"] != NEEDS_DEVIATIONS or not inner.exists():
+        return [folder]
+    if read_manifest(inner)["normalization"] == NEEDS_DEVIATIONS:
+        raise InputError(
+            f"{inner}: these weights need measured deviations themselves; train them with "
+            f'FIRST_STAGE_FLAGS="--normalization {REGISTERED}"'
+        )
+    return [folder, inner]
 
 
 def check_weights_folder(folder: Path) -> None:
@@ -108,6 +124,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         missing = [name for name in ("members", "networks", *NEEDED) if name not in manifest]
         if missing or int(manifest["members"]) < 1 or set(manifest["networks"]) != set(STAGES):
             raise ValueError(f"lacks {', '.join(missing) or 'members or stages'}")
+        if not isinstance(manifest["preprocessing"], list):
+            raise ValueError("is of an earlier version")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: no readable manifest of weights ({error}); set WEIGHTS_DIR (--weights_dir) to "
