@@ -35,8 +35,9 @@ def main() -> None:
             stages = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
         networks[folder] = Cascade(stages, manifests[folder]["age_interval"])
     scans = prediction.find_scans(args.input)
+    prediction.add_verdicts(scans)
     prediction.add_labels(scans, args.label_table, args.sex)
-    raw = {scan.name: scan for scan in scans if not scan.prepared}
+    raw = {scan.name: scan for scan in scans if not scan.prepared and not scan.failure}
     if raw:
         made = next(filter(None, manifests[folders[0]]["preprocessing"]), {"registration": "nonlinear"})
         prepared = args.output_dir / "preprocessed"

@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from benchmarks.ridge_baseline import ridge, voxels_of
 from utils.cohort import load_cohort, resolve_normalization, split_into_folds
-from utils.errors import run_command
+from utils.errors import InputError, run_command
 from utils.metrics import BOOTSTRAP_RESAMPLES, accuracy, correlation
 
 FOLDS = 5
 SHARES = (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)  # of those outside the tested fold
 SEEDS = 8
+FEWEST = 50  # scans
 FIGURES = ("mae", "rmse", "pearson")
 
 
@@ -40,7 +41,7 @@ def scans_needed(sizes: np.ndarray, pearson: np.ndarray, wanted: float) -> np.nd
     -----
     The law has no floor: if even endless scans leave an error, it takes more.
     """
-    slope, start = np.polyfit(np.log(sizes), np.log(1 - pearson**2), 1)
+    slope, start = np.polyfit(np.log(sizes), np.log(1 - np.maximum(pearson, 0) ** 2), 1)
     with np.errstate(over="ignore", divide="ignore"):
         return np.where(slope < 0, np.exp((np.log(1 - wanted**2) - start) / slope), np.inf)
 
@@ -60,6 +61,11 @@ def main() -> None:
     subjects = load_cohort({"scan": args.scan_folder}, args.label_table, None, use_sex=False)["scan"]
     normalization = resolve_normalization(args.normalization, [args.scan_folder])
     voxels = voxels_of([subject.path for subject in subjects], normalization)
+    if len(subjects) < FEWEST or not 0 < args.pearson < 1:
+        raise InputError(
+            f"{len(subjects)} scans and --pearson {args.pearson:g}: a curve takes {FEWEST} scans or more, "
+            "and a correlation between 0 and 1"
+        )
     ages = np.array([subject.chronological_age for subject in subjects])
     predicted = np.empty((len(SHARES), SEEDS, len(ages)))
     sizes = np.empty(len(SHARES))

@@ -19,8 +19,18 @@ from utils.cross_validation import write_folds
 from utils.errors import InputError
 from utils.files import write_json
 from utils.images import DEVIATIONS, MEASURED_AT, MNI152_T1_2MM, model_grid, read_image, sharpness
-from utils.prediction import Scan, add_preparation, add_sharpness, add_voxel_sizes, assign_weights, find_scans
-from utils.subjects import DESCRIPTION, Subject, person_of
+from utils.prediction import (
+    Scan,
+    add_preparation,
+    add_sharpness,
+    add_verdicts,
+    add_voxel_sizes,
+    assign_weights,
+    find_scans,
+)
+from utils.splitting import FSL_PRODUCT
+from utils.subjects import DESCRIPTION, DOUBTFUL, FAIL, Subject, person_of
+from utils.template import load_template
 from utils.weights import DEFAULT_FOLDER, MANIFEST, REGISTERED, load_reference, load_weights, weights_folders
 
 MEMBERS, FOLDS = 2, 2
@@ -258,10 +268,50 @@ def test_weights_for_brains_without_deviations_are_found_where_they_are_of_use(c
     with pytest.raises(InputError, match="need measured deviations themselves"):
         weights_folders(weights)
     write_json(inner / MANIFEST, {**manifest, "preprocessing": None})
-    with pytest.raises(InputError, match="is of an earlier version"):
+    with pytest.raises(InputError, match="lacks a usable preprocessing"):
         weights_folders(weights)
     write_json(weights / MANIFEST, {**manifest, "normalization": "brain"})
     assert weights_folders(weights) == [weights]
+
+
+def test_verdicts_and_places_of_prepared_brains(tmp_path) -> None:
+    template, verdicts = load_template(), {"good": "pass", "doubted": DOUBTFUL, "bad": FAIL}
+    shifts = {**dict.fromkeys(verdicts, 0), "alone": 0, "near": 1, "away": 3}
+    for name, shift in shifts.items():
+        save_scan(
+            tmp_path / f"{name}.nii.gz", np.roll(template.volume * template.brain, shift, 1), MNI152_T1_2MM.affine
+        )
+    for name, verdict in verdicts.items():
+        record = {"name": name, "fingerprint": "a", "source": "", "verdict": verdict, "reasons": ["noise is 9"]}
+        write_json(tmp_path / "qc" / f"{name}.json", record)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "linked.nii.gz").symlink_to(tmp_path / "doubted.nii.gz")
+    scans = {scan.name: scan for folder in (tmp_path, tmp_path / "links") for scan in find_scans(folder)}
+    add_verdicts(list(scans.values()))
+    assert {name for name, scan in scans.items() if scan.failure} == {"bad"}
+    assert scans["bad"].failure == "noise is 9"
+    assert {name for name, scan in scans.items() if scan.warnings} == {"doubted", "linked", "away"}
+    assert "preprocessing is doubtful: noise is 9" in scans["linked"].warnings
+    assert "lies 6 mm off" in scans["away"].warnings[0]
+
+
+def test_brains_of_fsl_are_named_by_their_folders(tmp_path) -> None:
+    for name in ("sub-1.anat", "sub-2.anat"):
+        prepared_scan(tmp_path / name / FSL_PRODUCT, np.random.default_rng(0))
+    assert [scan.name for scan in find_scans(tmp_path)] == ["sub-1", "sub-2"]
+    (scan,) = find_scans(tmp_path / "sub-2.anat" / FSL_PRODUCT)
+    assert (scan.name, scan.prepared) == ("sub-2", tmp_path / "sub-2.anat" / FSL_PRODUCT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("normalization", "foo"), ("voxel_size", "four"), ("age_range", None), ("out_of_fold_errors", []), ("members", 0)],
+)
+def test_a_manifest_that_cannot_be_used_is_refused(cross_validated, tmp_path, name, value) -> None:
+    manifest = json.loads((cross_validated[1] / MANIFEST).read_text())
+    write_json(tmp_path / MANIFEST, {**manifest, name: value})
+    with pytest.raises(InputError, match=f"lacks a usable {name}"):
+        load_weights(tmp_path)
 
 
 def test_other_preparations_are_warned_of(tmp_path) -> None:
@@ -277,7 +327,7 @@ def test_other_preparations_are_warned_of(tmp_path) -> None:
     add_preparation(scans, [made["ours"]])
     assert [len(scan.warnings) for scan in scans] == [0, 1, 1, 0]
     assert "fingerprint older, unlike" in scans[1].warnings[0]
-    assert "by other tools, unlike" in scans[2].warnings[0]
+    assert "nobody knows how" in scans[2].warnings[0]
     add_preparation(scans, [made["ours"], None])  # of weights that were trained on several
     assert [len(scan.warnings) for scan in scans] == [0, 2, 1, 0]
 
@@ -312,7 +362,7 @@ def test_averages_of_a_prepared_brain_are_neither_raw_nor_prepared(tmp_path) -> 
     ("more", "said"),
     [
         (["--input", "nowhere"], "no such file or folder"),
-        (["--input", "README.md"], "holds no raw scan"),
+        (["--input", "README.md"], "holds no scan"),
         (["--weights_dir", "nowhere"], "no readable manifest of weights"),
         (["--label_table", "nowhere.csv"], "no such"),
     ],

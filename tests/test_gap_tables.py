@@ -36,6 +36,14 @@ def test_columns_and_labels_are_joined(tmp_path) -> None:
     assert one_scan_each(table)["subject_id"].tolist() == ["sub-1_ses-1", "sub-10", "sub-3"]
 
 
+def test_scans_that_failed_are_left_out_with_a_note(tmp_path, capsys) -> None:
+    text = "subject_id,chronological_age,brain_age,status\nsub-1,40,43,ok\nsub-2,50,,failed\n"
+    (tmp_path / "predictions.csv").write_text(text)
+    table = read_tables({"test": [tmp_path / "predictions.csv"]}, None, {})["test"]
+    assert table["subject_id"].tolist() == ["sub-1"]
+    assert "1 scans that failed" in capsys.readouterr().out
+
+
 def test_a_named_column_is_never_replaced_by_another(tmp_path) -> None:
     """But subject and age may be called otherwise in each table."""
     predictions = write(tmp_path / "p.csv", "subject_id,true_age,model_b,brain_age,diagnosis\na,40,41,99,HC\n")

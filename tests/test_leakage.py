@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from utils.leakage import find_leaks, names_of, seen_by_checkpoints, seen_by_weights, suspect_leaks
-from utils.weights import MANIFEST, NEEDED, STAGES
+from utils.weights import MANIFEST, REGISTERED, STAGES
 
 
 def test_whom_networks_have_seen(tmp_path) -> None:
@@ -14,8 +14,9 @@ def test_whom_networks_have_seen(tmp_path) -> None:
                "valid_subjects": ["sub-3"]}  # fmt: skip
     torch.save(content, tmp_path / "best.pt")
     torch.save({"state_dict": {}}, tmp_path / "released.pt")
-    manifest = dict.fromkeys(NEEDED) | {"members": 1, "networks": dict.fromkeys(STAGES), "training_persons": ["sub-8"],
-                                        "age_range": [20.0, 80.0]}  # fmt: skip
+    manifest = {"members": 1, "networks": dict.fromkeys(STAGES), "training_persons": ["sub-8"], "age_range": [20.0, 80.0],
+                "voxel_size": 4, "normalization": "native_sd", "age_interval": 5.0, "preprocessing": [None],
+                "out_of_fold_errors": list(range(20)), "sharpness_range": None}  # fmt: skip
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     seen = seen_by_checkpoints([tmp_path / "best.pt", tmp_path / "released.pt"])
     assert list(seen.training.values()) == [{"sub-1", "sub-2"}]
@@ -26,6 +27,12 @@ def test_whom_networks_have_seen(tmp_path) -> None:
     shipped = seen_by_weights(tmp_path)
     assert list(shipped.training.values()) == [{"sub-8"}]
     assert shipped.age_ranges == [(20, 80)]
+    inner = manifest | {"training_persons": ["sub-9"], "age_range": [30.0, 90.0], "normalization": REGISTERED}
+    (tmp_path / REGISTERED).mkdir()
+    (tmp_path / REGISTERED / MANIFEST).write_text(json.dumps(inner))
+    both = seen_by_weights(tmp_path)
+    assert list(both.training.values()) == [{"sub-8"}, {"sub-9"}]
+    assert both.age_ranges == [(20, 90)]
 
 
 def test_leaks_are_named() -> None:

@@ -8,6 +8,7 @@ from sklearn.linear_model import LinearRegression
 
 from benchmarks import learning_curve
 from benchmarks.learning_curve import scans_needed
+from utils.errors import InputError
 
 
 def test_scans_needed() -> None:
@@ -21,11 +22,15 @@ def test_the_curve_of_a_cohort(synthetic_cohort, monkeypatch, capsys) -> None:
     monkeypatch.setattr(learning_curve, "voxels_of", lambda paths, _: np.arange(len(paths))[:, None] / 1.0)
     monkeypatch.setattr(learning_curve, "ridge", LinearRegression)
     monkeypatch.setattr(learning_curve, "SEEDS", 2)
+    monkeypatch.setattr(learning_curve, "FEWEST", 12)
     folder = synthetic_cohort / "train"
     flags = ["--scan_folder", folder, "--label_table", synthetic_cohort / "labels.csv", "--pearson", 0.5]
     monkeypatch.setattr(sys, "argv", ["learning_curve", *map(str, flags)])
     learning_curve.main()
     printed = capsys.readouterr().out
+    monkeypatch.setattr(learning_curve, "FEWEST", 13)
+    with pytest.raises(InputError, match="takes 13 scans or more"):
+        learning_curve.main()
     sizes = [int(line.split()[0]) for line in printed.splitlines() if " scans: " in line]
     assert sizes == sorted(sizes)
     assert len(sizes) == len(learning_curve.SHARES)

@@ -39,7 +39,7 @@ def test_files_folders_and_bids_are_found(tmp_path) -> None:
     assert [scan.name for scan in find_raw_scans(tmp_path / "plain/a.nii.gz")] == ["a"]
     for wrong, complaint in (
         (tmp_path / "none", "no such"),
-        (tmp_path, "holds no raw scan"),
+        (tmp_path, "holds no scan"),
         (tmp_path / "plain/x.txt", "holds no"),
     ):
         with pytest.raises(InputError, match=complaint):

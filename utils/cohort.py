@@ -43,7 +43,8 @@ def resolve_normalization(normalization: str, folders: Iterable[Path]) -> str:
     if without and len(without) < len(paths):
         raise InputError(
             f"{len(without)} of {len(paths)} scans, such as {without[0]}, have no local deviations beside them, as "
-            "bash_preprocess.sh writes them, and the others have; prepare all of them alike"
+            "bash_preprocess.sh writes them, and the others have; prepare all of them alike, or train the first "
+            "stage with --normalization registered_sd, which needs none"
         )
     return "registered_sd" if without or not paths else "native_sd"
 

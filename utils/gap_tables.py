@@ -78,10 +78,13 @@ def _read_rows(
             f"{path}: has no subject column (found {', '.join(names)}); name it subject_id, or set --subject_id_column"
         )
         return []
-    rows = []
+    rows, failed = [], 0
     for number, cell_row in enumerate(cells.iloc[1:].itertuples(index=False), start=2):
         texts = [str(cell).strip() for cell in cell_row]
         if not any(texts):
+            continue
+        if "status" in names and texts[names.index("status")] == "failed":  # of predict.py
+            failed += 1
             continue
         row = {role: texts[place] for role, place in places.items() if place is not None}
         row = {role: "" if text.lower() in MISSING and text != healthy_label else text for role, text in row.items()}
@@ -90,6 +93,8 @@ def _read_rows(
         row["session"] = session_of(row.get("session", session[1] if session else ""))
         row["where"] = f"{path}, row {number}"
         rows.append(row)
+    if failed:
+        print(f"note: {path}: {failed} scans that failed (column status) are left out")
     return rows
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from utils.checkpoints import load_checkpoint
 from utils.subjects import person_of
-from utils.weights import read_manifest
+from utils.weights import read_manifest, weights_folders
 
 SHOWN = 20  # names in a line
 
@@ -54,10 +54,11 @@ def seen_by_checkpoints(checkpoints: Sequence[Path]) -> Seen:
 
 
 def seen_by_weights(folder: Path) -> Seen:
-    """Read whom the networks of ready weights have seen."""
-    manifest = read_manifest(folder)
-    low, high = manifest["age_range"]
-    return Seen({f"the training of {folder}": set(manifest["training_persons"])}, age_ranges=[(low, high)])
+    """Read whom the networks of ready weights, and of those for brains without deviations, have seen."""
+    manifests = {own: read_manifest(own) for own in weights_folders(folder)}
+    lows, highs = zip(*(manifest["age_range"] for manifest in manifests.values()), strict=True)
+    training = {f"the training of {own}": set(manifest["training_persons"]) for own, manifest in manifests.items()}
+    return Seen(training, age_ranges=[(min(lows), max(highs))])
 
 
 def names_of(table: pd.DataFrame) -> dict[str, set[str]]:

@@ -780,7 +780,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         "--input",
         type=Path,
         default=Path("raw"),
-        help="a scan, a folder of scans (.nii, .nii.gz), or a BIDS data set; a scan on the 2 mm grid of MNI152 whose background is 0 is taken as prepared, any other is preprocessed",
+        help="a scan, a folder of scans (.nii, .nii.gz), or a BIDS data set; a scan on the 2 mm grid of MNI152 whose background is 0 is taken as prepared, any other is preprocessed; or the folder of fsl_anat's folders",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("predictions"), help="folder for the results")
     parser.add_argument(

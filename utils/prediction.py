@@ -23,15 +23,17 @@ from utils.images import (
     sharpness,
 )
 from utils.model_card import preparation_of
-from utils.preprocessing_jobs import find_raw_scans
-from utils.quality import TEMPLATE_COLOUR, slices
+from utils.preprocessing_jobs import find_raw_scans, record_of
+from utils.quality import TEMPLATE_COLOUR, displacement, slices
 from utils.reports import SEX_NAMES
 from utils.scans import ScanStore
+from utils.splitting import FSL_PRODUCT, fsl_products
 from utils.subjects import DOUBTFUL, FAIL, Subject, person_of
 from utils.tables import SEXES, read_label_table
 from utils.template import load_template
 
 VOXEL_SIZES = (2, 4, 8)  # mm, of prepared scans
+LARGEST_SHIFT = 2  # voxels of 2 mm; brains that are registered well lie 0 or 1 off
 LEAST_BACKGROUND = 0.5  # share of the voxels of a brain-extracted scan that are 0
 OTHER_SIZE = 1.1  # ratio of voxel sizes that are not alike
 MARGIN = 5.0  # years, beyond the training ages, that a picture shows
@@ -142,7 +144,7 @@ def add_preparation(scans: Sequence[Scan], expected: Sequence[Mapping[str, str] 
             how = (
                 f"with {own['registration']} registration, fingerprint {own['fingerprint']}"
                 if own
-                else "by other tools"
+                else "nobody knows how (no dataset_description.json beside it)"
             )
             scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
 
@@ -189,13 +191,35 @@ def add_records(scans: Mapping[str, Scan], records: Sequence[Mapping[str, Any]],
     """Take over what preprocessing made of raw scans, and what it thinks of them."""
     for record in records:
         scan = scans[record["name"]]
-        reasons = "; ".join(record["reasons"])
-        if record["verdict"] == FAIL:
-            scan.failure = reasons
+        _add_verdict(scan, record)
+        if not scan.failure:
+            scan.prepared = folder / f"{scan.name}.nii.gz"
+
+
+def add_verdicts(scans: Sequence[Scan]) -> None:
+    """Take over what preprocessing thought of prepared scans; where it has not made them, look where they lie."""
+    for scan in scans:
+        if scan.prepared is None or scan.failure:
             continue
-        scan.prepared = folder / f"{scan.name}.nii.gz"
-        if record["verdict"] == DOUBTFUL:
-            scan.warnings.append(f"preprocessing is doubtful: {reasons}")
+        record = record_of(scan.prepared) or record_of(scan.prepared.resolve())
+        if record:
+            _add_verdict(scan, record)
+            continue
+        shift = np.abs(displacement(read_image(scan.prepared, 2)[0], load_template())).max()
+        if shift >= LARGEST_SHIFT:
+            scan.warnings.append(
+                f"lies {2 * shift} mm off the template of MNI152, or otherwise than it: the estimate may be off by "
+                "many years; register it, or give the raw scan"
+            )
+
+
+def _add_verdict(scan: Scan, record: Mapping[str, Any]) -> None:
+    """Note a verdict with its reasons."""
+    reasons = "; ".join(record["reasons"])
+    if record["verdict"] == FAIL:
+        scan.failure = reasons
+    elif record["verdict"] == DOUBTFUL:
+        scan.warnings.append(f"preprocessing is doubtful: {reasons}")
 
 
 def check_scans(scans: Sequence[Scan], store: ScanStore) -> list[Scan]:
@@ -358,13 +382,16 @@ def describe(scans: Sequence[Scan]) -> Iterator[str]:
 
 
 def find_scans(source: Path) -> list[Scan]:
-    """List the scans of a file, a folder or a BIDS data set, and which of them are prepared.
+    """List the scans of a file, a folder, a BIDS data set or fsl_anat's folders, and which of them are prepared.
 
     Raises
     ------
     InputError
         If there is none, or two would get the same name.
     """
+    fsl = fsl_products(source.parent.parent if source.name == FSL_PRODUCT else source)
+    if fsl:
+        return [_scan(name, path) for name, path in fsl.items() if source.is_dir() or path == source]
     return [_scan(found.name, found.path) for found in find_raw_scans(source)]
 
 

@@ -101,10 +101,10 @@ def find_raw_scans(source: Path) -> list[RawFile]:
         for pattern in ("", "ses-*/", "sub-*/", "sub-*/ses-*/"):
             paths += sorted(path for path in source.glob(f"{pattern}anat/*_T1w.nii*") if is_nifti(path))
     else:
-        raise InputError(f"{source}: no such file or folder; set INPUT (--input) to raw T1-weighted scans")
+        raise InputError(f"{source}: no such file or folder; set INPUT (--input) to T1-weighted scans")
     if not paths:
         raise InputError(
-            f"{source}: holds no raw scan; expected .nii or .nii.gz files, or the root of a BIDS data set with "
+            f"{source}: holds no scan; expected .nii or .nii.gz files, or the root of a BIDS data set with "
             "sub-*/[ses-*/]anat/*_T1w.nii.gz"
         )
     found: dict[str, Path] = {}
@@ -377,6 +377,11 @@ def _finished(scan: RawFile, settings: Settings, key: str) -> dict[str, Any] | N
 def _read_records(folder: Path) -> list[dict[str, Any]]:
     found = (_read_record(path) for path in (folder / QC_FOLDER).glob("[!.]*.json"))
     return [record for record in found if record]
+
+
+def record_of(scan: Path) -> dict[str, Any] | None:
+    """Return what preprocessing noted of a brain that it wrote; None of any other."""
+    return _read_record(_record_file(scan.parent, scan_name(scan.name)))
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from scipy import ndimage, signal
 
 from utils.subjects import DOUBTFUL, FAIL, PASS
 from utils.template import Template, sample, voxel_coordinates
@@ -150,6 +150,23 @@ def judge(quality: dict[str, float], notes: list[str]) -> tuple[str, list[str]]:
         wanted = f"at least {low:g}" if value < low else f"at most {high:g}"
         reasons.append(f"{name} is {value:.3g}, expected {wanted} ({limits.meaning})")
     return verdict, reasons
+
+
+def displacement(volume: np.ndarray, template: Template) -> np.ndarray:
+    """Tell how far a brain lies from the template's, by the shift at which they correlate best.
+
+    Parameters
+    ----------
+    volume : (91, 109, 91) float array, 0 outside the brain
+    template : Template
+
+    Returns
+    -------
+    (3,) int array, voxels
+    """
+    brains = [own - own.mean() for own in (volume, np.where(template.brain, template.volume, 0))]
+    agreement = signal.correlate(*brains, mode="same", method="fft")
+    return np.array(np.unravel_index(agreement.argmax(), volume.shape)) - (np.array(volume.shape) // 2)
 
 
 def cut_area(native: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> float:

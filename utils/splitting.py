@@ -67,7 +67,7 @@ def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; set PREPROCESSED (--preprocessed) to preprocessed scans")
     scans = {scan_name(path.name): path for path in sorted(folder.iterdir()) if is_nifti(path)}
-    fsl = {scan_name(path.parent.name): path for path in sorted(folder.glob(f"*/{FSL_PRODUCT}"))}
+    fsl = fsl_products(folder)
     if scans and fsl:
         raise InputError(f"{folder}: holds scans and fsl_anat's folders; two preprocessings do not mix, so give one")
     if not scans and not fsl:
@@ -80,6 +80,11 @@ def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]
     if not (folder / QC_FOLDER).is_dir():
         return scans or fsl
     return _without_bad(scans, folder, include_doubtful)
+
+
+def fsl_products(folder: Path) -> dict[str, Path]:
+    """List the brains in folders of FSL's ``fsl_anat`` by subject id."""
+    return {scan_name(path.parent.name): path for path in sorted(folder.glob(f"*/{FSL_PRODUCT}"))}
 
 
 def _other_grids(scans: dict[str, Path]) -> Iterator[tuple[Path, str]]:

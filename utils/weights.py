@@ -1,32 +1,37 @@
 """Weights that are shipped: several trained cascades, and what one must know of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
+from utils.metrics import INTERVAL_COVERAGE, interval_radius
 
 MANIFEST = "weights.json"
 CARD = "MODEL_CARD.md"
 REFERENCE = "mean_volume.safetensors"
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "weights"
-NEEDED = (
-    "voxel_size",
-    "normalization",
-    "age_interval",
-    "age_range",
-    "out_of_fold_errors",
-    "sharpness_range",
-    "training_persons",
-    "preprocessing",
-)
 STAGES = ("first_stage", "second_stage")
+NORMALIZATIONS = ("brain", "legacy", "registered_sd", "native_sd")
+NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and whether one can be used
+    "members": lambda value: value >= 1,
+    "networks": lambda value: set(value) == set(STAGES),
+    "voxel_size": lambda value: value >= 2 and value % 2 == 0,
+    "normalization": lambda value: value in NORMALIZATIONS,
+    "age_interval": lambda value: value > 0,
+    "age_range": lambda value: value[0] < value[1],
+    "out_of_fold_errors": lambda value: np.isfinite(interval_radius(value, INTERVAL_COVERAGE)),
+    "sharpness_range": lambda value: value is None or value[0] <= value[1],
+    "training_persons": lambda value: isinstance(value, list),
+    "preprocessing": lambda value: isinstance(value, list),  # before, it was that of all scans
+}
 NEEDS_DEVIATIONS = "native_sd"  # normalization
 REGISTERED = "registered_sd"  # folder inside such weights: those for brains without measured deviations
 
@@ -121,17 +126,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in ("members", "networks", *NEEDED) if name not in manifest]
-        if missing or int(manifest["members"]) < 1 or set(manifest["networks"]) != set(STAGES):
-            raise ValueError(f"lacks {', '.join(missing) or 'members or stages'}")
-        if not isinstance(manifest["preprocessing"], list):
-            raise ValueError("is of an earlier version")
+        wrong = [name for name, usable in NEEDED.items() if name not in manifest or not _is(usable, manifest[name])]
+        if wrong:
+            raise ValueError(f"lacks a usable {', '.join(wrong)}")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: no readable manifest of weights ({error}); set WEIGHTS_DIR (--weights_dir) to "
             "the folder weights/ of this project, or to one that bash_cross_validate.sh wrote"
         ) from error
     return manifest
+
+
+def _is(usable: Callable[[Any], bool], value: Any) -> bool:
+    """Tell whether a value of any type is usable."""
+    try:
+        return bool(usable(value))
+    except (TypeError, ValueError, IndexError, KeyError):
+        return False
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
