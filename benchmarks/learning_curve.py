@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument("--pearson", type=float, default=0.94, help="the correlation to ask about")
     args = parser.parse_args()
     subjects = load_cohort({"scan": args.scan_folder}, args.label_table, None, use_sex=False)["scan"]
-    normalization = resolve_normalization(args.normalization, [args.scan_folder])
-    voxels = voxels_of([subject.path for subject in subjects], normalization)
     if len(subjects) < FEWEST or not 0 < args.pearson < 1:
         raise InputError(
             f"{len(subjects)} scans and --pearson {args.pearson:g}: a curve takes {FEWEST} scans or more, "
             "and a correlation between 0 and 1"
         )
+    normalization = resolve_normalization(args.normalization, [args.scan_folder])
+    voxels = voxels_of([subject.path for subject in subjects], normalization)
     ages = np.array([subject.chronological_age for subject in subjects])
     predicted = np.empty((len(SHARES), SEEDS, len(ages)))
     sizes = np.empty(len(SHARES))

@@ -24,7 +24,7 @@ from utils.images import (
 )
 from utils.model_card import preparation_of
 from utils.preprocessing_jobs import find_raw_scans, record_of
-from utils.quality import TEMPLATE_COLOUR, displacement, slices
+from utils.quality import TEMPLATE_COLOUR, misplacement, slices
 from utils.reports import SEX_NAMES
 from utils.scans import ScanStore
 from utils.splitting import FSL_PRODUCT, fsl_products
@@ -205,7 +205,7 @@ def add_verdicts(scans: Sequence[Scan]) -> None:
         if record:
             _add_verdict(scan, record)
             continue
-        shift = np.abs(displacement(read_image(scan.prepared, 2)[0], load_template())).max()
+        shift = np.abs(misplacement(read_image(scan.prepared, 2)[0], load_template())).max()
         if shift >= LARGEST_SHIFT:
             scan.warnings.append(
                 f"lies {2 * shift} mm off the template of MNI152, or otherwise than it: the estimate may be off by "

@@ -152,7 +152,7 @@ def judge(quality: dict[str, float], notes: list[str]) -> tuple[str, list[str]]:
     return verdict, reasons
 
 
-def displacement(volume: np.ndarray, template: Template) -> np.ndarray:
+def misplacement(volume: np.ndarray, template: Template) -> np.ndarray:
     """Tell how far a brain lies from the template's, by the shift at which they correlate best.
 
     Parameters
