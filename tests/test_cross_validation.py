@@ -292,7 +292,7 @@ def test_verdicts_and_places_of_prepared_brains(tmp_path) -> None:
     assert scans["bad"].failure == "noise is 9"
     assert {name for name, scan in scans.items() if scan.warnings} == {"doubted", "linked", "away"}
     assert "preprocessing is doubtful: noise is 9" in scans["linked"].warnings
-    assert "lies 6 mm off" in scans["away"].warnings[0]
+    assert "lies about 6 mm off" in scans["away"].warnings[0]
 
 
 def test_brains_of_fsl_are_named_by_their_folders(tmp_path) -> None:
@@ -327,7 +327,7 @@ def test_other_preparations_are_warned_of(tmp_path) -> None:
     add_preparation(scans, [made["ours"]])
     assert [len(scan.warnings) for scan in scans] == [0, 1, 1, 0]
     assert "fingerprint older, unlike" in scans[1].warnings[0]
-    assert "nobody knows how" in scans[2].warnings[0]
+    assert "in a way that is not known" in scans[2].warnings[0]
     add_preparation(scans, [made["ours"], None])  # of weights that were trained on several
     assert [len(scan.warnings) for scan in scans] == [0, 2, 1, 0]
 

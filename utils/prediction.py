@@ -144,7 +144,7 @@ def add_preparation(scans: Sequence[Scan], expected: Sequence[Mapping[str, str] 
             how = (
                 f"with {own['registration']} registration, fingerprint {own['fingerprint']}"
                 if own
-                else "nobody knows how (no dataset_description.json beside it)"
+                else "in a way that is not known (no dataset_description.json beside it)"
             )
             scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
 
@@ -208,7 +208,7 @@ def add_verdicts(scans: Sequence[Scan]) -> None:
         shift = np.abs(misplacement(read_image(scan.prepared, 2)[0], load_template())).max()
         if shift >= LARGEST_SHIFT:
             scan.warnings.append(
-                f"lies {2 * shift} mm off the template of MNI152, or otherwise than it: the estimate may be off by "
+                f"lies about {2 * shift} mm off the template of MNI152, or is turned: the estimate may be off by "
                 "many years; register it, or give the raw scan"
             )
 
