@@ -35,8 +35,8 @@ def main() -> None:
             stages = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
         networks[folder] = Cascade(stages, manifests[folder]["age_interval"])
     scans = prediction.find_scans(args.input)
-    prediction.add_verdicts(scans)
     prediction.add_labels(scans, args.label_table, args.sex)
+    prediction.add_verdicts(scans)
     raw = {scan.name: scan for scan in scans if not scan.prepared and not scan.failure}
     if raw:
         made = next(filter(None, manifests[folders[0]]["preprocessing"]), {"registration": "nonlinear"})
@@ -53,7 +53,7 @@ def main() -> None:
         prediction.add_preparation(usable, manifest["preprocessing"])
         prediction.add_training(usable, manifest["training_persons"])
         prediction.add_sharpness(usable, manifest["sharpness_range"])
-        prediction.add_voxel_sizes(usable, manifest.get("native_voxel_sizes"))
+        prediction.add_voxel_sizes(usable, manifest["native_voxel_sizes"])
         datasets[folder] = ScanDataset([scan.subject for scan in usable], store)
         if usable:
             ages = predict(networks[folder].to(device), FirstStage(), datasets[folder], args, device, "brain age")

@@ -33,12 +33,10 @@ def main() -> None:
     device = distributed.start(args.device)
     criterion.to(device)
     folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
-    asked, args.normalization = (
-        args.normalization,
-        resolve_normalization(args.normalization, filter(None, folders.values())),
-    )
-    if args.normalization != asked and args.normalization == "registered_sd" and distributed.rank() == 0:
+    resolved = resolve_normalization(args.normalization, filter(None, folders.values()))
+    if (args.normalization, resolved) == ("local_sd", "registered_sd") and distributed.rank() == 0:
         print("note: no local_sd/ of bash_preprocess.sh beside the scans: deviations are measured after registration")
+    args.normalization = resolved
     scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
     cohort = load_cohort(
         {split: folder for split, folder in folders.items() if folder},

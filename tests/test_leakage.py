@@ -16,7 +16,7 @@ def test_whom_networks_have_seen(tmp_path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "released.pt")
     manifest = {"members": 1, "networks": dict.fromkeys(STAGES), "training_persons": ["sub-8"], "age_range": [20.0, 80.0],
                 "voxel_size": 4, "normalization": "native_sd", "age_interval": 5.0, "preprocessing": [None],
-                "out_of_fold_errors": list(range(20)), "sharpness_range": None}  # fmt: skip
+                "out_of_fold_errors": list(range(20)), "sharpness_range": None, "native_voxel_sizes": None}  # fmt: skip
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     seen = seen_by_checkpoints([tmp_path / "best.pt", tmp_path / "released.pt"])
     assert list(seen.training.values()) == [{"sub-1", "sub-2"}]

@@ -9,7 +9,9 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from scipy import ndimage
 
 from utils.errors import InputError
+from utils.files import origins
 
+NORMALIZATIONS = ("brain", "legacy", "registered_sd", "native_sd")  # what `read_image` and `brain_statistics` know
 DEVIATIONS = "local_sd"  # folder beside preprocessed scans
 MEASURED_AT = "voxels of the scanner (mm): "  # note in their files
 DEVIATION_WIDTH = 2.0  # mm, standard deviation of the neighbourhood
@@ -120,8 +122,7 @@ def deviation_file(path: Path) -> Path | None:
 
     They lie beside the scan, or beside the file that it links to.
     """
-    for find in (Path, Path.resolve):  # links are followed only where nothing lies beside them
-        scan = find(path)
+    for scan in origins(path):
         measured = scan.parent / DEVIATIONS / scan.name
         if measured.is_file():
             return measured

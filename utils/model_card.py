@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.files import origins
+from utils.images import native_voxel_sizes, sharpness
 from utils.metrics import INTERVAL_COVERAGE, Predictions, interval_radius
 from utils.subjects import DESCRIPTION, Subject, person_of
 
@@ -58,8 +60,6 @@ def describe_weights(
     members: int,
     folds: int,
     notice: str,
-    sharpnesses: Sequence[float],
-    voxel_sizes: Sequence[float],
 ) -> tuple[dict[str, Any], str]:
     """Collect the manifest and write the model card of weights trained on everybody.
 
@@ -75,10 +75,6 @@ def describe_weights(
     members, folds : int
     notice : str
         Name, source and licence of the data.
-    sharpnesses : sequence of N float
-        Of the scans; see `utils.images.sharpness`.
-    voxel_sizes : sequence of float, mm
-        Of the scanner; see `utils.images.native_voxel_sizes`.
 
     Returns
     -------
@@ -88,9 +84,14 @@ def describe_weights(
     """
     ages = np.array([subject.chronological_age for subject in subjects])
     errors = np.abs(predictions["brain_age"] - predictions["chronological_age"])
-    made = [preparation_of(subject.path) for subject in subjects]
-    preprocessing = [own for number, own in enumerate(made) if own not in made[:number]]
-    known = np.array(sharpnesses)[np.isfinite(sharpnesses)]
+    preprocessing: list[dict[str, str] | None] = []
+    for subject in subjects:
+        made = preparation_of(subject.path)
+        if made not in preprocessing:
+            preprocessing.append(made)
+    sharpnesses = np.array([sharpness(subject.path) for subject in subjects])
+    known = sharpnesses[np.isfinite(sharpnesses)]
+    voxel_sizes = [size for subject in subjects for size in native_voxel_sizes(subject.path)]
     one_of_each = {person_of(subject.subject_id): subject for subject in subjects}
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
@@ -133,7 +134,7 @@ def describe_network(network: Mapping[str, Any]) -> str:
 
 def preparation_of(scan: Path) -> dict[str, str] | None:
     """Tell how ``preprocess.py`` made a scan, or the file that it links to; None if it did not."""
-    return _preparation_in(scan.parent) or _preparation_in(scan.resolve().parent)
+    return next(filter(None, (_preparation_in(file.parent) for file in origins(scan))), None)
 
 
 @cache

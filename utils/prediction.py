@@ -201,7 +201,7 @@ def add_verdicts(scans: Sequence[Scan]) -> None:
     for scan in scans:
         if scan.prepared is None or scan.failure:
             continue
-        record = record_of(scan.prepared) or record_of(scan.prepared.resolve())
+        record = record_of(scan.prepared)
         if record:
             _add_verdict(scan, record)
             continue

@@ -23,7 +23,7 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files import check_writable, replacing, write_json
+from utils.files import check_writable, origins, replacing, write_json
 from utils.images import DEVIATIONS, MEASURED_AT, MNI152_T1_2MM, is_nifti
 from utils.quality import LIMITS, PICTURE_SIZE
 from utils.subjects import DESCRIPTION, DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS
@@ -380,8 +380,9 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def record_of(scan: Path) -> dict[str, Any] | None:
-    """Return what preprocessing noted of a brain that it wrote; None of any other."""
-    return _read_record(_record_file(scan.parent, scan_name(scan.name)))
+    """Return what preprocessing noted of a brain that it wrote, or of the file that it links to; None of any other."""
+    records = (_read_record(_record_file(file.parent, scan_name(file.name))) for file in origins(scan))
+    return next(filter(None, records), None)
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

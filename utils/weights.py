@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 
 from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
+from utils.images import NORMALIZATIONS
 from utils.metrics import INTERVAL_COVERAGE, interval_radius
 
 MANIFEST = "weights.json"
@@ -19,7 +20,6 @@ CARD = "MODEL_CARD.md"
 REFERENCE = "mean_volume.safetensors"
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 STAGES = ("first_stage", "second_stage")
-NORMALIZATIONS = ("brain", "legacy", "registered_sd", "native_sd")
 NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and whether one can be used
     "members": lambda value: value >= 1,
     "networks": lambda value: set(value) == set(STAGES),
@@ -29,6 +29,7 @@ NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and whe
     "age_range": lambda value: value[0] < value[1],
     "out_of_fold_errors": lambda value: np.isfinite(interval_radius(value, INTERVAL_COVERAGE)),
     "sharpness_range": lambda value: value is None or value[0] <= value[1],
+    "native_voxel_sizes": lambda value: value is None or value[0] <= value[1],
     "training_persons": lambda value: isinstance(value, list),
     "preprocessing": lambda value: isinstance(value, list),  # before, it was that of all scans
 }
@@ -126,7 +127,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [name for name, usable in NEEDED.items() if name not in manifest or not _is(usable, manifest[name])]
+        wrong = [name for name, usable in NEEDED.items() if name not in manifest or not _passes(usable, manifest[name])]
         if wrong:
             raise ValueError(f"lacks a usable {', '.join(wrong)}")
     except (OSError, ValueError, TypeError) as error:
@@ -137,8 +138,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is(usable: Callable[[Any], bool], value: Any) -> bool:
-    """Tell whether a value of any type is usable."""
+def _passes(usable: Callable[[Any], bool], value: Any) -> bool:
+    """Tell whether a value, of whatever type, passes a check that is written for the right one."""
     try:
         return bool(usable(value))
     except (TypeError, ValueError, IndexError, KeyError):
