@@ -28,7 +28,7 @@ def main() -> None:
     from utils.dataset import ScanDataset, make_loader, to_device
     from utils.engine import flags_of
     from utils.files import check_writable
-    from utils.images import model_grid
+    from utils.images import model_grid, native_voxel_sizes, sharpness
     from utils.model_card import describe_weights
     from utils.reports import announce_report, write_report
     from utils.scans import ScanStore
@@ -67,6 +67,8 @@ def main() -> None:
             args.members,
             args.folds,
             args.data_notice,
+            [sharpness(subject.path) for subject in subjects],
+            [size for subject in subjects for size in native_voxel_sizes(subject.path)],
         )
         scans = ScanStore(checkpoints[0][0]["voxel_size"], checkpoints[0][0]["normalization"], None, args.num_workers)
         loader = make_loader(ScanDataset(subjects, scans), [[i] for i in range(len(subjects))], 0, torch.device("cpu"))

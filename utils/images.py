@@ -11,7 +11,6 @@ from scipy import ndimage
 from utils.errors import InputError
 from utils.files import origins
 
-NORMALIZATIONS = ("brain", "legacy", "registered_sd", "native_sd")  # what `read_image` and `brain_statistics` know
 DEVIATIONS = "local_sd"  # folder beside preprocessed scans
 MEASURED_AT = "voxels of the scanner (mm): "  # note in their files
 DEVIATION_WIDTH = 2.0  # mm, standard deviation of the neighbourhood

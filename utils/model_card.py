@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from utils.files import origins
-from utils.images import native_voxel_sizes, sharpness
 from utils.metrics import INTERVAL_COVERAGE, Predictions, interval_radius
 from utils.subjects import DESCRIPTION, Subject, person_of
 
@@ -60,6 +59,8 @@ def describe_weights(
     members: int,
     folds: int,
     notice: str,
+    sharpnesses: Sequence[float],
+    voxel_sizes: Sequence[float],
 ) -> tuple[dict[str, Any], str]:
     """Collect the manifest and write the model card of weights trained on everybody.
 
@@ -75,6 +76,10 @@ def describe_weights(
     members, folds : int
     notice : str
         Name, source and licence of the data.
+    sharpnesses : sequence of N float
+        Of the scans; see `utils.images.sharpness`.
+    voxel_sizes : sequence of float, mm
+        Of the scanner; see `utils.images.native_voxel_sizes`.
 
     Returns
     -------
@@ -89,9 +94,7 @@ def describe_weights(
         made = preparation_of(subject.path)
         if made not in preprocessing:
             preprocessing.append(made)
-    sharpnesses = np.array([sharpness(subject.path) for subject in subjects])
-    known = sharpnesses[np.isfinite(sharpnesses)]
-    voxel_sizes = [size for subject in subjects for size in native_voxel_sizes(subject.path)]
+    known = np.array(sharpnesses)[np.isfinite(sharpnesses)]
     one_of_each = {person_of(subject.subject_id): subject for subject in subjects}
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],

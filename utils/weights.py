@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save
 
 from utils.errors import InputError
 from utils.files import check_writable, replacing, write_json
-from utils.images import NORMALIZATIONS
 from utils.metrics import INTERVAL_COVERAGE, interval_radius
 
 MANIFEST = "weights.json"
@@ -20,6 +19,7 @@ CARD = "MODEL_CARD.md"
 REFERENCE = "mean_volume.safetensors"
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 STAGES = ("first_stage", "second_stage")
+NORMALIZATIONS = ("brain", "legacy", "registered_sd", "native_sd")  # of `utils.images.read_image`
 NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and whether one can be used
     "members": lambda value: value >= 1,
     "networks": lambda value: set(value) == set(STAGES),
