@@ -1,16 +1,16 @@
 """Turn brain ages into evidence: accuracy, bias correction, diagnosis, uncertainty, repeats, one report."""
 
-from utils.errors import run_command
-from utils.options import parse_gap_flags
+from utils.common.errors import run_command
+from utils.options.everything import parse_gap_flags
 
 
 def main() -> None:
     args = parse_gap_flags()
     # Imported here, so that --help and wrong flags answer at once.
-    from utils.gap_analysis import analyse, provenance_of
-    from utils.gap_correction import describe_corrections
-    from utils.gap_report import check_analysis_folder, write_analysis
-    from utils.gap_tables import ROLES, check_test_set, read_tables
+    from utils.analysis.gap_analysis import analyse, provenance_of
+    from utils.analysis.gap_correction import describe_corrections
+    from utils.analysis.gap_report import check_analysis_folder, write_analysis
+    from utils.analysis.gap_tables import ROLES, check_test_set, read_tables
 
     check_analysis_folder(args.output_dir)
     groups = {"test": args.predictions, "fit": args.fit_predictions, "calibration": args.calibration_predictions}

@@ -1,7 +1,7 @@
 """Cross-validate both stages of the cascade, and train weights on everybody."""
 
-from utils.errors import InputError, run_command, user_errors
-from utils.options import cross_validation_parser, parse_training_flags
+from utils.common.errors import InputError, run_command, user_errors
+from utils.options.everything import cross_validation_parser, parse_training_flags
 
 
 def main() -> None:
@@ -13,9 +13,14 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     import torch
 
-    from utils.checkpoints import load_checkpoint
-    from utils.cohort import load_cohort, resolve_normalization
-    from utils.cross_validation import (
+    from utils.common.checkpoints import load_checkpoint
+    from utils.common.files import check_writable
+    from utils.data.cohort import load_cohort, resolve_normalization
+    from utils.data.dataset import ScanDataset, make_loader, to_device
+    from utils.data.images import model_grid, native_voxel_sizes, sharpness
+    from utils.data.scans import ScanStore
+    from utils.evaluation.reports import announce_report, write_report
+    from utils.prediction.cross_validation import (
         FEWEST_FOR_WEIGHTS,
         TABLE,
         flags_of_stage,
@@ -25,14 +30,9 @@ def main() -> None:
         run_all,
         write_folds,
     )
-    from utils.dataset import ScanDataset, make_loader, to_device
-    from utils.engine import flags_of
-    from utils.files import check_writable
-    from utils.images import model_grid, native_voxel_sizes, sharpness
-    from utils.model_card import describe_weights
-    from utils.reports import announce_report, write_report
-    from utils.scans import ScanStore
-    from utils.weights import check_weights_folder, save_weights
+    from utils.prediction.model_card import describe_weights
+    from utils.prediction.weights import check_weights_folder, save_weights
+    from utils.training.trainer import flags_of
 
     check_writable(args.output_dir)
     if args.weights_dir:

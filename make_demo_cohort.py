@@ -1,14 +1,14 @@
 """Write a cohort of simulated brains, with ages, sexes and true brain ages."""
 
-from utils.errors import run_command, user_errors
-from utils.options import cohort_parser
+from utils.common.errors import run_command, user_errors
+from utils.options.everything import cohort_parser
 
 
 def main() -> None:
     args = cohort_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
-    from utils.images import model_grid
-    from utils.simulation import draw_subjects, write_cohort
+    from utils.data.images import model_grid
+    from utils.preparation.simulation import draw_subjects, write_cohort
 
     with user_errors("--voxel_size"):
         model_grid(args.voxel_size)

@@ -3,8 +3,8 @@
 import sys
 from typing import Any
 
-from utils.errors import run_command, user_errors
-from utils.options import prediction_parser
+from utils.common.errors import run_command, user_errors
+from utils.options.everything import prediction_parser
 
 
 def main() -> None:
@@ -15,15 +15,16 @@ def main() -> None:
 
     from model.building import load_network
     from model.cascade import Cascade
-    from utils import distributed, prediction
-    from utils.dataset import ScanDataset, collate, to_device
-    from utils.engine import predict
-    from utils.files import check_writable
-    from utils.metrics import INTERVAL_COVERAGE, interval_radius
-    from utils.preprocessing_jobs import RawFile, Settings, preprocess_all
-    from utils.scans import ScanStore
-    from utils.stages import FirstStage
-    from utils.weights import DEFAULT_FOLDER, load_reference, load_weights, weights_folders
+    from utils.common import distributed
+    from utils.common.files import check_writable
+    from utils.data.dataset import ScanDataset, collate, to_device
+    from utils.data.scans import ScanStore
+    from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
+    from utils.prediction import scan_ages as prediction
+    from utils.prediction.weights import DEFAULT_FOLDER, load_reference, load_weights, weights_folders
+    from utils.preparation.preprocessing_jobs import RawFile, Settings, preprocess_all
+    from utils.training.stages import FirstStage
+    from utils.training.trainer import predict
 
     check_writable(args.output_dir)
     folders = weights_folders(args.weights_dir or DEFAULT_FOLDER)
@@ -64,7 +65,7 @@ def main() -> None:
     for scan in tqdm(estimated, "pictures", unit="scan", disable=None, leave=False):
         prediction.draw_scan(args.output_dir / "pictures" / f"{scan.name}.png", scan)
     if args.explain != "none":
-        from utils.explaining import explain
+        from utils.prediction.explaining import explain
 
         for folder, group in groups.items():
             folded: Any = networks[folder].to(device).folded()

@@ -1,13 +1,13 @@
 """Make a data set for training of preprocessed scans and a label table: train, validation, test."""
 
-from utils.errors import run_command
-from utils.options import dataset_parser
+from utils.common.errors import run_command
+from utils.options.everything import dataset_parser
 
 
 def main() -> None:
     args = dataset_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
-    from utils.splitting import (
+    from utils.preparation.splitting import (
         check_given_splits,
         describe_splits,
         find_prepared_scans,

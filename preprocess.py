@@ -2,14 +2,14 @@
 
 import sys
 
-from utils.errors import run_command
-from utils.options import preprocessing_parser
+from utils.common.errors import run_command
+from utils.options.everything import preprocessing_parser
 
 
 def main() -> None:
     args = preprocessing_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
-    from utils.preprocessing_jobs import Settings, find_raw_scans, preprocess_all, summarize
+    from utils.preparation.preprocessing_jobs import Settings, find_raw_scans, preprocess_all, summarize
 
     part, parts = args.shard
     scans = find_raw_scans(args.input)[part - 1 :: parts]

@@ -1,23 +1,23 @@
 """Estimate brain ages with the whole cascade."""
 
-from utils.errors import InputError, run_command, user_errors
-from utils.options import testing_parser
+from utils.common.errors import InputError, run_command, user_errors
+from utils.options.everything import testing_parser
 
 
 def main() -> None:
     args = testing_parser(stage=2).parse_args()
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network
-    from utils import distributed
-    from utils.checkpoints import data_settings, load_checkpoint, seen_in_training
-    from utils.cohort import add_first_stage_ages, load_cohort
-    from utils.dataset import ScanDataset
-    from utils.discretization import discretize_age, read_discretized_ages
-    from utils.engine import predict
-    from utils.files import check_writable, sha256_of
-    from utils.reports import announce_report, write_report
-    from utils.scans import ScanStore
-    from utils.stages import FirstStage, SecondStage
+    from utils.common import distributed
+    from utils.common.checkpoints import data_settings, load_checkpoint, seen_in_training
+    from utils.common.files import check_writable, sha256_of
+    from utils.data.cohort import add_first_stage_ages, load_cohort
+    from utils.data.dataset import ScanDataset
+    from utils.data.discretized_ages import discretize_age, read_discretized_ages
+    from utils.data.scans import ScanStore
+    from utils.evaluation.reports import announce_report, write_report
+    from utils.training.stages import FirstStage, SecondStage
+    from utils.training.trainer import predict
 
     check_writable(args.output_dir)
     device = distributed.start(args.device)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from utils.errors import run_command, user_errors
-from utils.options import parse_training_flags
+from utils.common.errors import run_command, user_errors
+from utils.options.everything import parse_training_flags
 
 
 def main() -> None:
@@ -12,17 +12,17 @@ def main() -> None:
     import numpy as np
 
     from model.building import load_network, make_config, make_loss, make_network
-    from utils import distributed
-    from utils.checkpoints import describe_checkpoint, load_checkpoint
-    from utils.cohort import load_cohort, resolve_normalization, split_into_folds
-    from utils.dataset import ScanDataset
-    from utils.discretization import write_discretized_ages
-    from utils.engine import Training, check_run_folder, predict
-    from utils.files import sha256_of
-    from utils.images import brain_box, model_grid
-    from utils.scans import ScanStore
-    from utils.stages import FirstStage
-    from utils.subjects import Subject
+    from utils.common import distributed
+    from utils.common.checkpoints import describe_checkpoint, load_checkpoint
+    from utils.common.files import sha256_of
+    from utils.data.cohort import load_cohort, resolve_normalization, split_into_folds
+    from utils.data.dataset import ScanDataset
+    from utils.data.discretized_ages import write_discretized_ages
+    from utils.data.images import brain_box, model_grid
+    from utils.data.scans import ScanStore
+    from utils.data.subjects import Subject
+    from utils.training.stages import FirstStage
+    from utils.training.trainer import Training, check_run_folder, predict
 
     with user_errors():
         grid = model_grid(args.voxel_size)

@@ -1,23 +1,23 @@
 """Train the second stage: the residual to the first stage's discretized ages."""
 
-from utils.errors import run_command, user_errors
-from utils.options import parse_training_flags
+from utils.common.errors import run_command, user_errors
+from utils.options.everything import parse_training_flags
 
 
 def main() -> None:
     args = parse_training_flags(stage=2)
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network, make_config, make_loss, make_network, start_from_first_stage
-    from utils import distributed
-    from utils.checkpoints import data_settings, describe_checkpoint, load_checkpoint
-    from utils.cohort import add_first_stage_ages, load_cohort, warn_of_overfitting
-    from utils.dataset import ScanDataset
-    from utils.discretization import read_discretized_ages
-    from utils.engine import Training, check_run_folder
-    from utils.files import sha256_of
-    from utils.images import model_grid
-    from utils.scans import ScanStore
-    from utils.stages import SecondStage
+    from utils.common import distributed
+    from utils.common.checkpoints import data_settings, describe_checkpoint, load_checkpoint
+    from utils.common.files import sha256_of
+    from utils.data.cohort import add_first_stage_ages, load_cohort, warn_of_overfitting
+    from utils.data.dataset import ScanDataset
+    from utils.data.discretized_ages import read_discretized_ages
+    from utils.data.images import model_grid
+    from utils.data.scans import ScanStore
+    from utils.training.stages import SecondStage
+    from utils.training.trainer import Training, check_run_folder
 
     first_stage = load_checkpoint(args.first_stage_checkpoint)
     with user_errors(str(args.first_stage_checkpoint)):

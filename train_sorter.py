@@ -1,7 +1,7 @@
 """Train a SoDeep sorter on synthetic ages."""
 
-from utils.errors import InputError, run_command, user_errors
-from utils.options import sorter_parser
+from utils.common.errors import InputError, run_command, user_errors
+from utils.options.everything import sorter_parser
 
 
 def main() -> None:
@@ -11,9 +11,9 @@ def main() -> None:
     from tqdm import tqdm
 
     from model.sorter import Sorter, evaluate_sorter, fit_sorter
-    from utils import distributed
-    from utils.checkpoints import save_checkpoint
-    from utils.files import check_writable
+    from utils.common import distributed
+    from utils.common.checkpoints import save_checkpoint
+    from utils.common.files import check_writable
 
     check_writable(args.output.parent)
     if args.output.exists():

@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.ridge_baseline import ridge, voxels_of
-from utils.cohort import load_cohort, resolve_normalization, split_into_folds
-from utils.errors import InputError, run_command
-from utils.metrics import BOOTSTRAP_RESAMPLES, accuracy, correlation
+from utils.common.errors import InputError, run_command
+from utils.data.cohort import load_cohort, resolve_normalization, split_into_folds
+from utils.evaluation.metrics import BOOTSTRAP_RESAMPLES, accuracy, correlation
 
 FOLDS = 5
 SHARES = (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)  # of those outside the tested fold

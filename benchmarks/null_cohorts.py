@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from utils.diagnosis import PROTOCOLS, classify, permutation_p_value
+from utils.analysis.diagnosis import PROTOCOLS, classify, permutation_p_value
 
 COHORTS = 200
 PATIENTS = 30  # and as many healthy subjects

@@ -21,8 +21,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from tqdm import tqdm
 
 from benchmarks.ridge_baseline import ridge, voxels_of
-from utils.images import is_nifti, read_image
-from utils.tables import read_label_table, subject_id_of
+from utils.data.images import is_nifti, read_image
+from utils.data.tables import read_label_table, subject_id_of
 
 SEPARATOR = "__"  # between the scan and what was done to it
 FOLDS = 10
@@ -162,7 +162,7 @@ def _bias_field(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 def same_in_every_orientation(path: Path, scratch: Path) -> bool:
     """Tell whether all 48 orders and directions of the axes are read as the same volume on the same place."""
-    from utils.preprocessing import read_raw_scan
+    from utils.preparation.preprocessing import read_raw_scan
 
     image, wanted = load(path), read_raw_scan(path)
     data = np.asarray(image.dataobj)

@@ -19,14 +19,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from utils.cohort import resolve_normalization
-from utils.errors import InputError, run_command
-from utils.files import write_json
-from utils.images import coarsen_volume, read_image
-from utils.metrics import compare_errors, evaluate_ages
-from utils.reports import describe_metrics
-from utils.subjects import person_of
-from utils.template import load_template
+from utils.common.errors import InputError, run_command
+from utils.common.files import write_json
+from utils.data.cohort import resolve_normalization
+from utils.data.images import coarsen_volume, read_image
+from utils.data.subjects import person_of
+from utils.evaluation.metrics import compare_errors, evaluate_ages
+from utils.evaluation.reports import describe_metrics
+from utils.preparation.template import load_template
 
 ALPHAS = np.logspace(2, 7, 11)
 SMOOTHING = 1.0  # voxels of 2 mm

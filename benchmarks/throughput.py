@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.errors import run_command, user_errors
-from utils.options import parse_training_flags, throughput_parser
+from utils.common.errors import run_command, user_errors
+from utils.options.everything import parse_training_flags, throughput_parser
 
 PLAIN, OURS = "plain way", "our way"
 
@@ -71,9 +71,9 @@ def main() -> None:
     args = throughput_parser().parse_args()
     import torch
 
-    from utils import distributed
-    from utils.engine import describe_run
-    from utils.files import check_writable, write_json
+    from utils.common import distributed
+    from utils.common.files import check_writable, write_json
+    from utils.training.trainer import describe_run
 
     check_writable(args.output.parent)
     with user_errors():
@@ -146,7 +146,7 @@ def floor_of(variant: Variant, task: str, args: Namespace, rates: dict[str, floa
     from torch.utils.flop_counter import FlopCounterMode
 
     from model.scaledense import ScaleDense
-    from utils.images import model_grid
+    from utils.data.images import model_grid
 
     def note(_: Any, inputs: Any, output: Any) -> None:
         elements.append(inputs[0].numel() + output.numel())
@@ -185,7 +185,7 @@ def floor_of(variant: Variant, task: str, args: Namespace, rates: dict[str, floa
 def config_of(variant: Variant, args: Namespace) -> Any:
     """Describe the network of a variant."""
     from model.scaledense import NetworkConfig
-    from utils.images import model_grid
+    from utils.data.images import model_grid
 
     shape = model_grid(args.voxel_size).shape
     return NetworkConfig(1, variant.model, volume_shape=shape, blocks=args.blocks, age_mean=50.0, age_sd=20.0)
@@ -219,8 +219,8 @@ def build(variant: Variant, task: str, args: Namespace, device: Any) -> Callable
     import model.layers
     from model.building import make_network
     from model.ranking import CascadeLoss, SoftRank
-    from utils.dataset import to_device
-    from utils.engine import autocast, compiled, make_optimizer
+    from utils.data.dataset import to_device
+    from utils.training.trainer import autocast, compiled, make_optimizer
 
     model.layers.COLUMNS = model.layers.COLUMNS if variant.wide_batch_norm else 1
     network: Any = make_network(config_of(variant, args), 0, variant.activation_checkpointing).to(device)
@@ -264,8 +264,8 @@ def random_batch(variant: Variant, args: Namespace, device: Any) -> dict[str, An
     """Make a batch as the loader gives it, of int16 voxels; for the plain way, of normalized volumes."""
     import torch
 
-    from utils.dataset import to_device
-    from utils.images import model_grid
+    from utils.data.dataset import to_device
+    from utils.data.images import model_grid
 
     shape = args.batch_size, *model_grid(args.voxel_size).shape
     generator = torch.Generator().manual_seed(0)
@@ -293,7 +293,7 @@ def measure(variant: Variant, task: str, args: Namespace) -> tuple[float, float]
     """Build a variant and measure it; return the seconds for a scan and the peak of memory in bytes."""
     import torch
 
-    from utils import distributed
+    from utils.common import distributed
 
     # Without `start`, everything is as torch and glibc have it by themselves.
     device = distributed.start(args.device) if variant.keep_memory else torch.device(args.device)
@@ -372,10 +372,10 @@ def measure_loader(args: Namespace, device: Any) -> dict[str, float]:
     import nibabel
     import numpy as np
 
-    from utils.dataset import EpochBatches, ScanDataset, make_loader
-    from utils.scans import ScanStore
-    from utils.simulation import draw_subjects, write_cohort
-    from utils.subjects import Subject
+    from utils.data.dataset import EpochBatches, ScanDataset, make_loader
+    from utils.data.scans import ScanStore
+    from utils.data.subjects import Subject
+    from utils.preparation.simulation import draw_subjects, write_cohort
 
     with tempfile.TemporaryDirectory() as folder:
         cohort = Path(folder) / "cohort"
@@ -444,10 +444,10 @@ def measure_cohort(args: Namespace, device: Any) -> dict[str, float]:
     """Start a loader over a cohort of any size: empty files as scans, a sparse file as their voxels."""
     import numpy as np
 
-    from utils.cohort import load_cohort
-    from utils.dataset import EpochBatches, ScanDataset, make_loader
-    from utils.images import model_grid
-    from utils.scans import TYPES, ScanStore, data_path, make_index, write_index
+    from utils.data.cohort import load_cohort
+    from utils.data.dataset import EpochBatches, ScanDataset, make_loader
+    from utils.data.images import model_grid
+    from utils.data.scans import TYPES, ScanStore, data_path, make_index, write_index
 
     with tempfile.TemporaryDirectory() as folder:
         scans = Path(folder) / "train"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from utils.images import MNI152_T1_2MM, model_grid
+from utils.data.images import MNI152_T1_2MM, model_grid
 
 torch.set_num_threads(1)  # two test processes share the processors
 
@@ -85,7 +85,7 @@ def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def simulated_head() -> nibabel.Nifti1Image:
     """A simulated brain with skull and scalp around it, 2 mm."""
-    from utils.simulation import draw_subjects, simulate_volume
+    from utils.preparation.simulation import draw_subjects, simulate_volume
 
     brain = np.pad(simulate_volume(draw_subjects(3)[0], 0).astype(np.float32), 12)
     skull = ndimage.binary_dilation(brain > 0, iterations=3)

@@ -8,7 +8,7 @@ from sklearn.linear_model import LinearRegression
 
 from benchmarks import learning_curve
 from benchmarks.learning_curve import scans_needed
-from utils.errors import InputError
+from utils.common.errors import InputError
 
 
 def test_scans_needed() -> None:

@@ -8,7 +8,7 @@ from argparse import SUPPRESS
 import pytest
 
 from tests.conftest import ROOT, run_script
-from utils import options
+from utils.options import everything as options
 
 PARSERS = {
     "train_first_stage": options.training_parser(1),

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags, run_script, save_scan
-from tests.test_scaledense import released_state_dict
-from utils.files import sha256_of
-from utils.images import MNI152_T1_2MM
+from tests.model.test_scaledense import released_state_dict
+from utils.common.files import sha256_of
+from utils.data.images import MNI152_T1_2MM
 
 
 def bash(script: str, *flags: object, **variables: object) -> str:
@@ -221,8 +221,8 @@ def test_a_second_stage_refuses_what_does_not_fit(synthetic_cohort, first_stage,
 
 def test_real_scans_lie_on_the_grid(real_scans, tmp_path) -> None:
     """IXI (CC BY-SA 3.0): every subject of the validation split matches its row and its grid."""
-    from utils.cohort import load_cohort
-    from utils.scans import ScanStore
+    from utils.data.cohort import load_cohort
+    from utils.data.scans import ScanStore
 
     with (real_scans / "labels.csv").open() as file:
         names = [row["subject_id"] for row in csv.DictReader(file) if row["split"] == "valid"]

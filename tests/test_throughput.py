@@ -11,7 +11,7 @@ import torch
 from benchmarks.throughput import OURS, PLAIN, Variant, build, config_of, floor_of, make_plain, random_batch
 from model.building import make_network
 from tests.conftest import ROOT
-from utils.options import throughput_parser
+from utils.options.everything import throughput_parser
 
 CPU = torch.device("cpu")
 RATES = {"float32": 1e12, "bfloat16": 4e12, "copy": 1e11}

@@ -1,0 +1,102 @@
+"""Label tables in every form, and what can be wrong with them."""
+
+import pandas as pd
+import pytest
+import xlwt
+
+from utils.common.errors import InputError
+from utils.data.tables import read_label_table
+
+ROWS = [["sub-1", "61.25", "F"], ["sub-10.nii.gz", "23", "male"], ["1003", "80.5", "0"], ["x/sub-4.nii", "44", "1"]]
+AGES = {"sub-1": 61.25, "sub-10": 23.0, "1003": 80.5, "sub-4": 44.0}
+SEXES = {"sub-1": 0, "sub-10": 1, "1003": 0, "sub-4": 1}
+
+
+def write(path, rows, header):
+    table = ([header] if header else []) + rows
+    if path.suffix == ".xlsx":
+        typed = [[float(cell) if cell.replace(".", "").isdigit() else cell for cell in row] for row in table]
+        pd.DataFrame(typed).to_excel(path, header=False, index=False)
+    elif path.suffix == ".xls":
+        book = xlwt.Workbook()
+        sheet = book.add_sheet("labels")
+        for i, row in enumerate(table):
+            for j, cell in enumerate(row):
+                sheet.write(i, j, cell)
+        book.save(str(path))
+    else:
+        path.write_text("\n".join({".csv": ",", ".tsv": "\t"}[path.suffix].join(row) for row in table))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".xlsx", ".xls"])
+@pytest.mark.parametrize("header", [None, ["Subject ID", "Age", "Gender"], ["participant_id", "age", "sex"]])
+def test_every_kind_with_and_without_header(tmp_path, suffix, header) -> None:
+    table = read_label_table(write(tmp_path / f"labels{suffix}", ROWS, header))
+    assert table.ages == AGES
+    assert table.sexes == SEXES
+    assert not any(table.problems.values())
+
+
+def test_columns_are_found_by_name_in_any_order(tmp_path) -> None:
+    path = tmp_path / "participants.tsv"
+    path.write_text("site\tsex\tage\tparticipant_id\nA\tfemale\t30.5\tsub-01\n\nB\tn/a\t50\tsub-02\n")
+    table = read_label_table(path)
+    assert table.ages == {"sub-01": 30.5, "sub-02": 50.0}
+    assert table.sexes == {"sub-01": 0}
+
+
+def test_semicolons_and_a_byte_order_mark(tmp_path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("\ufeffsubject_id;age;sex\ns1;44.5;M\n", encoding="utf-8")
+    assert read_label_table(path).ages == {"s1": 44.5}
+
+
+@pytest.mark.parametrize("age", ["NA", "", "-3", "0", "nan", "inf", "200", "63,5,1", "old"])
+def test_unusable_ages_name_their_row(tmp_path, age) -> None:
+    table = read_label_table(
+        write(tmp_path / "labels.tsv", [["s1", "50", "F"], ["s2", age, "F"]], ["id", "age", "sex"])
+    )
+    complaint = (
+        f"{tmp_path}/labels.tsv, row 3: age '{age}' of s2 is not a number of years between 0 and 130; "
+        "correct or remove the row"
+    )
+    if age in ("NA", "", "nan"):
+        assert table.missing_ages == {"s2": complaint}
+    else:
+        assert table.problems["s2"] == [complaint]
+
+
+def test_a_subject_twice(tmp_path) -> None:
+    table = read_label_table(write(tmp_path / "labels.csv", [["s1", "50", "F"], ["s1.nii.gz", "50", "F"]], None))
+    assert "s1 stands in row 1 already" in table.problems["s1"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("labels.ods", "", "no kind of table known here"),
+        ("labels.csv", "", "holds no rows"),
+        ("labels.csv", "s1\ns2\n", "has one column"),
+        ("labels.csv", "age,sex\n50,F\n", "has no subject column"),
+        ("labels.xlsx", "not a workbook", "cannot be read as .xlsx"),
+        ("labels.csv", "s1,50,F\ns2,50,F,1,2\n", "cannot be read as .csv"),
+    ],
+)
+def test_unusable_tables(tmp_path, name, text, message) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_label_table(tmp_path / name)
+
+
+def test_a_first_row_without_an_age_is_no_header(tmp_path) -> None:
+    table = read_label_table(write(tmp_path / "labels.csv", [["sub-1", "", "F"], ["sub-2", "44", "M"]], None))
+    assert list(table.missing_ages) == ["sub-1"]
+    assert table.ages == {"sub-2": 44.0}
+    table = read_label_table(write(tmp_path / "labels.tsv", [["sub-1", "F"]], ["subject_id", "sex"]))
+    assert (table.ages, table.sexes, list(table.missing_ages)) == ({}, {"sub-1": 0}, ["sub-1"])
+
+
+def test_a_missing_table(tmp_path) -> None:
+    with pytest.raises(InputError, match="no such table"):
+        read_label_table(tmp_path / "none.csv")

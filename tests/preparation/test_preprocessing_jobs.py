@@ -1,0 +1,198 @@
+"""Many scans: finding them, failures beside successes, second runs, shards, records and the page."""
+
+import csv
+import json
+from concurrent.futures import Future
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from pebble import ProcessExpired
+
+from tests.conftest import run_script
+from utils.common.errors import InputError
+from utils.data.images import MNI152_T1_2MM, local_deviation, read_image
+from utils.preparation.preprocessing_jobs import RawFile, Settings, _result, find_raw_scans
+
+FLAGS = ("--registration", "affine", "--device", "cpu", "--num_workers", 1)
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_files_folders_and_bids_are_found(tmp_path) -> None:
+    touch(
+        tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz",
+        tmp_path / "bids/sub-01/anat/sub-01_T2w.nii.gz",
+        tmp_path / "bids/sub-02/ses-b/anat/sub-02_ses-b_T1w.nii",
+        tmp_path / "bids/sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii.gz",
+        tmp_path / "bids/derivatives/sub-03/anat/sub-03_T1w.nii.gz",
+        tmp_path / "plain/b_T1w.nii", tmp_path / "plain/a.nii.gz", tmp_path / "plain/.hidden.nii", tmp_path / "plain/x.txt",
+    )  # fmt: skip
+    names = [scan.name for scan in find_raw_scans(tmp_path / "bids")]
+    assert names == ["sub-01", "sub-02_ses-a_run-2", "sub-02_ses-b"]
+    assert [scan.name for scan in find_raw_scans(tmp_path / "plain")] == ["a", "b"]
+    assert [scan.name for scan in find_raw_scans(tmp_path / "plain/a.nii.gz")] == ["a"]
+    for wrong, complaint in (
+        (tmp_path / "none", "no such"),
+        (tmp_path, "holds no scan"),
+        (tmp_path / "plain/x.txt", "holds no"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            find_raw_scans(wrong)
+    touch(tmp_path / "plain/b.nii.gz")
+    with pytest.raises(InputError, match="same file"):
+        find_raw_scans(tmp_path / "plain")
+
+
+@pytest.fixture(scope="module")
+def run(simulated_head, tmp_path_factory) -> Path:
+    """A run over a good scan, a cut one, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("preprocessing")
+    (folder / "raw").mkdir()
+    nibabel.save(simulated_head, folder / "raw" / "sub-1_T1w.nii.gz")
+    nibabel.save(simulated_head.slicer[:, :, :50], folder / "raw" / "sub-2_T1w.nii.gz")
+    (folder / "raw" / "sub-3_T1w.nii.gz").write_bytes(b"no image")
+    (folder / "raw" / "tail <b>.nii.gz").symlink_to(folder / "nowhere.nii.gz")
+    result = run_script(
+        "preprocess.py",
+        "--input",
+        folder / "raw",
+        "--output_dir",
+        folder / "out",
+        *FLAGS,
+        "--save_masks",
+        "true",
+        status=1,
+    )
+    (folder / "log.txt").write_text(result.stdout)
+    return folder
+
+
+def test_failures_do_not_stop_the_others(run) -> None:
+    out = run / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dataset_description.json", "index.html", "local_sd", "masks", "qc", "qc.csv", "sub-1.nii.gz",
+    ]  # fmt: skip
+    with (out / "qc.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert [rows[name]["verdict"] for name in ("sub-1", "sub-2", "sub-3", "tail <b>")] == [
+        "pass",
+        "fail",
+        "fail",
+        "fail",
+    ]
+    assert "outside_field_of_view" in rows["sub-2"]["reasons"]
+    assert "not a readable NIfTI" in rows["sub-3"]["reasons"]
+    assert float(rows["sub-1"]["dice"]) > 0.9
+    assert "deepbet=1.0.2" in rows["sub-1"]["versions"]
+    log = (run / "log.txt").read_text()
+    assert "4 scans: 1 pass, 0 doubtful, 3 fail" in log
+    assert "sub-3" in log
+    assert [path.name for path in out.rglob(".*")] == [".lock"]
+
+
+def test_the_result_is_what_training_reads(run) -> None:
+    image = nibabel.load(run / "out" / "sub-1.nii.gz")
+    assert image.shape == MNI152_T1_2MM.shape
+    np.testing.assert_array_equal(image.affine, MNI152_T1_2MM.affine)
+    assert image.get_data_dtype() == np.int16
+    assert (image.header["sform_code"], image.header["qform_code"]) == (4, 4)
+    volume = read_image(run / "out" / "sub-1.nii.gz", 2)[0]
+    assert volume.min() == 0
+    assert (run / "out" / "sub-1.nii.gz").stat().st_size < 1e6
+    measured = read_image(run / "out" / "sub-1.nii.gz", 2, "native_sd")[0]
+    after = local_deviation(volume)
+    assert [path.name for path in (run / "out" / "local_sd").iterdir()] == ["sub-1.nii.gz"]
+    inside = volume > 0
+    assert np.corrcoef(measured[inside], after[inside])[0, 1] > 0.8  # the same, but for what interpolation took
+    mask = nibabel.load(run / "out" / "masks" / "sub-1.nii.gz")
+    raw = nibabel.load(run / "raw" / "sub-1_T1w.nii.gz")
+    assert mask.shape == raw.shape
+    np.testing.assert_allclose(mask.affine, raw.affine)
+
+
+def test_the_description_holds_the_fingerprint(run) -> None:
+    content = json.loads((run / "out" / "dataset_description.json").read_text())
+    assert content["DatasetType"] == "derivative"
+    made = content["GeneratedBy"][0]
+    assert made["Parameters"]["registration"] == "affine"
+    assert "deepbet" in made["Parameters"]["versions"]
+    record = json.loads((run / "out" / "qc" / "sub-1.json").read_text())
+    assert record["fingerprint"] == made["Fingerprint"]
+
+
+def test_the_page_shows_every_scan_and_trusts_no_name(run) -> None:
+    page = (run / "out" / "index.html").read_text()
+    assert page.count("<article") == 4
+    assert 'src="qc/sub-1.png"' in page
+    assert (run / "out" / "qc" / "sub-1.png").is_file()
+    assert "tail &lt;b&gt;" in page
+    assert "tail <b>" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_second_run_does_only_what_changed(run, simulated_head) -> None:
+    out, flags = run / "out", ("--input", run / "raw", "--output_dir", run / "out", *FLAGS)
+    stamp = (out / "sub-1.nii.gz").stat().st_mtime_ns
+    assert "4 of 4 scans are finished already" in run_script("preprocess.py", *flags, status=1).stdout
+    assert (out / "sub-1.nii.gz").stat().st_mtime_ns == stamp
+    (out / "sub-1.nii.gz").unlink()
+    nibabel.save(simulated_head, run / "raw" / "sub-3_T1w.nii.gz")
+    shard = run_script("preprocess.py", *flags, "--shard", "2/2", status=1).stdout
+    assert "2 of 2 scans are finished already" in shard  # sub-2 and the last one
+    again = run_script("preprocess.py", *flags, "--shard", "1/2", "--keep_failed", "true").stdout
+    assert "finished already" not in again
+    assert (out / "sub-1.nii.gz").is_file()
+    assert (out / "sub-3.nii.gz").is_file()
+
+
+def test_a_scan_is_never_replaced_by_its_brain(run, simulated_head, tmp_path) -> None:
+    nibabel.save(simulated_head, tmp_path / "sub-1.nii.gz")
+    before = (tmp_path / "sub-1.nii.gz").read_bytes()
+    error = run_script("preprocess.py", "--input", tmp_path, "--output_dir", tmp_path, *FLAGS, status=2).stderr
+    assert "exists already and was not made here" in error
+    assert (tmp_path / "sub-1.nii.gz").read_bytes() == before
+    error = run_script("preprocess.py", "--input", tmp_path, "--output_dir", run / "out", *FLAGS, status=2).stderr
+    assert "was made of" in error
+
+
+def test_a_process_that_dies_is_only_one_failure(tmp_path) -> None:
+    touch(tmp_path / "a.nii", tmp_path / "out/qc/x")
+    future: Future[None] = Future()
+    future.set_exception(ProcessExpired("killed", code=-9))
+    settings = Settings(tmp_path / "out", "affine", "cpu", False, False)
+    record = _result(future, RawFile("a", tmp_path / "a.nii"), settings, "key", 600)
+    assert record["verdict"] == "fail"
+    assert "died with exit code -9" in record["reasons"][0]
+    assert not record["finished"]
+
+
+def test_a_process_that_hangs_is_only_one_failure(tmp_path, simulated_head) -> None:
+    nibabel.save(simulated_head, tmp_path / "a.nii.gz")
+    flags = ("--input", tmp_path / "a.nii.gz", "--output_dir", tmp_path / "out", *FLAGS)
+    log = run_script("preprocess.py", *flags, "--timeout", 0.5, status=1).stdout
+    assert "given up after 0.5 s; raise --timeout" in log
+    assert not (tmp_path / "out" / "a.nii.gz").exists()
+    record = json.loads((tmp_path / "out" / "qc" / "a.json").read_text())
+    assert not record["finished"]  # so that a second run tries again
+
+
+@pytest.mark.parametrize("flag", ["--shard 0/2", "--shard 3/2", "--shard x", "--registration rigid", "--timeout 0"])
+def test_wrong_flags_end_with_status_2(flag) -> None:
+    assert "error:" in run_script("preprocess.py", *flag.split(), status=2).stderr
+
+
+def test_input_and_output_are_checked_first(tmp_path) -> None:
+    assert "no such file or folder" in run_script("preprocess.py", "--input", tmp_path / "none", status=2).stderr
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.nii").touch()
+    (tmp_path / "file").touch()
+    error = run_script(
+        "preprocess.py", "--input", tmp_path / "raw", "--output_dir", tmp_path / "file" / "out", status=2
+    ).stderr
+    assert "cannot be written" in error

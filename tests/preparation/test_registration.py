@@ -1,0 +1,87 @@
+"""Registration: known transforms are found again."""
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.affines import from_matvec
+from scipy.spatial.transform import Rotation
+
+from utils.data.images import MNI152_T1_2MM
+from utils.preparation.registration import (
+    cube_rotations,
+    find_start,
+    register_affine,
+    register_nonlinear,
+    to_sitk,
+    without_shear,
+)
+from utils.preparation.simulation import draw_subjects, simulate_volume
+from utils.preparation.template import load_template, sample
+
+GRID = MNI152_T1_2MM.affine
+
+
+@pytest.fixture(scope="module")
+def brain() -> np.ndarray:
+    return simulate_volume(draw_subjects(3)[0], 0).astype(np.float32) / 160
+
+
+def moved(brain: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Put the brain where `matrix` maps it, on the same grid."""
+    return sample(brain, GRID, np.linalg.inv(matrix))
+
+
+def test_there_are_24_rotations_of_a_cube() -> None:
+    rotations = cube_rotations()
+    assert len(rotations) == 24
+    assert len({matrix.tobytes() for matrix in rotations}) == 24
+    assert all(np.linalg.det(matrix) == pytest.approx(1) for matrix in rotations)
+    np.testing.assert_array_equal(rotations[0], np.eye(3))
+
+
+@pytest.mark.parametrize("angles", [(20, 0, 0), (-20, 10, 0), (0, 0, 20), (15, -15, 15)])
+def test_a_known_affine_is_found(brain, angles) -> None:
+    truth = from_matvec(Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * [0.95, 1.03, 1.0], [6, -4, 8])
+    template = load_template()
+    plain, turned = brain, moved(brain, truth)
+    found = []
+    for volume in (plain, turned):
+        start, turn, score = find_start(volume, volume > 0, GRID, template)
+        assert turn is None
+        assert score > 0.75
+        found.append(register_affine(volume, GRID, template, start, 1))
+    points = np.argwhere(template.brain)[::500] @ GRID[:3, :3].T + GRID[:3, 3]
+    expected, got = (nibabel.affines.apply_affine(matrix, points) for matrix in (truth @ found[0], found[1]))
+    assert np.linalg.norm(expected - got, axis=1).max() < 2.5  # mm, a voxel and a quarter
+
+
+@pytest.mark.parametrize("number", [1, 7, 12, 23])
+def test_another_orientation_is_found(brain, number) -> None:
+    turn = cube_rotations()[number]
+    affine = from_matvec(turn) @ GRID  # the header lies
+    start, found, _ = find_start(brain, brain > 0, affine, load_template())
+    assert found is not None
+    np.testing.assert_array_equal(found, turn)
+    np.testing.assert_allclose(start[:3, :3] @ turn.T, np.eye(3), atol=0.5)
+
+
+def test_the_nonlinear_part_improves_on_the_affine_without_folding(brain) -> None:
+    template = load_template()
+    matrix = np.eye(4)
+    field = register_nonlinear(brain, GRID, template, matrix, 1)
+    assert field.shape == (*MNI152_T1_2MM.shape, 3)
+    before, after = (sample(brain, GRID, matrix, part) for part in (None, field))
+    one, other = (np.corrcoef(part[template.brain], template.volume[template.brain])[0, 1] for part in (before, after))
+    assert other > one + 0.05
+    assert np.linalg.norm(field, axis=-1).max() < 25  # mm
+
+
+def test_shear_is_taken_out_and_images_keep_their_place() -> None:
+    affine = np.array([[2.0, 0.3, 0, 5], [0, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
+    plain = without_shear(affine)
+    axes = plain[:3, :3] / np.linalg.norm(plain[:3, :3], axis=0)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+    image = to_sitk(np.zeros((3, 4, 5), np.float32), GRID)
+    assert image.GetSize() == (3, 4, 5)
+    lps = image.TransformIndexToPhysicalPoint((1, 2, 3))
+    np.testing.assert_allclose(np.array(lps) * [-1, -1, 1], nibabel.affines.apply_affine(GRID, (1, 2, 3)))

@@ -1,0 +1,58 @@
+"""The second stage's report calls a collapse by its name."""
+
+import numpy as np
+import pytest
+import torch
+
+from utils.training.stages import FirstStage, SecondStage
+
+
+def predictions(residual):
+    rng = np.random.default_rng(0)
+    age = rng.uniform(20, 80, 60)
+    first = age + rng.normal(0, 4, 60)
+    discretized = np.round(first / 5) * 5
+    residual = residual(age, discretized)
+    return {"chronological_age": age, "first_stage_age": first, "discretized_age": discretized,
+            "residual_age": residual, "brain_age": discretized + residual}  # fmt: skip
+
+
+def test_a_collapsed_stage_is_called_so() -> None:
+    scalars, warning = SecondStage(5.0).report(predictions(lambda age, d: np.full_like(age, 1.3)))
+    assert warning.startswith("SECOND STAGE COLLAPSED")
+    assert scalars["residual_sd"] < 1e-6
+
+
+def test_a_useful_stage_is_not() -> None:
+    scalars, warning = SecondStage(5.0).report(predictions(lambda age, d: 0.5 * (age - d)))
+    assert warning == ""
+    assert scalars["residual_sd"] > 1
+    assert scalars["gain_over_first_stage"] > 0.5
+
+
+def test_predictions_of_both_stages() -> None:
+    batch = {
+        "volume": torch.ones(2, 1, 2, 2, 2),
+        "sex": torch.tensor([0, 1]),
+        "discretized_age": torch.tensor([50.0, 60]),
+    }
+    first = FirstStage().predict(lambda volume, sex: volume.mean((1, 2, 3, 4)) + sex, batch)
+    assert first["brain_age"].tolist() == [1, 2]
+    second = SecondStage(5.0).predict(lambda volume, sex, age: age / 10, batch)
+    assert second["residual_age"].tolist() == [5, 6]
+    assert second["brain_age"].tolist() == [55, 66]
+    assert FirstStage().report({}) == ({}, "")
+
+
+def test_the_age_jitter_leaves_honest_ages_alone() -> None:
+    batch = {
+        "first_stage_age": torch.full((400,), 52.0),
+        "discretized_age": torch.full((400,), 50.0),
+        "out_of_fold": torch.arange(400) % 2 == 0,
+    }
+    changed = SecondStage(5.0, 6.0).disturb(batch, (0, 1))["discretized_age"]
+    assert (changed[::2] == 50).all()
+    assert ((changed % 5) == 0).all()
+    assert changed[1::2].std() == pytest.approx(np.hypot(6.0, 5 / np.sqrt(12)), rel=0.15)
+    assert torch.equal(changed, SecondStage(5.0, 6.0).disturb(batch, (0, 1))["discretized_age"])
+    assert SecondStage(5.0).disturb(batch, (0, 1)) is batch

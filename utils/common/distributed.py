@@ -1,0 +1,132 @@
+"""One process or many: the same calls, of which most do nothing for one."""
+
+import ctypes
+import os
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, nn
+
+from utils.common.errors import InputError
+
+T = TypeVar("T")
+
+
+def start(device: str) -> torch.device:
+    """Choose the device, and join the other processes if torchrun started this one.
+
+    Parameters
+    ----------
+    device : {"auto", "cuda", "cpu"}
+        ``auto`` is CUDA where there is a GPU.
+
+    Raises
+    ------
+    InputError
+        If CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError("--device cuda: no CUDA GPU is visible; check CUDA_VISIBLE_DEVICES, or use --device cpu")
+    use_cuda = available and device != "cpu"
+    if use_cuda:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"{torch.cuda.device_count()} GPUs are visible, but there are more processes; "
+                "name a GPU for each in CUDA_VISIBLE_DEVICES, or lower PROCESSES"
+            )
+        torch.cuda.set_device(local_rank)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    else:
+        keep_freed_memory()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if use_cuda else "gloo")
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, for the next step, as torch does on a GPU.
+
+    Otherwise each large tensor is new memory, which the system fills with
+    zeros page by page: a third of a training step on a CPU. Does nothing
+    where there is no glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: take large tensors from the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the end of the heap back
+
+
+def stop() -> None:
+    """Leave the group of processes."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return which process this is; 0 writes the files."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def wrap(network: nn.Module) -> nn.Module:
+    """Make the backward pass average gradients over the processes."""
+    if world_size() == 1:
+        return network
+    return nn.parallel.DistributedDataParallel(network)
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Join the (N,) tensors of all processes; gradients flow back to one's own part.
+
+    The gradient of a joint loss is then `world_size` times the mean over
+    processes that `wrap` computes.
+    """
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    distributed.all_gather(parts, tensor.detach().contiguous())
+    parts[rank()] = tensor
+    return torch.cat(parts)
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the running statistics of the first, whose weights are saved."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def average_statistics(network: nn.Module) -> None:
+    """Give every process the running means and variances of all processes' scans together."""
+    if world_size() == 1:
+        return
+    for module in network.modules():
+        mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        if mean is not None and variance is not None:
+            variance += mean**2
+            for statistic in (mean, variance):
+                distributed.all_reduce(statistic)
+                statistic /= world_size()
+            variance -= mean**2
+
+
+def gather_objects(item: T) -> list[T]:
+    """Collect one object of each process, in the order of their ranks."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] = [None] * world_size()
+    distributed.all_gather_object(items, item)
+    return items
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        distributed.barrier()

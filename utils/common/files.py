@@ -1,0 +1,60 @@
+"""Write files so that no reader ever sees half of one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from utils.common.errors import InputError
+
+
+def origins(path: Path) -> Iterator[Path]:
+    """Give a file and then the file that it links to: what belongs to it may lie beside either."""
+    yield path
+    yield path.resolve()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` on success.
+
+    Yields
+    ------
+    Path with the same suffix
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid4().hex[:12]}.{path.name}")  # other hosts may have our process id
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written, before hours of work.
+
+    Raises
+    ------
+    InputError
+        If the folder, or the nearest one above it, is a file or read-only.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{folder}: cannot be written ({nearest}); set another OUTPUT_DIR (--output_dir)")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

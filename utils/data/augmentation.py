@@ -1,0 +1,101 @@
+"""Random changes of training volumes, on the device, the same for the same seed."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch.nn import functional
+
+LARGEST_SHIFT = 2  # voxels
+LARGEST_ROTATION = 5.0  # degrees, about each axis
+LARGEST_SCALING = 0.05  # logarithm of the stretch, along each axis
+LARGEST_GAIN = 0.1  # logarithm of the factor
+LARGEST_GAMMA = 0.1  # logarithm of the exponent
+LARGEST_BIAS = 0.1  # logarithm of the factor, of each term of the bias field
+LARGEST_NOISE = 0.05  # of the brain's mean, standard deviation
+
+
+def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) -> torch.Tensor:
+    """Change each volume in its own way.
+
+    Parameters
+    ----------
+    volumes : (B, D, H, W) float32 tensor, the first axis left to right, 0 outside the brain
+    names : collection of str
+        What to do: ``flip`` mirrors half of the volumes left to right,
+        ``shift`` moves by whole voxels; ``rotation`` and ``scaling``
+        resample; ``gain``, ``gamma``, ``bias_field`` and ``noise`` change the
+        intensities.
+    seed : sequence of int
+
+    Returns
+    -------
+    (B, D, H, W) float32 tensor
+    """
+    rng = np.random.default_rng((*seed, 2))  # trailing zeros would count for nothing
+    if "flip" in names or "shift" in names:
+        volumes = _flip_and_shift(volumes, "flip" in names, "shift" in names, rng)
+    if "rotation" in names or "scaling" in names:
+        volumes = _resample(volumes, "rotation" in names, "scaling" in names, rng)
+    if {"gain", "gamma", "bias_field", "noise"}.intersection(names):
+        volumes = _change_intensities(volumes, names, rng)
+    return volumes
+
+
+def _flip_and_shift(volumes: torch.Tensor, flip: bool, shift: bool, rng: np.random.Generator) -> torch.Tensor:
+    """Mirror half of the volumes, move each by whole voxels; neither blurs anything."""
+    largest = LARGEST_SHIFT if shift else 0
+    flips = torch.from_numpy(rng.random(len(volumes)) < (0.5 if flip else 0.0))
+    shifts = torch.from_numpy(rng.integers(-largest, largest + 1, (len(volumes), 3)))
+    places, inside = [torch.arange(len(volumes))[:, None, None, None]], []
+    for axis, size in enumerate(volumes.shape[1:]):
+        place = torch.arange(size) - shifts[:, axis, None]
+        if axis == 0:
+            place = torch.where(flips[:, None], size - 1 - place, place)
+        shape = [len(volumes), *(size if other == axis else 1 for other in range(3))]
+        inside.append(((place >= 0) & (place < size)).view(shape).to(volumes.device, non_blocking=True))
+        places.append(place.clamp(0, size - 1).view(shape))
+    moved = volumes[tuple(place.to(volumes.device, non_blocking=True) for place in places)]
+    return moved * (inside[0] & inside[1] & inside[2])
+
+
+def _resample(volumes: torch.Tensor, rotate: bool, scale: bool, rng: np.random.Generator) -> torch.Tensor:
+    """Turn and stretch each volume about its centre."""
+    count, sizes = len(volumes), np.array(volumes.shape[1:])
+    angles = rng.uniform(-LARGEST_ROTATION, LARGEST_ROTATION, (count, 3)) * rotate
+    stretches = np.exp(rng.uniform(-LARGEST_SCALING, LARGEST_SCALING, (count, 3)) * scale)
+    matrices = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * stretches[:, None]
+    # torch counts from -1 to 1 over each axis, and names the last axis first.
+    matrices = (matrices * sizes / sizes[:, None])[:, ::-1, ::-1]
+    affine = np.concatenate([matrices, np.zeros((count, 3, 1))], 2).astype(np.float32)
+    grid = functional.affine_grid(
+        torch.from_numpy(affine).to(volumes.device), [count, 1, *volumes.shape[1:]], align_corners=False
+    )
+    return functional.grid_sample(volumes[:, None], grid, align_corners=False)[:, 0]
+
+
+def _change_intensities(volumes: torch.Tensor, names: Collection[str], rng: np.random.Generator) -> torch.Tensor:
+    """Change the contrast, the brightness, and add noise inside the brain."""
+    count, device = len(volumes), volumes.device
+
+    def draw(largest: float, terms: int = 1) -> torch.Tensor:
+        return torch.from_numpy(rng.uniform(-largest, largest, (count, terms)).astype(np.float32)).to(device)
+
+    brain = volumes > 0
+    mean = (volumes.sum((1, 2, 3)) / brain.sum((1, 2, 3)).clamp_min(1))[:, None, None, None].clamp_min(1e-6)
+    exponent = torch.exp(draw(LARGEST_GAMMA))[..., None, None] if "gamma" in names else 1.0
+    changed = mean * (volumes.clamp_min(0) / mean) ** exponent
+    if "gain" in names:
+        changed = changed * torch.exp(draw(LARGEST_GAIN))[..., None, None]
+    if "bias_field" in names:
+        x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in volumes.shape[1:]), indexing="ij")
+        terms = torch.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z]).to(device)
+        terms = terms - terms.mean((1, 2, 3), keepdim=True)
+        changed = changed * torch.exp(torch.einsum("bt,tdhw->bdhw", draw(LARGEST_BIAS, len(terms)), terms))
+    if "noise" in names:
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+        noise = torch.randn(volumes.shape, generator=generator, device=device)
+        changed = changed + LARGEST_NOISE * draw(1.0).abs()[..., None, None] * mean * noise
+    # What was brain stays brain: `utils.data.dataset.normalize` takes voxels above 0 for it.
+    return torch.where(brain, changed.clamp_min(1e-6 * mean), volumes)

@@ -1,0 +1,235 @@
+"""Match scans to the rows of a label table, and find every problem before training."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from utils.common.errors import InputError
+from utils.data.images import deviation_file, is_nifti
+from utils.data.scans import ScanStore
+from utils.data.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
+from utils.data.tables import SEXES, LabelTable, read_label_table, subject_id_of
+
+LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
+
+
+def resolve_normalization(normalization: str, folders: Iterable[Path]) -> str:
+    """Tell whether ``local_sd`` means what ``preprocess.py`` has measured before registration.
+
+    Parameters
+    ----------
+    normalization : str
+    folders : iterable of Path
+        Of scans.
+
+    Returns
+    -------
+    str
+        For ``local_sd``: ``native_sd`` where every scan has a
+        `utils.data.images.deviation_file`, ``registered_sd`` where none has; else `normalization`.
+
+    Raises
+    ------
+    InputError
+        If some have one and others do not.
+    """
+    if normalization != "local_sd":
+        return normalization
+    paths = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if is_nifti(path)]
+    without = [path for path in paths if deviation_file(path) is None]
+    if without and len(without) < len(paths):
+        raise InputError(
+            f"{len(without)} of {len(paths)} scans, such as {without[0]}, have no local deviations beside them, as "
+            "bash_preprocess.sh writes them, and the others have; prepare all of them alike, or train the first "
+            "stage with --normalization registered_sd, which needs none"
+        )
+    return "registered_sd" if without or not paths else "native_sd"
+
+
+def load_cohort(
+    folders: Mapping[str, Path],
+    label_table: Path | None,
+    scans: ScanStore | None,
+    *,
+    use_sex: bool = True,
+    sex_of_all: str | None = None,
+    ages_required: bool = True,
+) -> dict[str, list[Subject]]:
+    """Find the scans of every split, match and check them all.
+
+    A scan belongs to the row whose subject id is the scan's file name
+    without its extension, or, for a BIDS name such as
+    ``sub-01_ses-1_T1w.nii.gz``, that name without ``_T1w``, or ``sub-01``.
+
+    Parameters
+    ----------
+    folders : mapping of split name to folder
+    label_table : Path or None
+        None leaves ages unknown.
+    scans : ScanStore or None
+        Which reads and checks them, and caches them; None leaves that to
+        whoever reads them.
+    use_sex : bool
+        Whether the sex of every subject must be known.
+    sex_of_all : str or None
+        Sex of all subjects where there is no table, such as ``F``.
+    ages_required : bool
+        Whether a row without an age is a problem.
+
+    Returns
+    -------
+    dict of split name to list of Subject, sorted by subject id
+
+    Raises
+    ------
+    InputError
+        With every problem of the table, the folders and the scans.
+    """
+    table = read_label_table(label_table) if label_table else None
+    if table and table.complaint:
+        if ages_required:
+            raise InputError(table.complaint)
+        print(f"WARNING: {table.complaint}; without it there are no metrics")
+    problems: list[str] = []
+    cohort: dict[str, list[Subject]] = {}
+    for split, folder in folders.items():
+        paths = _find_scans(folder, split, problems)
+        cohort[split] = _match(paths, table, use_sex, sex_of_all, ages_required, problems)
+    _check_overlap(cohort, problems)
+    if scans:
+        problems += scans.prepare([subject.path for subjects in cohort.values() for subject in subjects])
+    if problems:
+        raise InputError(problems)
+    return cohort
+
+
+def _find_scans(folder: Path, split: str, problems: list[str]) -> list[Path]:
+    """List the NIfTI files of a folder."""
+    name = f"{split.upper()}_FOLDER (--{split}_folder)"
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder; set {name} to a folder of .nii or .nii.gz files")
+        return []
+    paths = sorted(path for path in folder.iterdir() if is_nifti(path))
+    if not paths:
+        problems.append(f"{folder}: holds no .nii or .nii.gz file; set {name} to a folder that does")
+    return paths
+
+
+def _match(
+    paths: list[Path],
+    table: LabelTable | None,
+    use_sex: bool,
+    sex_of_all: str | None,
+    ages_required: bool,
+    problems: list[str],
+) -> list[Subject]:
+    """Give each scan its row, by exact subject id."""
+    subjects: dict[str, Subject] = {}
+    given_sex = SEXES[sex_of_all.lower()] if sex_of_all else UNKNOWN_SEX
+    for path in paths:
+        name = subject_id_of(path.name)
+        candidates = [name]
+        if person_of(name) != name:
+            candidates += [name.removesuffix("_T1w"), person_of(name)]
+        known = table.problems if table else {}
+        subject_id = next((c for c in candidates if c in known), candidates[min(1, len(candidates) - 1)])
+        if subject_id in subjects:
+            problems.append(
+                f"{path}: a second scan of {subject_id} beside {subjects[subject_id].path.name}; keep one, "
+                "or give each session a row of its own"
+            )
+            continue
+        age, sex = UNKNOWN_AGE, given_sex
+        if table:
+            if subject_id not in known:
+                problems.append(f"{path}: no row of {table.path} has the subject {subject_id}; add one")
+                continue
+            problems += known[subject_id]
+            if ages_required and subject_id in table.missing_ages:
+                problems.append(table.missing_ages[subject_id])
+            age = table.ages.get(subject_id, UNKNOWN_AGE)
+            sex = table.sexes.get(subject_id, given_sex)
+        if use_sex and sex == UNKNOWN_SEX:
+            problems.append(
+                f"{path}: the sex of {subject_id} is not known as 0/1, F/M or female/male"
+                + (f" in {table.path}" if table else "")
+                + "; add it, or use a model without sex (--use_sex false)"
+            )
+        subjects[subject_id] = Subject(subject_id, path, age, sex)
+    return [subjects[key] for key in sorted(subjects)]
+
+
+def _check_overlap(cohort: Mapping[str, list[Subject]], problems: list[str]) -> None:
+    """Find persons who are in more than one split."""
+    seen: dict[str, tuple[str, Path]] = {}
+    for split, subjects in cohort.items():
+        for subject in subjects:
+            person = person_of(subject.subject_id)
+            other, path = seen.setdefault(person, (split, subject.path))
+            if other != split:
+                problems.append(
+                    f"{subject.path}: {person} is in the {split} split and in the {other} split ({path}); "
+                    "keep a person in one split"
+                )
+
+
+def add_first_stage_ages(
+    subjects: Sequence[Subject],
+    brain_age: np.ndarray,
+    discretized_age: np.ndarray,
+    out_of_fold: np.ndarray | None = None,
+) -> list[Subject]:
+    """Return the subjects with the first stage's ages, (N,) float arrays in years."""
+    honest = np.zeros(len(subjects), bool) if out_of_fold is None else out_of_fold
+    return [
+        replace(subject, first_stage_age=float(age), discretized_age=float(discretized), out_of_fold=bool(own))
+        for subject, age, discretized, own in zip(subjects, brain_age, discretized_age, honest, strict=True)
+    ]
+
+
+def warn_of_overfitting(train_subjects: Sequence[Subject], valid_subjects: Sequence[Subject]) -> None:
+    """Warn if the first stage errs so little in training that no residual is left to learn."""
+    train, valid = (
+        float(np.mean([abs(subject.first_stage_age - subject.chronological_age) for subject in subjects]))
+        for subjects in (train_subjects, valid_subjects)
+    )
+    if train < LEAST_TRAINING_ERROR * valid:
+        print(
+            f"WARNING: the first stage's MAE is {train:.2f} years on the training subjects and {valid:.2f} on the "
+            "validation subjects: it leaves the second stage little to learn. Train the first stage with "
+            "--folds 5, for ages from networks that never saw the subject, or the second with --age_jitter."
+        )
+
+
+def split_into_folds(subjects: Sequence[Subject], folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Part subjects into folds of like ages, all scans of a person in one fold.
+
+    Parameters
+    ----------
+    subjects : sequence of N Subject
+    folds : int
+        0 gives none.
+    seed : int
+
+    Yields
+    ------
+    rest, part : int arrays
+        Indices of the other folds' subjects and of this fold's.
+
+    Raises
+    ------
+    InputError
+        If there are fewer persons than folds.
+    """
+    if not folds:
+        return
+    persons = [person_of(subject.subject_id) for subject in subjects]
+    if len(set(persons)) < folds:
+        raise InputError(f"--folds: {folds} folds of {len(set(persons))} training subjects; lower FOLDS (--folds)")
+    ages = np.array([subject.chronological_age for subject in subjects])
+    rank = ages.argsort(kind="stable").argsort(kind="stable")
+    bins = rank * max(1, len(ages) // (2 * folds)) // len(ages)
+    yield from StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(ages, bins, persons)

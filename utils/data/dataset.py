@@ -1,0 +1,226 @@
+"""Volumes in batches, for training and for prediction."""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from utils.common.errors import ignore_interrupts
+from utils.data.augmentation import augment
+from utils.data.scans import ScanStore
+from utils.data.subjects import Subject
+
+
+class ScanDataset(Dataset[dict[str, Any]]):
+    """Scans of subjects, not yet normalized.
+
+    Parameters
+    ----------
+    subjects : sequence of Subject
+    scans : ScanStore
+    """
+
+    def __init__(self, subjects: Sequence[Subject], scans: ScanStore) -> None:
+        self.subjects = subjects
+        self.scans = scans
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one subject.
+
+        Returns
+        -------
+        dict
+            ``voxels`` (D, H, W) tensor of a compact type; ``scaling`` (4,)
+            float32 array: slope, intercept, and the inverse of the brain's
+            deviation and its mean in deviations; ``sex`` int;
+            ``chronological_age``, ``first_stage_age``, ``discretized_age``, years, NaN where
+            unknown; ``subject_id`` str.
+        """
+        subject = self.subjects[index]
+        scan = self.scans.read(subject.path)
+        scaling = scan.slope, scan.intercept, 1 / scan.deviation, scan.mean / scan.deviation
+        return {
+            "voxels": torch.from_numpy(scan.voxels),
+            "scaling": np.array(scaling, np.float32),
+            "sex": subject.sex,
+            "chronological_age": np.float32(subject.chronological_age),
+            "first_stage_age": np.float32(subject.first_stage_age),
+            "discretized_age": np.float32(subject.discretized_age),
+            "out_of_fold": subject.out_of_fold,
+            "subject_id": subject.subject_id,
+        }
+
+
+class EpochBatches:
+    """Batches of indices: every subject once an epoch, in an order drawn from the seed.
+
+    Parameters
+    ----------
+    size : int
+        Number of subjects.
+    batch_size : int
+        Of one process.
+    seed : int
+    rank, world_size : int
+        Which of how many processes this is; they share each epoch in equal
+        numbers of batches.
+    drop_last : bool
+        Leave out an incomplete last batch.
+    ages : (size,) float array, or None
+        Spread over every joint batch of the processes, so that each has
+        young and old subjects; None: batches are drawn whatever the ages.
+
+    Notes
+    -----
+    Batch norm takes from every subject what the batch has in common. Where
+    that is the mean age of a few subjects drawn at random, the network
+    cannot know it in training, and learns little else than the order of a
+    batch.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        ages: np.ndarray | None = None,
+    ) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.drop_last = drop_last
+        self.ages = ages
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        own = self.size // self.world_size
+        return own // self.batch_size if self.drop_last else -(-own // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.size)
+        if self.ages is not None:
+            order = spread(order, self.ages, self.batch_size * self.world_size, rng)
+        own = order[self.rank :: self.world_size][: self.size // self.world_size]
+        for index in range(self.start, len(self)):
+            yield own[index * self.batch_size : (index + 1) * self.batch_size].tolist()
+
+
+def spread(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Reorder subjects so that each batch of consecutive ones covers the range of ages.
+
+    Parameters
+    ----------
+    order : (N,) int array, indices of subjects
+    ages : (N,) float array
+    batch_size : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    (N,) int array
+        The subjects fall into `batch_size` groups of neighbouring ages, and
+        every full batch has one of each group. Groups drawn at random give
+        the incomplete last batch.
+    """
+    full, rest = divmod(len(order), batch_size)
+    larger = rng.permutation(batch_size) < rest
+    by_age = order[np.argsort(ages[order], kind="stable")]
+    groups = [rng.permutation(group) for group in np.split(by_age, np.cumsum(full + larger)[:-1])]
+    whole = np.stack([group[:full] for group in groups], 1)
+    return np.concatenate([rng.permuted(whole, axis=1).ravel(), *(group[full:] for group in groups)])
+
+
+def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: torch.device) -> DataLoader[Any]:
+    """Make a loader that reads ahead in worker processes, which live on between epochs."""
+    num_workers = min(num_workers, os.cpu_count() or 1)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
+        generator=torch.Generator(),  # of the workers' seeds; the global one stays as it is
+    )
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join subjects to a batch; scans of unlike types become float32."""
+    if len({item["voxels"].dtype for item in items}) > 1:
+        for item in items:
+            item["voxels"] = item["voxels"].float()
+    return default_collate(items)
+
+
+def to_device(
+    batch: dict[str, Any], device: torch.device, augmentation: Collection[str] = (), seed: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Move a batch to the device, and turn its voxels into normalized volumes there.
+
+    Parameters
+    ----------
+    batch : dict, of `ScanDataset`
+    device : torch.device
+    augmentation : collection of str
+        What to change at random; see `utils.data.augmentation.augment`.
+    seed : sequence of int
+        The same seed gives the same changes.
+
+    Returns
+    -------
+    dict
+        As `batch`, with ``volume`` in place of ``voxels``: (B, 1, D, H, W)
+        float32 tensor, normalized inside the brain, channels last.
+    """
+    moved = {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
+    slope, intercept, inverse_deviation, offset = moved.pop("scaling")[:, :, None, None, None].unbind(1)
+    volumes = moved.pop("voxels") * slope + intercept
+    if augmentation:
+        volumes = augment(volumes, augmentation, seed)
+    volumes = normalize(volumes, inverse_deviation, offset)
+    moved["volume"] = volumes[..., None].permute(0, 4, 1, 2, 3)  # strides of one channel last, not of one first
+    return moved
+
+
+def normalize(volumes: torch.Tensor, inverse_deviation: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Give the voxels above 0 zero mean and, of intensities, unit deviation, as the authors do.
+
+    Parameters
+    ----------
+    volumes : (B, D, H, W) float32 tensor
+    inverse_deviation, offset : (B, 1, 1, 1) float32 tensors
+        With the mean M and the deviation S of `utils.data.images.brain_statistics`:
+        1 / S and M / S.
+
+    Returns
+    -------
+    (B, D, H, W) float32 tensor
+        The background, 0 before, is as far below the brain as it was: -M / S.
+
+    Notes
+    -----
+    With the mask m of the voxels above 0, the released code computes
+    (v m - M) / S + v (1 - m).
+
+    References
+    ----------
+    The authors' ``load_data.py``.
+    """
+    return torch.where(volumes > 0, volumes * inverse_deviation, volumes) - offset

@@ -1,0 +1,342 @@
+"""Read NIfTI images onto the model's grid."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from scipy import ndimage
+
+from utils.common.errors import InputError
+from utils.common.files import origins
+
+DEVIATIONS = "local_sd"  # folder beside preprocessed scans
+MEASURED_AT = "voxels of the scanner (mm): "  # note in their files
+DEVIATION_WIDTH = 2.0  # mm, standard deviation of the neighbourhood
+LEAST_DEVIATION = 0.05  # of the mean; less is none
+MOST_NEGATIVE = 0.05  # of the voxels that are not 0
+
+
+class Grid(NamedTuple):
+    """A voxel grid: its shape, and the affine from voxel indices to mm."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+MNI152_T1_2MM = Grid(
+    (91, 109, 91),
+    np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]]),
+)
+BRAIN_BOX = ((6, 85), (6, 101), (0, 79))  # first and last voxel, of 2 mm, of the brain in MNI152 space
+STORAGE_ORDER = "LAS"  # FSL's MNI152_T1_2mm: the first axis runs to the left
+
+
+def is_nifti(path: Path) -> bool:
+    """Tell by its name whether a path is a NIfTI file; hidden ones are none."""
+    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+
+
+def model_grid(voxel_size: int) -> Grid:
+    """Return the grid on which a network of this voxel size works.
+
+    Parameters
+    ----------
+    voxel_size : int, mm
+        2 gives the grid of FSL's ``MNI152_T1_2mm``; a multiple of 2 gives
+        the grid of its averages over cubes of that size, the last one
+        filled up with zeros.
+
+    Raises
+    ------
+    ValueError
+        If `voxel_size` is no positive multiple of 2.
+    """
+    if voxel_size < 2 or voxel_size % 2:
+        raise ValueError(f"voxel size is {voxel_size} mm; expected 2, 4 or another multiple of 2")
+    factor = voxel_size // 2
+    affine = MNI152_T1_2MM.affine @ np.diag([factor, factor, factor, 1.0])
+    affine[:3, 3] = (MNI152_T1_2MM.affine @ [*[(factor - 1) / 2] * 3, 1])[:3]
+    width, depth, height = (-(-size // factor) for size in MNI152_T1_2MM.shape)
+    return Grid((width, depth, height), affine)
+
+
+def brain_box(voxel_size: int) -> tuple[tuple[int, int], ...]:
+    """Return the first and the last voxel of the brain along each axis of a model's grid."""
+    factor = voxel_size // 2
+    return tuple((first // factor, last // factor) for first, last in BRAIN_BOX)
+
+
+def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
+    """Average cubes of `factor` voxels a side, the last filled up with zeros.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float array
+    factor : int
+
+    Returns
+    -------
+    (ceil(D / factor), ceil(H / factor), ceil(W / factor)) float array
+    """
+    padded = np.pad(volume, [(0, -size % factor) for size in volume.shape])
+    d, h, w = (size // factor for size in padded.shape)
+    return padded.reshape(d, factor, h, factor, w, factor).mean((1, 3, 5))
+
+
+def local_deviation(volume: np.ndarray, voxel_size: float | np.ndarray = 2.0) -> np.ndarray:
+    """Return the standard deviation of the intensities around each voxel, over its mean in the brain.
+
+    It is high where tissues meet and low inside them, so that it shows how
+    wide sulci and ventricles are, on a coarse grid too, where the mean of a
+    cube does not tell half gray and half fluid from white matter. Every
+    interpolation lowers it, so it is best measured on the scanner's own grid.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float array, 0 outside the brain
+    voxel_size : float or (3,) float array, mm
+
+    Returns
+    -------
+    (D, H, W) float32 array
+        0 where there is next to none: inside nothing, and far from the brain.
+
+    Notes
+    -----
+    With G a Gaussian of `DEVIATION_WIDTH` and v the intensities,
+    sqrt(G v^2 - (G v)^2).
+    """
+    exact = volume.astype(np.float64)
+    sigma = DEVIATION_WIDTH / (voxel_size * np.ones(3))
+    mean, mean_square = (ndimage.gaussian_filter(part, sigma, mode="constant") for part in (exact, exact**2))
+    deviation = np.sqrt(np.maximum(mean_square - mean**2, 0))
+    typical = deviation[exact > 0].mean() if (exact > 0).any() else 1.0
+    return np.where(deviation > LEAST_DEVIATION * typical, deviation / (typical or 1.0), 0).astype(np.float32)
+
+
+def deviation_file(path: Path) -> Path | None:
+    """Return where ``preprocess.py`` has written a scan's local deviations; None if it has not.
+
+    They lie beside the scan, or beside the file that it links to.
+    """
+    for scan in origins(path):
+        measured = scan.parent / DEVIATIONS / scan.name
+        if measured.is_file():
+            return measured
+    return None
+
+
+def with_deviations(path: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Return what to link or copy, and where to, so that a scan lies at `target` and its deviations beside it."""
+    measured = deviation_file(path)
+    return [(path, target)] + ([(measured, target.parent / DEVIATIONS / target.name)] if measured else [])
+
+
+def native_voxel_sizes(path: Path) -> list[float]:
+    """Return the voxel sizes, mm, at which a scan's local deviations were measured; none where unknown."""
+    measured = deviation_file(path)
+    if measured is None:
+        return []
+    note = bytes(nibabel.load(measured).header["descrip"].item()).decode(errors="replace")  # type: ignore[attr-defined,index]
+    return [float(size) for size in note.removeprefix(MEASURED_AT).split()] if note.startswith(MEASURED_AT) else []
+
+
+def sharpness(path: Path) -> float:
+    """Tell how much of the detail of a brain-extracted scan is as fine as its voxels, in all directions at once.
+
+    Every interpolation takes that away first; noise adds to it.
+
+    Parameters
+    ----------
+    path : Path, of a scan that `read_image` takes
+
+    Returns
+    -------
+    float
+        Deviation of the second differences along all three axes, one after
+        the other, over that of the Laplacian, three voxels and more inside the
+        brain. NaN where it says nothing: of scans that are not at 2 mm, or
+        without such an inside.
+    """
+    volume = np.asanyarray(nibabel.load(path).dataobj, dtype=np.float32).squeeze()  # type: ignore[attr-defined]
+    inside = ndimage.binary_erosion(volume > 0, iterations=3)  # as far as the corners of a cube of 27
+    if sorted(volume.shape) != sorted(MNI152_T1_2MM.shape) or not inside.any() or np.ptp(volume[inside]) == 0:
+        return float("nan")
+    finest = volume
+    for axis in range(volume.ndim):
+        finest = ndimage.correlate1d(finest, (1, -2, 1), axis)
+    return float(finest[inside].std() / ndimage.laplace(volume)[inside].std())
+
+
+def read_image(path: Path, voxel_size: int, normalization: str = "brain") -> tuple[np.ndarray, float, float]:
+    """Read a scan onto the model's grid.
+
+    Axes in another order or direction are put right without resampling; a
+    scan on the 2 mm grid is averaged down to a coarser model grid.
+
+    Parameters
+    ----------
+    path : Path to a ``.nii`` or ``.nii.gz`` file
+    voxel_size : int, mm
+    normalization : {"brain", "legacy", "registered_sd", "native_sd"}
+        ``registered_sd``: the `local_deviation` of the scan instead of its
+        intensities, before anything is averaged; of a scan that is coarser
+        than 2 mm already it is another quantity, so do not mix the two.
+        ``native_sd``: that which ``preprocess.py`` measured on the scanner's
+        grid, from the scan's `deviation_file`.
+
+    Returns
+    -------
+    volume : (D, H, W) float32 array, in the axis order of FSL's ``MNI152_T1_2mm``
+    slope, intercept : float
+        What the file multiplies its stored numbers by, and adds to them.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, its grid is another one, or its voxels
+        are empty, constant inside the brain, largely negative, or not
+        finite; or if it has no `deviation_file` and needs one.
+    """
+    grid = model_grid(voxel_size)
+    if normalization == "native_sd":
+        measured = deviation_file(path)
+        if measured is None:
+            raise InputError(
+                f"{path}: has no local deviations beside it ({DEVIATIONS}/{path.name}); prepare the raw scan "
+                "with bash_preprocess.sh"
+            )
+        return read_image(measured, voxel_size)
+    try:
+        image = nibabel.load(path)
+        if image.get_data_dtype().kind not in "iuf":  # type: ignore[attr-defined]
+            raise InputError(f"{path}: its voxels are no plain numbers; give a T1-weighted image")
+        data = image.get_fdata(dtype=np.float32, caching="unchanged")  # type: ignore[attr-defined]
+        affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+        scaling = float(image.dataobj.slope), float(image.dataobj.inter)  # type: ignore[attr-defined]
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise many types
+        raise InputError(f"{path}: not a readable NIfTI image ({error}); write it again") from error
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise InputError(f"{path}: has {data.ndim} dimensions; expected one 3-D volume")
+    volume, factor = _to_grid(path, data, affine, grid)
+    inside = volume[volume > 0]
+    negative = np.count_nonzero(volume < 0)
+    if not np.isfinite(volume).all():
+        raise InputError(f"{path}: holds voxels that are not finite; replace them, by 0 outside the brain")
+    if inside.size == 0:
+        raise InputError(f"{path}: is empty, no voxel is above 0; repeat its preprocessing")
+    if np.ptp(inside) == 0:
+        raise InputError(
+            f"{path}: is constant, every voxel above 0 is {inside[0]:g}; give a T1-weighted image, not a mask"
+        )
+    if negative > MOST_NEGATIVE * (negative + inside.size):
+        raise InputError(
+            f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
+            "but the brain is told from the background by voxels above 0; give the scan before normalization"
+        )
+    if normalization == "registered_sd":
+        volume = local_deviation(volume)
+    return coarsen_volume(volume, factor) if factor > 1 else volume, *scaling
+
+
+def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> tuple[np.ndarray, int]:
+    """Bring data to the storage order; return it, and how many voxels a side make one of the model's."""
+    axes = np.abs(affine[:3, :3]) > 1e-3 * np.abs(affine[:3, :3]).max()
+    if not np.isfinite(affine).all() or (axes.sum(0) != 1).any() or (axes.sum(1) != 1).any():
+        raise InputError(
+            f"{path}: its affine is not a scaled permutation of the axes, so the scan lies oblique "
+            "to MNI152 space; register it to MNI152 first"
+        )
+    change = ornt_transform(io_orientation(affine), axcodes2ornt(STORAGE_ORDER))
+    affine = affine @ inv_ornt_aff(change, data.shape)
+    data = np.ascontiguousarray(apply_orientation(data, change))
+    for candidate in (grid, MNI152_T1_2MM):
+        if data.shape == candidate.shape and np.allclose(np.diag(affine)[:3], np.diag(candidate.affine)[:3], atol=1e-2):
+            shift = np.abs(affine[:3, 3] - candidate.affine[:3, 3]).max()
+            if shift > 1:
+                raise InputError(
+                    f"{path}: its origin lies {shift:g} mm off that of MNI152_T1_2mm; "
+                    "register it to MNI152, or correct its header"
+                )
+            return data, round(grid.affine[1, 1] / candidate.affine[1, 1])
+    sizes = "x".join(f"{abs(size):g}" for size in np.diag(affine)[:3])
+    expected = " or ".join(
+        f"{'x'.join(map(str, shape))} voxels of {size} mm"
+        for shape, size in dict.fromkeys(
+            (candidate.shape, round(candidate.affine[1, 1])) for candidate in (MNI152_T1_2MM, grid)
+        )
+    )
+    size = round(float(affine[1, 1]))
+    coarser = size > 2 and size % 2 == 0 and data.shape == model_grid(size).shape
+    raise InputError(
+        f"{path}: has {'x'.join(map(str, data.shape))} voxels of {sizes} mm; expected {expected} in MNI152 space; "
+        + (f"train with VOXEL_SIZE={size} (--voxel_size {size})" if coarser else "register it to MNI152_T1_2mm")
+    )
+
+
+def encode_volume(volume: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, float, float]:
+    """Store a volume in the smallest type that gives back exactly the same numbers.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float32 array
+    slope, intercept : float
+        A scaling that may turn the volume into whole numbers.
+
+    Returns
+    -------
+    voxels : (D, H, W) uint8, int16 or float32 array
+    slope, intercept : float
+        In float32, ``voxels * slope + intercept`` is `volume`.
+    """
+    numbers = np.rint((volume - np.float32(intercept)) / np.float32(slope)) if slope else volume
+    for kind in (np.uint8, np.int16):
+        limits = np.iinfo(kind)
+        if limits.min <= numbers.min() and numbers.max() <= limits.max:
+            voxels = numbers.astype(kind)
+            if np.array_equal(voxels.astype(np.float32) * np.float32(slope) + np.float32(intercept), volume):
+                return voxels, slope, intercept
+    return volume, 1.0, 0.0
+
+
+def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[float, float]:
+    """Return the mean and the deviation by which the authors' normalization z-scores a volume.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float array, not constant where it is above 0
+    normalization : {"brain", "legacy", "registered_sd", "native_sd"}
+        ``legacy`` gives the deviation that the authors' code used until
+        2023-11-21, which weights of that time expect. The last two, for a
+        volume of local deviations, give the mean in place of the deviation:
+        they become fractions of their mean, around 0.
+
+    Returns
+    -------
+    mean, deviation : float
+        Of the voxels above 0.
+
+    Notes
+    -----
+    For ``legacy``, with n voxels above 0, their mask m and mean M, the
+    deviation is sqrt(sum over all voxels of (v m - M)^2 / n): each voxel
+    outside adds M^2.
+
+    References
+    ----------
+    The authors' ``load_data.py``; `utils.data.dataset.normalize` applies them.
+    """
+    inside = volume[volume > 0].astype(np.float64)
+    mean = inside.mean()
+    variance = inside.var()
+    if normalization in ("registered_sd", "native_sd"):
+        return float(mean), float(mean)
+    if normalization == "legacy":
+        variance += (volume.size - inside.size) * mean**2 / inside.size
+    return float(mean), float(np.sqrt(variance))

@@ -1,0 +1,206 @@
+"""Align a brain with the template: where to start, affine, nonlinear; and sample it there."""
+
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK
+from nibabel.affines import apply_affine
+from picsl_greedy import Greedy3D
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from utils.data.images import MNI152_T1_2MM
+from utils.preparation.template import Template, sample, smooth_to
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+SEARCH_STEP = 4  # of the template's voxels, between the points of the search
+SEARCH_TILTS = (-20.0, 0.0, 20.0)  # degrees, about each axis
+HEADER_TRUST = 0.05  # how much more correlation another orientation must reach to overrule the header
+AFFINE = "-a -dof 12 -m NCC 2x2x2 -n 100x50x10"
+NONLINEAR = "-m NCC 4x4x4 -s 4vox 2vox -n 100x50x10 -wp 0"
+SEED = 1  # greedy jitters its samples
+
+
+def to_sitk(volume: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
+    """Make a SimpleITK image of a volume; its world is LPS, so x and y change sign.
+
+    Parameters
+    ----------
+    volume : (D, H, W) array
+    affine : (4, 4) float array, voxel to RAS mm, without shear
+    """
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.T))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((RAS_TO_LPS @ affine[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin((RAS_TO_LPS @ affine[:3, 3]).tolist())
+    return image
+
+
+def without_shear(affine: np.ndarray) -> np.ndarray:
+    """Return the nearest affine whose axes are orthogonal; voxel sizes stay."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
+    result = affine.copy()
+    result[:3, :3] = left @ right * spacing
+    return result
+
+
+def find_start(
+    brain: np.ndarray, mask: np.ndarray, affine: np.ndarray, template: Template
+) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """Find a rigid start by trying many rotations about the centre of the brain.
+
+    Parameters
+    ----------
+    brain : (D, H, W) float32 array
+        0 outside the brain.
+    mask : (D, H, W) bool array
+    affine : (4, 4) float array, voxel to mm, of the brain
+    template : Template
+
+    Returns
+    -------
+    start : (4, 4) float array
+        From mm of the template to mm of the brain.
+    turn : (3, 3) float array or None
+        Which of the 24 orientations of a cube the brain has in the header's
+        world; None for that which the header gives.
+    score : float
+        The correlation at the start.
+
+    Notes
+    -----
+    Each of the 24 orientations is tried with tilts of 20 degrees about each
+    axis; the score is the correlation at points 8 mm apart. Mirrored
+    orientations are not tried: the template is symmetric, so that each is as
+    good as one of the 24.
+    """
+    points = np.stack(
+        np.meshgrid(*(np.arange(0, size, SEARCH_STEP) for size in template.brain.shape), indexing="ij"), -1
+    )
+    points = points.reshape(-1, 3)
+    smooth_template = ndimage.gaussian_filter(template.volume, SEARCH_STEP / 2)
+    near = ndimage.binary_dilation(template.brain, iterations=SEARCH_STEP)[tuple(points.T)]
+    points = points[near]
+    wanted = smooth_template[tuple(points.T)]
+    template_centre = apply_affine(MNI152_T1_2MM.affine, ndimage.center_of_mass(template.brain))
+    from_centre = apply_affine(MNI152_T1_2MM.affine, points) - template_centre
+    voxel_size = np.linalg.norm(affine[:3, :3], axis=0)
+    smooth_brain = ndimage.gaussian_filter(brain, SEARCH_STEP / voxel_size)
+    centre = apply_affine(affine, ndimage.center_of_mass(mask))
+    scale = np.cbrt(mask.sum() * voxel_size.prod() / (template.brain.sum() * 8.0))
+    to_voxels = np.linalg.inv(affine)
+    tilts = [Rotation.from_euler("xyz", angles, degrees=True) for angles in itertools.product(SEARCH_TILTS, repeat=3)]
+    turns = cube_rotations()
+    best: list[tuple[float, np.ndarray]] = []
+    for turn in turns:
+        scores = []
+        for tilt in tilts:
+            rotation = turn @ tilt.as_matrix()
+            where = apply_affine(to_voxels, centre + scale * from_centre @ rotation.T)
+            found = ndimage.map_coordinates(smooth_brain, where.T, order=1)
+            scores.append((float(np.corrcoef(found, wanted)[0, 1]) if found.std() > 0 else -1.0, rotation))
+        best.append(max(scores, key=lambda score: score[0]))
+    chosen = max(range(len(best)), key=lambda number: best[number][0])
+    if best[chosen][0] < best[0][0] + HEADER_TRUST:
+        chosen = 0
+    rotation = best[chosen][1]
+    start = nibabel.affines.from_matvec(rotation, centre - rotation @ template_centre)
+    return start, turns[chosen] if chosen else None, best[chosen][0]
+
+
+def cube_rotations() -> list[np.ndarray]:
+    """Return the 24 rotations that map the axes onto the axes; the first is the identity."""
+    matrices = [
+        np.diag(signs)[list(order)].astype(float)
+        for order in itertools.permutations(range(3))
+        for signs in itertools.product((1, -1), repeat=3)
+    ]
+    return [matrix for matrix in matrices if np.linalg.det(matrix) > 0]
+
+
+def register_affine(
+    brain: np.ndarray, affine: np.ndarray, template: Template, start: np.ndarray, threads: int
+) -> np.ndarray:
+    """Register a brain to the template with 12 parameters.
+
+    Parameters
+    ----------
+    brain : (D, H, W) float32 array
+        Of the order of 1, and 0 outside the brain.
+    affine : (4, 4) float array, voxel to mm
+    template : Template
+    start : (4, 4) float array, rigid, from mm of the template to mm of the brain
+    threads : int
+
+    Returns
+    -------
+    (4, 4) float array, from mm of the template to mm of the brain
+
+    References
+    ----------
+    Yushkevich et al., greedy (picsl-greedy).
+    """
+    moving = without_shear(np.linalg.inv(start) @ affine)
+    greedy = _run_greedy(
+        f"{AFFINE} -i fixed moving -o found",
+        threads, fixed=to_sitk(template.volume, MNI152_T1_2MM.affine), moving=to_sitk(brain, moving), found=None,
+    )  # fmt: skip
+    # Through the voxels, so that a shear of the header is not lost.
+    return affine @ np.linalg.inv(moving) @ greedy["found"]
+
+
+def register_nonlinear(
+    brain: np.ndarray, affine: np.ndarray, template: Template, matrix: np.ndarray, threads: int
+) -> np.ndarray:
+    """Register a brain to the template with a smooth displacement, after an affine.
+
+    Parameters
+    ----------
+    brain, affine, template, threads : see `register_affine`
+    matrix : (4, 4) float array, from mm of the template to mm of the brain
+
+    Returns
+    -------
+    (91, 109, 91, 3) float32 array
+        Displacement in mm, in the template's space, that comes before `matrix`.
+    """
+    aligned = sample(smooth_to(brain, np.linalg.norm(affine[:3, :3], axis=0), 2.0), affine, matrix)
+    greedy = _run_greedy(
+        f"{NONLINEAR} -i fixed moving -o found",
+        threads, fixed=to_sitk(template.volume, MNI152_T1_2MM.affine),
+        moving=to_sitk(aligned, MNI152_T1_2MM.affine), found=None,
+    )  # fmt: skip
+    field = SimpleITK.GetArrayFromImage(greedy["found"]).transpose(2, 1, 0, 3)
+    return np.ascontiguousarray(field @ RAS_TO_LPS.astype(np.float32))
+
+
+def _run_greedy(command: str, threads: int, **images: Any) -> Greedy3D:
+    """Run greedy, without what it prints."""
+    greedy = Greedy3D()
+    with _quiet():
+        greedy.execute(f"{command} -seed {SEED} -V 0 -threads {threads}", out=io.StringIO(), **images)
+    return greedy
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what a C++ library prints to nowhere; its line search reports harmless ends at length."""
+    saved = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)

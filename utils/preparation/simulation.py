@@ -1,0 +1,306 @@
+"""Simulated brains that age: real mean anatomy, made-up individuals.
+
+Nothing here is a measurement of a person. The cohort exists so that every
+part of the project can be tried, and tested against a truth that is known.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
+from scipy import ndimage
+from tqdm import tqdm
+
+from utils.common.errors import InputError, ignore_interrupts
+from utils.common.files import check_writable, write_json
+from utils.data.images import MNI152_T1_2MM, coarsen_volume, model_grid
+from utils.options.everything import PATIENT_GAPS
+from utils.preparation.template import load_template, on_model_grid
+
+FORMAT = 1  # raise it when the same subject and seed give another volume
+NOTE = """SIMULATED brains, not scans of persons: mean anatomy (ICBM152 2009a) warped and
+recoloured at random, with changes that grow with a true brain age that labels.csv
+tells. Use them to try the software, never as evidence on brains.
+"""
+
+YOUNGEST, OLDEST = 20.0, 90.0  # years
+GAP_SD = 3.0  # years, of healthy subjects' true brain-age gap
+PATIENT_YOUNGEST = 55.0  # years
+VENTRICLE_BOX = np.array([[-32.0, 32], [-50, 32], [-8, 34]])  # mm, MNI152
+SHAPE_SD = 2.0  # mm, of individual shape
+SHAPE_SCALE = 16.0  # mm, over which individual shape varies
+
+
+@dataclass(frozen=True)
+class SimulatedSubject:
+    """A made-up person.
+
+    Parameters
+    ----------
+    subject_id : str
+    age, true_brain_age : float, years
+    sex : int, 0 female, 1 male
+    diagnosis : {"HC", "MCI", "AD"}
+    split : {"train", "valid", "test", "patients"}
+    """
+
+    subject_id: str
+    age: float
+    true_brain_age: float
+    sex: int
+    diagnosis: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Mean anatomy on the grid of MNI152_T1_2mm.
+
+    Parameters
+    ----------
+    grey, white, brain : (91, 109, 91) float32 arrays, fractions of a voxel
+    widening : (3, 91, 109, 91) float32 array
+        Direction away from the ventricles, fading with the distance.
+    """
+
+    grey: np.ndarray
+    white: np.ndarray
+    brain: np.ndarray
+    widening: np.ndarray
+
+
+@lru_cache(maxsize=1)
+def load_anatomy() -> Anatomy:
+    """Read the ICBM152 2009a tissue maps of nilearn's package.
+
+    References
+    ----------
+    Fonov et al., "Unbiased average age-appropriate atlases for pediatric
+    studies", NeuroImage 2011.
+    """
+
+    grey = on_model_grid(load_mni152_gm_template(resolution=1))
+    white = on_model_grid(load_mni152_wm_template(resolution=1))
+    brain = load_template().brain.astype(np.float32)
+    fluid = np.clip(brain - grey - white, 0, 1)
+    mm = _coordinates()
+    in_box = np.all((mm > VENTRICLE_BOX[:, 0]) & (mm < VENTRICLE_BOX[:, 1]), axis=-1)
+    ventricles = (ndimage.gaussian_filter(fluid, 0.7) > 0.4) & in_box
+    distance = ndimage.distance_transform_edt(~ventricles) - ndimage.distance_transform_edt(ventricles)
+    smooth = ndimage.gaussian_filter(distance, 1.5).astype(np.float32)
+    # The gradient of the smooth distance vanishes midway, so that the warp never folds.
+    widening = np.stack(np.gradient(smooth)) * np.exp(-np.abs(distance) / 5.0)
+    return Anatomy(grey, white, brain, widening.astype(np.float32))
+
+
+def _coordinates() -> np.ndarray:
+    """Return the mm coordinates of every voxel, (91, 109, 91, 3)."""
+    indices = np.moveaxis(np.indices(MNI152_T1_2MM.shape), 0, -1)
+    return indices @ MNI152_T1_2MM.affine[:3, :3].T + MNI152_T1_2MM.affine[:3, 3]
+
+
+def draw_subjects(
+    healthy: int,
+    patients: int = 0,
+    seed: int = 0,
+    fractions: tuple[float, float] = (0.7, 0.15),
+    patient_gaps: Mapping[str, float] = PATIENT_GAPS,
+) -> list[SimulatedSubject]:
+    """Draw the persons of a cohort.
+
+    Parameters
+    ----------
+    healthy : int
+        Healthy subjects, over the splits train, valid and test.
+    patients : int
+        Subjects of each patient group, in the split ``patients``.
+    seed : int
+    fractions : tuple of 2 float
+        Of the healthy subjects, for training and validation.
+    patient_gaps : mapping of diagnosis to float, years
+        Mean true gap of each patient group.
+    """
+    rng = np.random.default_rng(seed)
+    width = max(4, len(str(healthy + len(patient_gaps) * patients)))
+    subjects: list[SimulatedSubject] = []
+
+    def add(number: int, diagnosis: str, mean_gap: float, youngest: float, splits: np.ndarray) -> None:
+        # Ages are spread evenly, so that small splits cover the whole range too.
+        ages = youngest + (OLDEST - youngest) * (rng.permutation(number) + rng.uniform(size=number)) / max(1, number)
+        for age, split in zip(ages, splits, strict=True):
+            subjects.append(
+                SimulatedSubject(
+                    subject_id=f"simulated-{len(subjects) + 1:0{width}d}",
+                    age=round(float(age), 2),
+                    true_brain_age=round(float(age + mean_gap + GAP_SD * rng.standard_normal()), 2),
+                    sex=int(rng.integers(2)),
+                    diagnosis=diagnosis,
+                    split=str(split),
+                )
+            )
+
+    train, valid = (round(fraction * healthy) for fraction in fractions)
+    add(healthy, "HC", 0.0, YOUNGEST, np.repeat(["train", "valid", "test"], [train, valid, healthy - train - valid]))
+    for diagnosis, mean_gap in patient_gaps.items():
+        add(patients, diagnosis, mean_gap, PATIENT_YOUNGEST, np.repeat("patients", patients))
+    return subjects
+
+
+def simulate_volume(subject: SimulatedSubject, seed: int, voxel_size: int = 2) -> np.ndarray:
+    """Make the brain-extracted T1-weighted volume of a made-up person.
+
+    With the true brain age, ventricles and sulci widen, the cortex thins,
+    white matter darkens and lesions appear. Shape, ventricles, sulci, tissue
+    brightness, the rim of fluid that brain extraction leaves, intensity
+    field and noise are drawn anew for each person, so that intensity
+    statistics tell little of the age.
+
+    Parameters
+    ----------
+    subject : SimulatedSubject
+    seed : int
+        Of the cohort; the volume depends on it and the subject alone.
+    voxel_size : int, mm
+
+    Returns
+    -------
+    (D, H, W) uint8 array on `utils.data.images.model_grid` of `voxel_size`
+    """
+    anatomy = load_anatomy()
+    rng = np.random.default_rng((seed, int(subject.subject_id.rsplit("-", 1)[1])))
+    ageing = np.clip((subject.true_brain_age - YOUNGEST) / (OLDEST - YOUNGEST), -0.1, 1.3)
+    shift = _smooth_noise(rng, 3, SHAPE_SCALE) * (SHAPE_SD / 2)  # voxels
+    size = 1 + 0.012 * rng.standard_normal() + (0.01 if subject.sex else -0.01)
+    widen = 0.2 + 3.2 * max(ageing, 0) ** 1.3 + 0.2 * rng.standard_normal() + (0.1 if subject.sex else 0)  # voxels
+    indices = np.indices(anatomy.brain.shape, dtype=np.float32)
+    centre = np.array(anatomy.brain.shape, np.float32)[:, None, None, None] / 2
+    source = centre + (indices - centre) / size + shift - np.float32(widen) * anatomy.widening
+    grey, white, brain = (
+        ndimage.map_coordinates(part, source, order=1) for part in (anatomy.grey, anatomy.white, anatomy.brain)
+    )
+    exposure = np.clip(2.2 * ndimage.gaussian_filter(1 - grey - white, 1.2), 0, 1)
+    thinning = np.clip(0.1 + 0.75 * ageing + 0.12 * rng.standard_normal(), 0, 1)
+    grey = grey * (1 - thinning * exposure)
+    fluid, grey_level, white_level = (
+        np.array([0.22, 0.62, 1.0]) + np.array([0.0, 0.03, -0.07]) * ageing + 0.06 * rng.standard_normal(3)
+    )
+    rim = rng.uniform(0.1, 1.0)
+    mask = (brain > 0.5) | (ndimage.gaussian_filter(brain, 2.2) > 1 - 0.92 * rim)
+    volume = fluid * (1 - grey - white) + grey_level * grey + white_level * white
+    volume -= 0.35 * _lesions(rng, white * (np.linalg.norm(anatomy.widening, axis=0) > 0.05), 10 * max(ageing, 0) ** 2)
+    volume = np.clip(volume, 0.02, None) ** rng.uniform(0.75, 1.3)
+    volume *= np.exp(0.12 * _smooth_noise(rng, 1, 60.0)[0])
+    noise = rng.uniform(0.02, 0.05) * rng.standard_normal((2, *volume.shape))
+    volume = np.hypot(volume + noise[0], noise[1]) * mask
+    if voxel_size > 2:
+        volume = coarsen_volume(volume, voxel_size // 2)
+    return np.clip(np.ceil(160 * volume), 0, 255).astype(np.uint8)
+
+
+def _smooth_noise(rng: np.random.Generator, channels: int, scale: float) -> np.ndarray:
+    """Draw noise of unit deviation that varies over `scale` mm, (channels, 91, 109, 91)."""
+    shape = MNI152_T1_2MM.shape
+    coarse = [int(np.ceil(2 * size / scale)) + 3 for size in shape]
+    noise = rng.standard_normal((channels, *coarse)).astype(np.float32)
+    zoom = [size / (n - 2) for size, n in zip(shape, coarse, strict=True)]
+    offset = [1 / z for z in zoom]
+    fields = [
+        ndimage.affine_transform(
+            field, offset, offset=rng.uniform(0, 1, 3), output_shape=shape, order=2, mode="nearest"
+        )
+        for field in noise
+    ]
+    stacked = np.stack(fields)
+    return (stacked / max(float(stacked.std()), 1e-6)).astype(np.float32)
+
+
+def _lesions(rng: np.random.Generator, where: np.ndarray, expected: float) -> np.ndarray:
+    """Put round lesions into the white matter around the ventricles."""
+    result = np.zeros(where.shape, np.float32)
+    candidates = np.argwhere(where > 0.7)
+    for _ in range(rng.poisson(expected)):
+        centre = candidates[rng.integers(len(candidates))]
+        radius = rng.uniform(0.8, 2.2)  # voxels
+        reach = int(np.ceil(3 * radius))
+        low = np.maximum(centre - reach, 0)
+        box = tuple(slice(a, b) for a, b in zip(low, centre + reach + 1, strict=True))
+        grid = np.indices(result[box].shape) + low[:, None, None, None] - centre[:, None, None, None]
+        result[box] = np.maximum(result[box], np.exp(-(grid**2).sum(0) / (2 * radius**2)))
+    return result * (where > 0)
+
+
+def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, voxel_size: int, workers: int) -> bool:
+    """Write scans, ``labels.csv``, ``cohort.json`` and a note, whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets a folder for each split.
+    subjects : sequence of SimulatedSubject
+    seed : int
+        Of the volumes.
+    voxel_size : int, mm
+    workers : int
+        Processes.
+
+    Returns
+    -------
+    bool
+        False if the folder holds this very cohort already.
+
+    Raises
+    ------
+    InputError
+        If the folder holds anything else.
+    """
+    content = {
+        "simulated": True, "seed": seed, "voxel_size": voxel_size, "format": FORMAT,
+        "subjects": [asdict(subject) for subject in subjects],
+    }  # fmt: skip
+    check_writable(folder)
+    if folder.exists() and any(folder.iterdir()):
+        held = folder / "cohort.json"
+        if held.is_file() and json.loads(held.read_text(encoding="utf-8")) == content:
+            return False
+        raise InputError(f"{folder}: holds other files already; set another OUTPUT_DIR (--output_dir)")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    for split in {subject.split for subject in subjects}:
+        (partial / split).mkdir(parents=True)
+    try:
+        # Threads of several workers would fight for the processors; "spawn" is safe beside torch.
+        with ProcessPoolExecutor(max(1, workers), get_context("spawn"), ignore_interrupts) as pool:
+            jobs = pool.map(_write_subject, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
+            list(tqdm(jobs, "simulating brains", len(subjects), unit="brain", disable=None, leave=False))
+        frame = pd.DataFrame(content["subjects"])
+        frame["sex"] = frame["sex"].map({0: "F", 1: "M"})
+        frame.to_csv(partial / "labels.csv", index=False)
+        (partial / "README.txt").write_text(NOTE, encoding="utf-8")
+        write_json(partial / "cohort.json", content)
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        partial.rename(folder)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+    return True
+
+
+def _write_subject(subject: SimulatedSubject, folder: Path, seed: int, voxel_size: int) -> None:
+    """Simulate and write one scan."""
+    image = nibabel.Nifti1Image(simulate_volume(subject, seed, voxel_size), model_grid(voxel_size).affine)
+    image.header["descrip"] = b"SIMULATED brain, not a person"
+    image.header.set_xyzt_units("mm")
+    image.set_sform(image.affine, "mni")
+    image.set_qform(image.affine, "mni")
+    nibabel.save(image, folder / subject.split / f"{subject.subject_id}.nii.gz")

@@ -1,0 +1,370 @@
+"""Make a data set that training takes: labels found, persons split, scans linked."""
+
+import csv
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from utils.common.errors import InputError
+from utils.common.files import check_writable
+from utils.data.images import is_nifti, model_grid, with_deviations
+from utils.data.subjects import DOUBTFUL, FAIL, QC_FOLDER, person_of
+from utils.data.tables import scan_name
+from utils.preparation.label_formats import open_labels
+
+SPLITS = ("train", "valid", "test")
+GRID_SIZES = (2, 4, 6, 8)  # mm
+FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # of fsl_anat, in a folder for each subject
+SEX_NAMES = {0: "F", 1: "M", None: ""}
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A preprocessed scan with its label.
+
+    Parameters
+    ----------
+    subject_id : str
+    path : Path
+    person : str
+    age : float, years
+    sex : int or None, 0 female, 1 male
+    site : str
+    split : str
+        ``train``, ``valid`` or ``test``; empty before it is known.
+    """
+
+    subject_id: str
+    path: Path
+    person: str
+    age: float
+    sex: int | None
+    site: str
+    split: str = ""
+
+
+def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]:
+    """List preprocessed scans by subject id: of `preprocess.py`, or folders of FSL's ``fsl_anat``.
+
+    Parameters
+    ----------
+    folder : Path
+    include_doubtful : bool
+        Whether scans count whose verdict is doubtful.
+
+    Raises
+    ------
+    InputError
+        If there is none, or they were not all prepared alike.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; set PREPROCESSED (--preprocessed) to preprocessed scans")
+    scans = {scan_name(path.name): path for path in sorted(folder.iterdir()) if is_nifti(path)}
+    fsl = fsl_products(folder)
+    if scans and fsl:
+        raise InputError(f"{folder}: holds scans and fsl_anat's folders; two preprocessings do not mix, so give one")
+    if not scans and not fsl:
+        raise InputError(f"{folder}: holds no .nii or .nii.gz file, and no */{FSL_PRODUCT}")
+    problems = [
+        f"{path}: {shape} voxels; expected preprocessed scans, 91x109x91" for path, shape in _other_grids(scans | fsl)
+    ]
+    if problems:
+        raise InputError(problems)
+    if not (folder / QC_FOLDER).is_dir():
+        return scans or fsl
+    return _without_bad(scans, folder, include_doubtful)
+
+
+def fsl_products(folder: Path) -> dict[str, Path]:
+    """List the brains in folders of FSL's ``fsl_anat`` by subject id."""
+    return {scan_name(path.parent.name): path for path in sorted(folder.glob(f"*/{FSL_PRODUCT}"))}
+
+
+def _other_grids(scans: dict[str, Path]) -> Iterator[tuple[Path, str]]:
+    """Find scans that lie on no grid of the model's, by their headers alone; others are read in training."""
+    known = {tuple(sorted(model_grid(size).shape)) for size in GRID_SIZES}
+    for path in scans.values():
+        try:
+            shape = nibabel.load(path).shape  # type: ignore[attr-defined]
+        except Exception as error:  # damaged files raise many types
+            yield path, f"not a readable NIfTI image ({error}), so it has no"
+            continue
+        if tuple(sorted(shape[:3])) not in known:
+            yield path, f"has {'x'.join(map(str, shape))}"
+
+
+def _without_bad(scans: dict[str, Path], folder: Path, include_doubtful: bool) -> dict[str, Path]:
+    """Leave out what the records of `preprocess.py` call bad; refuse what has no record."""
+    out = {FAIL} if include_doubtful else {FAIL, DOUBTFUL}
+    problems, left_out, fingerprints = [], [], set()
+    for name, path in scans.items():
+        try:
+            record = json.loads((folder / QC_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            problems.append(f"{path}: has no record in {folder / QC_FOLDER}; run preprocess.py again")
+            continue
+        if record["verdict"] in out:
+            left_out.append(name)
+        else:
+            fingerprints.add(record["fingerprint"])
+    if len(fingerprints) > 1:
+        problems.append(f"{folder}: holds scans of {len(fingerprints)} preprocessings; run preprocess.py on all again")
+    if problems:
+        raise InputError(problems)
+    if left_out:
+        names = ", ".join(left_out[:10]) + (" ..." if len(left_out) > 10 else "")
+        print(f"note: {len(left_out)} doubtful or failed scans are left out: {names}")
+    return {name: path for name, path in scans.items() if name not in left_out}
+
+
+def label_scans(
+    scans: dict[str, Path],
+    label_table: Path,
+    *,
+    person_column: str | None = None,
+    site_column: str | None = None,
+    split_column: str | None = None,
+    where: Sequence[tuple[str, frozenset[str]]] = (),
+    skip_unlabelled: bool = False,
+) -> list[LabelledScan]:
+    """Find the label of each scan.
+
+    Parameters
+    ----------
+    scans : dict of subject id to Path
+    label_table : Path
+    person_column, site_column, split_column : str or None
+        Columns of the table with the person, the site, and a split that is given.
+    where : sequence of (column, values)
+        Scans whose row has another value are left out.
+    skip_unlabelled : bool
+        Leave out, rather than refuse, scans without a row or an age.
+
+    Raises
+    ------
+    InputError
+        With every scan that has no label, or if a column is missing.
+    """
+    form, find, columns = open_labels(label_table)
+    for column in filter(None, (person_column, site_column, split_column, *(name for name, _ in where))):
+        if column.lower() not in columns:
+            raise InputError(f"{label_table}: has no column {column} (found {', '.join(columns)})")
+    found, problems, others = [], [], 0
+    for subject_id, path in scans.items():
+        label = find(subject_id)
+        if isinstance(label, str):
+            problems.append(f"{path}: {label} in {label_table}")
+        elif any(label.row[name.lower()] not in values for name, values in where):
+            others += 1
+        elif np.isnan(label.age):
+            problems.append(f"{path}: {label_table} gives no age of {label.person} in years")
+        else:
+            person, site, split = (
+                label.row[name.lower()] if name else other
+                for name, other in ((person_column, label.person), (site_column, ""), (split_column, ""))
+            )
+            found.append(LabelledScan(subject_id, path, person, label.age, label.sex, site, split))
+    if problems and not skip_unlabelled:
+        raise InputError([*problems, "correct the table, or leave such scans out with --skip_unlabelled true"])
+    if not found:
+        why = f"{others} scans have other values than --where asks for" if others else "no scan has an age"
+        raise InputError([f"{label_table}: {why}", *problems])
+    print(f"{label_table} is read as a table of the form {form}")
+    repeated = Counter((scan.person, scan.age) for scan in found)
+    same_age = len({person for (person, _), count in repeated.items() if count > 1})
+    for count, what in (
+        (len(problems), "scans without a label are left out"),
+        (others, "scans of other rows than --where asks for are left out"),
+        (sum(scan.sex is None for scan in found), "scans have no known sex; train with USE_SEX=false, or add it"),
+        (same_age, "persons have several scans of one age; if these are years apart, give each its own row"),
+    ):
+        if count:
+            print(f"note: {count} {what}")
+    return found
+
+
+def join_preparations(folders: Sequence[Path], found: Sequence[list[LabelledScan]]) -> list[LabelledScan]:
+    """Join scans of the same people that were prepared in several ways.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Of one or more preparations.
+    found : sequence of list of LabelledScan
+        Of each folder.
+
+    Returns
+    -------
+    list of LabelledScan
+        Where there are several folders, each subject id ends with the name
+        of its folder.
+
+    Raises
+    ------
+    InputError
+        If two folders have one name, or names of scans do not tell the
+        person, so that a training would not know whose scans belong together.
+    """
+    if len(folders) == 1:
+        return found[0]
+    names = [folder.absolute().name for folder in folders]
+    problems = [
+        f"{folder}: is the second folder with this name, which tells preparations apart; give it another"
+        for number, folder in enumerate(folders)
+        if names[number] in names[:number]
+    ]
+    joined = []
+    for name, scans in zip(names, found, strict=True):
+        for scan in scans:
+            joined.append(replace(scan, subject_id=f"{scan.subject_id}_{name}"))
+            if person_of(joined[-1].subject_id) != person_of(scan.subject_id):
+                problems.append(f"{scan.path}: its name does not tell the person; name it as BIDS does, sub-01.nii.gz")
+    if problems:
+        raise InputError(problems)
+    return joined
+
+
+def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], seed: int) -> list[LabelledScan]:
+    """Put each person into a split, so that ages and sites are spread alike.
+
+    Parameters
+    ----------
+    scans : sequence of LabelledScan
+    fractions : sequence of 3 float
+        Of the persons, for training, validation and testing.
+    seed : int
+
+    Returns
+    -------
+    list of LabelledScan, with their splits
+
+    Raises
+    ------
+    InputError
+        If a split would be empty.
+
+    Notes
+    -----
+    The persons of a site are sorted by age, and neighbours are shuffled
+    within windows of as many as the smallest split needs for one; each goes
+    to the split that lags most behind its share.
+    """
+    rng = np.random.default_rng(seed)
+    first: dict[str, LabelledScan] = {}
+    for scan in sorted(scans, key=lambda scan: (scan.person, scan.age)):
+        first.setdefault(scan.person, scan)
+    persons = sorted(first.values(), key=lambda scan: (scan.site, scan.age, scan.person))
+    shares = np.array(fractions) / sum(fractions)
+    window = int(np.ceil(1 / min(share for share in shares if share > 0)))
+    order = np.concatenate(
+        [start + rng.permutation(min(window, len(persons) - start)) for start in range(0, len(persons), window)]
+    )
+    counts = np.zeros(len(SPLITS))
+    chosen = {}
+    for place in order:
+        number = int(np.argmax(np.where(shares > 0, shares * (counts.sum() + 1) - counts, -np.inf)))
+        counts[number] += 1
+        chosen[persons[place].person] = SPLITS[number]
+    empty = [split for split, count, share in zip(SPLITS, counts, shares, strict=True) if share > 0 and not count]
+    if empty:
+        raise InputError(
+            f"{len(persons)} persons are too few: {', '.join(empty)} would be empty; set FRACTIONS (--fractions)"
+        )
+    return [replace(scan, split=chosen[scan.person]) for scan in scans]
+
+
+def check_given_splits(scans: Sequence[LabelledScan], label_table: Path) -> None:
+    """Refuse splits of a table that are unknown, or that put one person into two.
+
+    Raises
+    ------
+    InputError
+        With every such scan or person.
+    """
+    problems = [
+        f"{label_table}: the split '{scan.split}' of {scan.subject_id} is none of {', '.join(SPLITS)}"
+        for scan in scans
+        if scan.split not in SPLITS
+    ]
+    persons: dict[str, set[str]] = {}
+    for scan in scans:
+        persons.setdefault(scan.person, set()).add(scan.split)
+    problems += [
+        f"{label_table}: {person} is in the splits {' and '.join(sorted(splits))}; keep a person in one"
+        for person, splits in sorted(persons.items())
+        if len(splits) > 1
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> None:
+    """Write ``train/``, ``valid/``, ``test/``, ``splits.csv`` and ``labels.csv``, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the folder holds anything already, or cannot be written.
+    """
+    folder = folder.resolve()
+    check_writable(folder.parent)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: holds other files already; set another OUTPUT_DIR (--output_dir)")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        for split in SPLITS:
+            (partial / split).mkdir(parents=True)
+        for scan in scans:
+            suffix = ".nii.gz" if scan.path.name.endswith(".gz") else ".nii"
+            target = partial / scan.split / f"{scan.subject_id}{suffix}"
+            for source, place in with_deviations(scan.path, target):
+                place.parent.mkdir(exist_ok=True)
+                if copy:
+                    shutil.copyfile(source, place)
+                else:
+                    place.symlink_to(source.resolve())
+        rows = [
+            {
+                "subject_id": scan.subject_id, "age": f"{scan.age:.2f}", "sex": SEX_NAMES[scan.sex],
+                "person": scan.person, "site": scan.site, "split": scan.split, "scan": str(scan.path.resolve()),
+            }
+            for scan in sorted(scans, key=lambda scan: (SPLITS.index(scan.split), scan.subject_id))
+        ]  # fmt: skip
+        for name, columns in (("splits.csv", list(rows[0])), ("labels.csv", ["subject_id", "age", "sex"])):
+            with (partial / name).open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+        partial.rename(folder)  # in place of an empty folder, if there is one
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error}); set another OUTPUT_DIR (--output_dir)") from error
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def describe_splits(scans: Sequence[LabelledScan]) -> list[str]:
+    """Return a line for each split: scans, persons, ages, sexes, sites."""
+    lines = []
+    for split in SPLITS:
+        chosen = [scan for scan in scans if scan.split == split]
+        if not chosen:
+            lines.append(f"{split:<6} none")
+            continue
+        ages = np.array([scan.age for scan in chosen])
+        sexes = Counter(SEX_NAMES[scan.sex] or "unknown" for scan in chosen)
+        sites = Counter(scan.site for scan in chosen if scan.site)
+        lines.append(
+            f"{split:<6} {len(chosen)} scans of {len({scan.person for scan in chosen})} persons, "
+            f"{ages.min():.1f} to {ages.max():.1f} years (mean {ages.mean():.1f}); "
+            + ", ".join(f"{count} {name}" for name, count in sorted(sexes.items()))
+            + ("; " + ", ".join(f"{name} {count}" for name, count in sorted(sites.items())) if sites else "")
+        )
+    return lines
