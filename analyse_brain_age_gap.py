@@ -1,7 +1,7 @@
 """Turn brain ages into evidence: accuracy, bias correction, diagnosis, uncertainty, repeats, one report."""
 
 from utils.common.errors import run_command
-from utils.options.everything import parse_gap_flags
+from utils.options.analysis import parse_gap_flags
 
 
 def main() -> None:
@@ -11,13 +11,16 @@ def main() -> None:
     from utils.analysis.gap_correction import describe_corrections
     from utils.analysis.gap_report import check_analysis_folder, write_analysis
     from utils.analysis.gap_tables import ROLES, check_test_set, read_tables
+    from utils.prediction.weights import read_manifest
 
     check_analysis_folder(args.output_dir)
     groups = {"test": args.predictions, "fit": args.fit_predictions, "calibration": args.calibration_predictions}
     columns = {role: getattr(args, f"{role}_column") for role in ROLES}
     tables = read_tables(groups, args.label_table, columns, args.healthy_label)
     healthy, patient_labels = check_test_set(tables["test"], args.healthy_label, args.patient_labels)
-    sections, subjects, corrections = analyse(args, tables, healthy, patient_labels)
+    sections, subjects, corrections = analyse(
+        args, tables, healthy, patient_labels, read_manifest(args.weights_dir) if args.weights_dir else None
+    )
     fitted = {"corrections.json": describe_corrections(corrections)} if corrections else {}
     write_analysis(args.output_dir, "Brain-age gap", sections, subjects, provenance_of(args), fitted)
     for section in sections:

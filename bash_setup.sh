@@ -12,6 +12,19 @@ if [[ -z "${PYTHON:-}" ]]; then
   fi
 fi
 
+# Source the file that RECIPE names, if any; a recipe may ask for STAGE, first or second.
+source_recipe() {
+  # shellcheck disable=SC2034
+  STAGE="$1"
+  [[ -n "${RECIPE:-}" ]] || return 0
+  if [[ ! -f "$RECIPE" ]]; then
+    echo "error: RECIPE=$RECIPE: no such file; give one of $HERE/recipes, or none" >&2
+    exit 2
+  fi
+  # shellcheck source=/dev/null
+  source "$RECIPE"
+}
+
 # Make .venv here unless a virtual environment is active, and install the named requirements files.
 set_up_environment() {
   if [[ -z "${VIRTUAL_ENV:-}" ]]; then

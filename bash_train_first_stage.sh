@@ -1,47 +1,64 @@
 #!/usr/bin/env bash
 # Train the first stage: brain age from a T1-weighted scan.
 # Edit the variables, or set them in the environment; further flags are passed on:
-#   BATCH_SIZE=16 bash bash_train_first_stage.sh --resume
+#   RECIPE=recipes/small_cohort.sh DATA=/path/to/data bash bash_train_first_stage.sh --resume
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
+source_recipe first  # if RECIPE names one: it sets variables that are not set yet
 
 # ---- data ----
 DATA="${DATA:-data}"                                  # folder with train/, valid/, test/, labels.csv
 TRAIN_FOLDER="${TRAIN_FOLDER:-$DATA/train}"           # scans to train on, .nii or .nii.gz
-VALID_FOLDER="${VALID_FOLDER-$DATA/valid}"           # scans to watch the training by; empty: none
-TEST_FOLDER="${TEST_FOLDER-$DATA/test}"               # scans that get discretized ages too; empty: none
+VALID_FOLDER="${VALID_FOLDER-$DATA/valid}"            # scans to watch the training by; empty: none
+TEST_FOLDER="${TEST_FOLDER-$DATA/test}"               # scans that get discretized ages, too; empty: none
 LABEL_TABLE="${LABEL_TABLE:-$DATA/labels.csv}"        # subject, age in years, sex; .csv .tsv .xlsx .xls
 OUTPUT_DIR="${OUTPUT_DIR:-runs/first_stage}"          # folder of the run, new for each run
-
-# ---- recipe: what the empty variables below are then ----
-RECIPE="${RECIPE:-small_cohort}"                      # small_cohort (about a hundred scans), or paper: as the authors
+FOLDS="${FOLDS:-0}"                                   # further networks for out-of-fold ages; 0: none
+AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages
 
 # ---- network ----
-MODEL="${MODEL:-}"                                    # perceptron, scaledense, or scaledense_paper
+MODEL="${MODEL:-scaledense}"                          # scaledense: the released network; scaledense_paper: that of the paper's figure
+BLOCKS="${BLOCKS:-5}"                                 # blocks; each halves the volume
+FILTERS="${FILTERS:-8}"                               # channels of the stem, or of the first block of scaledense_paper
+DENSE_CONNECTIONS="${DENSE_CONNECTIONS:-true}"        # whether every block sees the outputs of all earlier ones
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
-VOXEL_SIZE="${VOXEL_SIZE:-}"                          # mm: 2, or 4
-NORMALIZATION="${NORMALIZATION:-}"                    # brain: intensities; local_sd: local deviations
+FLIP_AVERAGING="${FLIP_AVERAGING:-false}"             # whether to average the estimates of a scan and its mirror image
+INITIALIZATION="${INITIALIZATION:-live}"              # live: estimates start at the mean age; released: as the authors'
+VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm, of the network's grid: 2 or a multiple
+FIELD_OF_VIEW="${FIELD_OF_VIEW:-brain}"               # brain: the brain's box of the grid; whole: all of it
+NORMALIZATION="${NORMALIZATION:-brain}"               # of the intensities. brain: z-scores inside it; legacy: before 2023-11-21
 
 # ---- loss ----
-LOSS="${LOSS:-mse}"                                   # mse or mae
+LOSS="${LOSS:-mse}"                                   # error of the ages: mse or mae
 RANKING="${RANKING:-soft}"                            # soft, sodeep (needs SORTER) or none
-SORTER="${SORTER:-}"                                  # sorter file, of length BATCH_SIZE
-RANKING_WEIGHT="${RANKING_WEIGHT:-}"                  # lambda of the paper; 0: no ranking, no age difference
-AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-}"    # beta of the paper
+RANK_TEMPERATURE="${RANK_TEMPERATURE:-1}"             # years; smaller makes soft ranks sharper
+SORTER="${SORTER:-}"                                  # sorter file of bash_train_sorter.sh, of length BATCH_SIZE; empty: none
+RANKING_WEIGHT="${RANKING_WEIGHT:-10}"                # lambda of the paper; 0: neither ranking nor age difference
+AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-1}"   # beta of the paper
 
 # ---- training ----
-EPOCHS="${EPOCHS:-}"                                  # passes over the training set, at most
-BATCH_SIZE="${BATCH_SIZE:-}"                          # scans in a batch, of each process
-LEARNING_RATE="${LEARNING_RATE:-}"                    # the highest
-WEIGHT_DECAY="${WEIGHT_DECAY:-}"                      # L2 penalty, or decoupled
-SCHEDULER="${SCHEDULER:-}"                            # plateau, cosine or constant
-AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages
-FOLDS="${FOLDS:-0}"                                   # further networks for out-of-fold ages; 0: none
+EPOCHS="${EPOCHS:-100}"                               # passes over the training set, at most
+BATCH_SIZE="${BATCH_SIZE:-16}"                        # scans in a batch, of each process; 16 fit a GPU of 24 GB
+ACCUMULATION_STEPS="${ACCUMULATION_STEPS:-1}"         # batches whose gradients are averaged for a step
+BATCHES="${BATCHES:-stratified}"                      # stratified: every batch covers the range of ages; shuffled: at random
+AUGMENTATION="${AUGMENTATION:-flip,gain,gamma}"       # random changes, of: flip,rotation,scaling,gain,gamma,bias_field,noise; or none
+OPTIMIZER="${OPTIMIZER:-adamw}"                       # adamw, adam or sgd
+LEARNING_RATE="${LEARNING_RATE:-1e-3}"                # the highest
+WEIGHT_DECAY="${WEIGHT_DECAY:-1e-2}"                  # decoupled (adamw), or L2 penalty (adam, sgd)
+AMSGRAD="${AMSGRAD:-false}"                           # of adam and adamw
+SCHEDULER="${SCHEDULER:-cosine}"                      # cosine, plateau or constant
+WARMUP_EPOCHS="${WARMUP_EPOCHS:-3}"                   # epochs of rising rate; 0 for plateau
+KEEP="${KEEP:-last}"                                  # weights of the last epoch, or the best by validation MAE
+RECALIBRATE="${RECALIBRATE:-true}"                    # recompute batch norm's statistics before evaluation
 SEED="${SEED:-0}"                                     # of everything random
+
+# ---- machine ----
+PRECISION="${PRECISION:-auto}"                        # bfloat16, float32, or auto: bfloat16 on CUDA
+ACTIVATION_CHECKPOINTING="${ACTIVATION_CHECKPOINTING:-false}"  # recompute blocks in the backward pass, to save memory
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
+CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # decoded scans; empty: decode them each time
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
-PROCESSES="${PROCESSES:-1}"                           # one for each GPU in CUDA_VISIBLE_DEVICES
+PROCESSES="${PROCESSES:-1}"                             # one for each GPU in CUDA_VISIBLE_DEVICES
 
 launcher=("$PYTHON")
 if ((PROCESSES > 1)); then
@@ -53,24 +70,40 @@ fi
   --test_folder "$TEST_FOLDER" \
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \
-  --recipe "$RECIPE" \
+  --folds "$FOLDS" \
+  --age_interval "$AGE_INTERVAL" \
   --model "$MODEL" \
+  --blocks "$BLOCKS" \
+  --filters "$FILTERS" \
+  --dense_connections "$DENSE_CONNECTIONS" \
   --use_sex "$USE_SEX" \
+  --flip_averaging "$FLIP_AVERAGING" \
+  --initialization "$INITIALIZATION" \
   --voxel_size "$VOXEL_SIZE" \
+  --field_of_view "$FIELD_OF_VIEW" \
   --normalization "$NORMALIZATION" \
   --loss "$LOSS" \
   --ranking "$RANKING" \
+  --rank_temperature "$RANK_TEMPERATURE" \
   --sorter "$SORTER" \
   --ranking_weight "$RANKING_WEIGHT" \
   --age_difference_weight "$AGE_DIFFERENCE_WEIGHT" \
   --epochs "$EPOCHS" \
   --batch_size "$BATCH_SIZE" \
+  --accumulation_steps "$ACCUMULATION_STEPS" \
+  --batches "$BATCHES" \
+  --augmentation "$AUGMENTATION" \
+  --optimizer "$OPTIMIZER" \
   --learning_rate "$LEARNING_RATE" \
   --weight_decay "$WEIGHT_DECAY" \
+  --amsgrad "$AMSGRAD" \
   --scheduler "$SCHEDULER" \
-  --age_interval "$AGE_INTERVAL" \
-  --folds "$FOLDS" \
+  --warmup_epochs "$WARMUP_EPOCHS" \
+  --keep "$KEEP" \
+  --recalibrate "$RECALIBRATE" \
   --seed "$SEED" \
+  --precision "$PRECISION" \
+  --activation_checkpointing "$ACTIVATION_CHECKPOINTING" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \
   "$@"

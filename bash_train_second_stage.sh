@@ -1,45 +1,63 @@
 #!/usr/bin/env bash
 # Train the second stage: the residual to the first stage's discretized ages.
 # Edit the variables, or set them in the environment; further flags are passed on:
-#   BATCH_SIZE=16 bash bash_train_second_stage.sh --resume
+#   RECIPE=recipes/small_cohort.sh DATA=/path/to/data bash bash_train_second_stage.sh --resume
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
+source_recipe second  # if RECIPE names one: it sets variables that are not set yet
 
 # ---- data ----
-DATA="${DATA:-data}"                                  # folder with train/, valid/, labels.csv
+DATA="${DATA:-data}"                                  # folder with train/, valid/, test/, labels.csv
 TRAIN_FOLDER="${TRAIN_FOLDER:-$DATA/train}"           # scans to train on, .nii or .nii.gz
-VALID_FOLDER="${VALID_FOLDER-$DATA/valid}"           # scans to watch the training by; empty: none
+VALID_FOLDER="${VALID_FOLDER-$DATA/valid}"            # scans to watch the training by; empty: none
 LABEL_TABLE="${LABEL_TABLE:-$DATA/labels.csv}"        # subject, age in years, sex; .csv .tsv .xlsx .xls
 OUTPUT_DIR="${OUTPUT_DIR:-runs/second_stage}"         # folder of the run, new for each run
 FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # of the trained first stage
-DISCRETIZED_AGE_FOLDER="${DISCRETIZED_AGE_FOLDER:-}"  # of <split>_discretized_age.npy; empty: beside the checkpoint
-
-# ---- recipe: what the empty variables below are then ----
-RECIPE="${RECIPE:-small_cohort}"                      # small_cohort (about a hundred scans), or paper: as the authors
+DISCRETIZED_AGE_FOLDER="${DISCRETIZED_AGE_FOLDER:-$(dirname "$FIRST_STAGE_CHECKPOINT")}"  # of <split>_discretized_age.npy
+START_FROM_FIRST_STAGE="${START_FROM_FIRST_STAGE:-true}"  # start with the first stage's weights; false: new weights
+AGE_JITTER="${AGE_JITTER:-6}"                         # years, SD of an error added to in-sample first-stage ages; 0: none
+AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages; as in the first stage
 
 # ---- network ----
-MODEL="${MODEL:-}"                                    # perceptron, scaledense, or scaledense_paper
+MODEL="${MODEL:-scaledense}"                          # scaledense: the released network; scaledense_paper: that of the paper's figure
+BLOCKS="${BLOCKS:-5}"                                 # blocks; each halves the volume
+FILTERS="${FILTERS:-8}"                               # channels of the stem, or of the first block of scaledense_paper
+DENSE_CONNECTIONS="${DENSE_CONNECTIONS:-true}"        # whether every block sees the outputs of all earlier ones
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
+FLIP_AVERAGING="${FLIP_AVERAGING:-false}"             # whether to average the estimates of a scan and its mirror image
+INITIALIZATION="${INITIALIZATION:-live}"              # live: estimates start at the mean age; released: as the authors'
 
 # ---- loss ----
-LOSS="${LOSS:-mse}"                                   # mse or mae
+LOSS="${LOSS:-mse}"                                   # error of the ages: mse or mae
 RANKING="${RANKING:-soft}"                            # soft, sodeep (needs SORTER) or none
-SORTER="${SORTER:-}"                                  # sorter file, of length BATCH_SIZE
-RANKING_WEIGHT="${RANKING_WEIGHT:-}"                  # lambda of the paper; 0: no ranking, no age difference
-AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-}"    # beta of the paper
+RANK_TEMPERATURE="${RANK_TEMPERATURE:-1}"             # years; smaller makes soft ranks sharper
+SORTER="${SORTER:-}"                                  # sorter file of bash_train_sorter.sh, of length BATCH_SIZE; empty: none
+RANKING_WEIGHT="${RANKING_WEIGHT:-10}"                # lambda of the paper; 0: neither ranking nor age difference
+AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-1}"   # beta of the paper
 
 # ---- training ----
-EPOCHS="${EPOCHS:-}"                                  # passes over the training set, at most
-BATCH_SIZE="${BATCH_SIZE:-}"                          # scans in a batch, of each process
-LEARNING_RATE="${LEARNING_RATE:-}"                    # the highest
-WEIGHT_DECAY="${WEIGHT_DECAY:-}"                      # L2 penalty, or decoupled
-SCHEDULER="${SCHEDULER:-}"                            # plateau, cosine or constant
-AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages; as in the first stage
+EPOCHS="${EPOCHS:-20}"                                # passes over the training set, at most
+BATCH_SIZE="${BATCH_SIZE:-16}"                        # scans in a batch, of each process; 16 fit a GPU of 24 GB
+ACCUMULATION_STEPS="${ACCUMULATION_STEPS:-1}"         # batches whose gradients are averaged for a step
+BATCHES="${BATCHES:-stratified}"                      # stratified: every batch covers the range of ages; shuffled: at random
+AUGMENTATION="${AUGMENTATION:-flip,gain,gamma}"       # random changes, of: flip,rotation,scaling,gain,gamma,bias_field,noise; or none
+OPTIMIZER="${OPTIMIZER:-adamw}"                       # adamw, adam or sgd
+LEARNING_RATE="${LEARNING_RATE:-3e-4}"                # the highest
+WEIGHT_DECAY="${WEIGHT_DECAY:-1e-2}"                  # decoupled (adamw), or L2 penalty (adam, sgd)
+AMSGRAD="${AMSGRAD:-false}"                           # of adam and adamw
+SCHEDULER="${SCHEDULER:-cosine}"                      # cosine, plateau or constant
+WARMUP_EPOCHS="${WARMUP_EPOCHS:-1}"                   # epochs of rising rate; 0 for plateau
+KEEP="${KEEP:-last}"                                  # weights of the last epoch, or the best by validation MAE
+RECALIBRATE="${RECALIBRATE:-true}"                    # recompute batch norm's statistics before evaluation
 SEED="${SEED:-0}"                                     # of everything random
+
+# ---- machine ----
+PRECISION="${PRECISION:-auto}"                        # bfloat16, float32, or auto: bfloat16 on CUDA
+ACTIVATION_CHECKPOINTING="${ACTIVATION_CHECKPOINTING:-false}"  # recompute blocks in the backward pass, to save memory
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
+CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # decoded scans; empty: decode them each time
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
-PROCESSES="${PROCESSES:-1}"                           # one for each GPU in CUDA_VISIBLE_DEVICES
+PROCESSES="${PROCESSES:-1}"                             # one for each GPU in CUDA_VISIBLE_DEVICES
 
 launcher=("$PYTHON")
 if ((PROCESSES > 1)); then
@@ -52,21 +70,38 @@ fi
   --output_dir "$OUTPUT_DIR" \
   --first_stage_checkpoint "$FIRST_STAGE_CHECKPOINT" \
   --discretized_age_folder "$DISCRETIZED_AGE_FOLDER" \
-  --recipe "$RECIPE" \
+  --start_from_first_stage "$START_FROM_FIRST_STAGE" \
+  --age_jitter "$AGE_JITTER" \
+  --age_interval "$AGE_INTERVAL" \
   --model "$MODEL" \
+  --blocks "$BLOCKS" \
+  --filters "$FILTERS" \
+  --dense_connections "$DENSE_CONNECTIONS" \
   --use_sex "$USE_SEX" \
+  --flip_averaging "$FLIP_AVERAGING" \
+  --initialization "$INITIALIZATION" \
   --loss "$LOSS" \
   --ranking "$RANKING" \
+  --rank_temperature "$RANK_TEMPERATURE" \
   --sorter "$SORTER" \
   --ranking_weight "$RANKING_WEIGHT" \
   --age_difference_weight "$AGE_DIFFERENCE_WEIGHT" \
   --epochs "$EPOCHS" \
   --batch_size "$BATCH_SIZE" \
+  --accumulation_steps "$ACCUMULATION_STEPS" \
+  --batches "$BATCHES" \
+  --augmentation "$AUGMENTATION" \
+  --optimizer "$OPTIMIZER" \
   --learning_rate "$LEARNING_RATE" \
   --weight_decay "$WEIGHT_DECAY" \
+  --amsgrad "$AMSGRAD" \
   --scheduler "$SCHEDULER" \
-  --age_interval "$AGE_INTERVAL" \
+  --warmup_epochs "$WARMUP_EPOCHS" \
+  --keep "$KEEP" \
+  --recalibrate "$RECALIBRATE" \
   --seed "$SEED" \
+  --precision "$PRECISION" \
+  --activation_checkpointing "$ACTIVATION_CHECKPOINTING" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \
   "$@"

@@ -1,7 +1,9 @@
 """Cross-validate both stages of the cascade, and train weights on everybody."""
 
 from utils.common.errors import InputError, run_command, user_errors
-from utils.options.everything import cross_validation_parser, parse_training_flags
+from utils.options.flags import flags_of
+from utils.options.prediction import cross_validation_parser
+from utils.options.training import parse_training_flags
 
 
 def main() -> None:
@@ -15,9 +17,9 @@ def main() -> None:
 
     from utils.common.checkpoints import load_checkpoint
     from utils.common.files import check_writable
-    from utils.data.cohort import load_cohort, resolve_normalization
+    from utils.data.cohort import load_cohort
     from utils.data.dataset import ScanDataset, make_loader, to_device
-    from utils.data.images import model_grid, native_voxel_sizes, sharpness
+    from utils.data.images import model_grid
     from utils.data.scans import ScanStore
     from utils.evaluation.reports import announce_report, write_report
     from utils.prediction.cross_validation import (
@@ -32,7 +34,6 @@ def main() -> None:
     )
     from utils.prediction.model_card import describe_weights
     from utils.prediction.weights import check_weights_folder, save_weights
-    from utils.training.trainer import flags_of
 
     check_writable(args.output_dir)
     if args.weights_dir:
@@ -43,7 +44,6 @@ def main() -> None:
         model_grid(trainings[0].voxel_size)
     # All scans are checked before the first training; a folder that holds folds was checked when it was begun.
     begun = (args.output_dir / TABLE).exists()
-    trainings[0].normalization = resolve_normalization(trainings[0].normalization, [args.scan_folder])
     scans = None if begun else ScanStore(trainings[0].voxel_size, trainings[0].normalization, None, args.num_workers)
     subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=use_sex)["scan"]
     if args.weights_dir and len(subjects) < FEWEST_FOR_WEIGHTS:
@@ -67,8 +67,6 @@ def main() -> None:
             args.members,
             args.folds,
             args.data_notice,
-            [sharpness(subject.path) for subject in subjects],
-            [size for subject in subjects for size in native_voxel_sizes(subject.path)],
         )
         scans = ScanStore(checkpoints[0][0]["voxel_size"], checkpoints[0][0]["normalization"], None, args.num_workers)
         loader = make_loader(ScanDataset(subjects, scans), [[i] for i in range(len(subjects))], 0, torch.device("cpu"))

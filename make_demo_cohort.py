@@ -1,7 +1,7 @@
 """Write a cohort of simulated brains, with ages, sexes and true brain ages."""
 
 from utils.common.errors import run_command, user_errors
-from utils.options.everything import cohort_parser
+from utils.options.preparation import cohort_parser
 
 
 def main() -> None:

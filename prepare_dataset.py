@@ -1,7 +1,7 @@
 """Make a data set for training of preprocessed scans and a label table: train, validation, test."""
 
 from utils.common.errors import run_command
-from utils.options.everything import dataset_parser
+from utils.options.preparation import dataset_parser
 
 
 def main() -> None:
@@ -11,25 +11,20 @@ def main() -> None:
         check_given_splits,
         describe_splits,
         find_prepared_scans,
-        join_preparations,
         label_scans,
         split_by_person,
         write_dataset,
     )
 
-    found = [
-        label_scans(
-            find_prepared_scans(folder, args.include_doubtful),
-            args.label_table,
-            person_column=args.person_column,
-            site_column=args.site_column,
-            split_column=args.split_column,
-            where=args.where,
-            skip_unlabelled=args.skip_unlabelled,
-        )
-        for folder in args.preprocessed
-    ]
-    scans = join_preparations(args.preprocessed, found)
+    scans = label_scans(
+        find_prepared_scans(args.preprocessed, args.include_doubtful),
+        args.label_table,
+        person_column=args.person_column,
+        site_column=args.site_column,
+        split_column=args.split_column,
+        where=args.where,
+        skip_unlabelled=args.skip_unlabelled,
+    )
     if args.split_column:
         check_given_splits(scans, args.label_table)
     else:

@@ -3,7 +3,7 @@
 import sys
 
 from utils.common.errors import run_command
-from utils.options.everything import preprocessing_parser
+from utils.options.preparation import preprocessing_parser
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Estimate brain ages with the first stage, and write its discretized ages."""
 
 from utils.common.errors import run_command, user_errors
-from utils.options.everything import testing_parser
+from utils.options.testing import testing_parser
 
 
 def main() -> None:
@@ -9,16 +9,17 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network
     from utils.common import distributed
-    from utils.common.checkpoints import data_settings, load_checkpoint, seen_in_training
+    from utils.common.checkpoints import data_settings, load_checkpoint
     from utils.common.files import check_writable, sha256_of
     from utils.data.cohort import load_cohort
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import write_discretized_ages
     from utils.data.scans import ScanStore
+    from utils.evaluation.predicting import predict, seen_in_training
     from utils.evaluation.reports import announce_report, write_report
     from utils.training.stages import FirstStage
-    from utils.training.trainer import predict
 
+    how = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
     check_writable(args.output_dir)
     device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
@@ -36,7 +37,7 @@ def main() -> None:
     )["test"]
     seen = seen_in_training(subjects, args.checkpoint, checkpoint)
     dataset = ScanDataset(subjects, scans)
-    predictions = predict(network.to(device), FirstStage(), dataset, args, device, "first stage")
+    predictions = predict(network.to(device), FirstStage(), dataset, device, label="first stage", **how)
     metrics = write_report(
         args.output_dir, subjects, predictions, "First stage", npz_name=args.npz_name, plot_name=args.plot_name
     )

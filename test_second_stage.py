@@ -1,24 +1,26 @@
 """Estimate brain ages with the whole cascade."""
 
 from utils.common.errors import InputError, run_command, user_errors
-from utils.options.everything import testing_parser
+from utils.options.testing import testing_parser
 
 
 def main() -> None:
     args = testing_parser(stage=2).parse_args()
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network
+    from model.conventions import discretize_age
     from utils.common import distributed
-    from utils.common.checkpoints import data_settings, load_checkpoint, seen_in_training
+    from utils.common.checkpoints import data_settings, load_checkpoint
     from utils.common.files import check_writable, sha256_of
     from utils.data.cohort import add_first_stage_ages, load_cohort
     from utils.data.dataset import ScanDataset
-    from utils.data.discretized_ages import discretize_age, read_discretized_ages
+    from utils.data.discretized_ages import read_discretized_ages
     from utils.data.scans import ScanStore
+    from utils.evaluation.predicting import predict, seen_in_training
     from utils.evaluation.reports import announce_report, write_report
     from utils.training.stages import FirstStage, SecondStage
-    from utils.training.trainer import predict
 
+    how = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
     check_writable(args.output_dir)
     device = distributed.start(args.device)
     paths = {1: args.first_stage_checkpoint, 2: args.checkpoint}
@@ -57,13 +59,14 @@ def main() -> None:
         brain_age = read_discretized_ages(args.discretized_age_file, ids, age_interval, sha256)["brain_age"]
     else:
         dataset = ScanDataset(subjects, scans)
-        brain_age = predict(networks[1].to(device), FirstStage(), dataset, args, device, "first stage")["brain_age"]
+        ages = predict(networks[1].to(device), FirstStage(), dataset, device, label="first stage", **how)
+        brain_age = ages["brain_age"]
     subjects = add_first_stage_ages(subjects, brain_age, discretize_age(brain_age, age_interval))
     for number, path in paths.items():
         seen_in_training(subjects, path, checkpoints[number])
     stage = SecondStage(age_interval)
     dataset = ScanDataset(subjects, scans)
-    predictions = predict(networks[2].to(device), stage, dataset, args, device, "second stage")
+    predictions = predict(networks[2].to(device), stage, dataset, device, label="second stage", **how)
     metrics = write_report(
         args.output_dir, subjects, predictions, "Cascade", stage.columns, args.npz_name, args.plot_name, stage.report
     )

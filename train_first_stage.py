@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from utils.common.errors import run_command, user_errors
-from utils.options.everything import parse_training_flags
+from utils.options.flags import flags_of, settings_from
+from utils.options.training import parse_training_flags
 
 
 def main() -> None:
@@ -11,51 +12,62 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     import numpy as np
 
-    from model.building import load_network, make_config, make_loss, make_network
+    from model.building import age_scale, load_network, make_loss, make_network
+    from model.scaledense import NetworkConfig
     from utils.common import distributed
-    from utils.common.checkpoints import describe_checkpoint, load_checkpoint
+    from utils.common.checkpoints import load_checkpoint
     from utils.common.files import sha256_of
-    from utils.data.cohort import load_cohort, resolve_normalization, split_into_folds
+    from utils.data.cohort import load_cohort, split_into_folds
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import write_discretized_ages
     from utils.data.images import brain_box, model_grid
     from utils.data.scans import ScanStore
     from utils.data.subjects import Subject
+    from utils.evaluation.predicting import predict
+    from utils.training.settings import TrainingSettings
     from utils.training.stages import FirstStage
-    from utils.training.trainer import Training, check_run_folder, predict
+    from utils.training.state import check_run_folder, describe_checkpoint
+    from utils.training.trainer import Trainer
 
+    settings, released_start = settings_from(TrainingSettings, args), args.initialization == "released"
     with user_errors():
         grid = model_grid(args.voxel_size)
         box = brain_box(args.voxel_size) if args.field_of_view == "brain" else None
-        make_config(args, 1, grid.shape, box, [0.0])
-        criterion = make_loss(args)
+        untrained = NetworkConfig(
+            1, args.model, args.use_sex, grid.shape, args.blocks, args.filters, field_of_view=box,
+            flip_averaging=args.flip_averaging, dense_connections=args.dense_connections,
+        )  # fmt: skip
+        criterion = make_loss(
+            args.loss, args.ranking, args.sorter, args.rank_temperature, args.ranking_weight, args.age_difference_weight
+        )
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
     criterion.to(device)
-    folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
-    resolved = resolve_normalization(args.normalization, filter(None, folders.values()))
-    if (args.normalization, resolved) == ("local_sd", "registered_sd") and distributed.rank() == 0:
-        print("note: no local_sd/ of bash_preprocess.sh beside the scans: deviations are measured after registration")
-    args.normalization = resolved
     scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
-    cohort = load_cohort(
-        {split: folder for split, folder in folders.items() if folder},
-        args.label_table,
-        scans,
-        use_sex=args.use_sex,
-    )
+    folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
+    folders = {split: folder for split, folder in folders.items() if folder}
+    cohort = load_cohort(folders, args.label_table, scans, use_sex=args.use_sex)
+    valid_subjects = cohort.get("valid", [])
 
     def train(train_subjects: list[Subject], folder: Path, seed: int) -> Path:
         ages = [subject.chronological_age for subject in train_subjects]
-        network = make_network(make_config(args, 1, grid.shape, box, ages), seed, args.activation_checkpointing)
-        valid_subjects = cohort.get("valid", [])
-        identity = describe_checkpoint(network.config.to_dict(), args, train_subjects, valid_subjects)
+        config = untrained if released_start else untrained.scaled_to(**age_scale(ages))
+        network = make_network(config, seed, args.activation_checkpointing, released_start)
+        identity = describe_checkpoint(
+            config.to_dict(), args.voxel_size, args.normalization, args.age_interval, train_subjects,
+            valid_subjects if settings.chooses_by_validation else [],
+        )  # fmt: skip
         datasets = ScanDataset(train_subjects, scans), ScanDataset(valid_subjects, scans)
-        return Training(network, FirstStage(), criterion, *datasets, folder, args, device, identity).fit()
+        return Trainer(
+            network, FirstStage(), criterion, *datasets, folder, settings, flags_of(args), device, identity
+        ).fit()
 
     def estimate(checkpoint: Path, subjects: list[Subject], label: str) -> np.ndarray:
         network = load_network(load_checkpoint(checkpoint), stage=1).to(device)
-        return predict(network, FirstStage(), ScanDataset(subjects, scans), args, device, label)["brain_age"]
+        return predict(
+            network, FirstStage(), ScanDataset(subjects, scans), device, batch_size=args.batch_size,
+            num_workers=args.num_workers, precision=args.precision, label=label,
+        )["brain_age"]  # fmt: skip
 
     folds = list(split_into_folds(cohort["train"], args.folds, args.seed))
     best = train(cohort["train"], args.output_dir, args.seed)
@@ -67,13 +79,10 @@ def main() -> None:
     if distributed.rank() == 0:
         for split, subjects in cohort.items():
             write_discretized_ages(
-                args.output_dir / f"{split}_discretized_age.npy",
-                [subject.subject_id for subject in subjects],
-                ages[split],
-                args.age_interval,
-                sha256_of(best),
+                args.output_dir / f"{split}_discretized_age.npy", [subject.subject_id for subject in subjects],
+                ages[split], args.age_interval, sha256_of(best),
                 np.full(len(subjects), split != "train" or args.folds > 0),
-            )
+            )  # fmt: skip
         print(f"best weights: {best}\ndiscretized ages: {args.output_dir}/<{'|'.join(cohort)}>_discretized_age.npy")
     distributed.stop()
 

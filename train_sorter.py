@@ -1,7 +1,7 @@
 """Train a SoDeep sorter on synthetic ages."""
 
 from utils.common.errors import InputError, run_command, user_errors
-from utils.options.everything import sorter_parser
+from utils.options.training import sorter_parser
 
 
 def main() -> None:

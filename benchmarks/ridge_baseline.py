@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from utils.common.errors import InputError, run_command
 from utils.common.files import write_json
-from utils.data.cohort import resolve_normalization
 from utils.data.images import coarsen_volume, read_image
 from utils.data.subjects import person_of
 from utils.evaluation.metrics import compare_errors, evaluate_ages
@@ -37,14 +36,12 @@ def ridge() -> Any:
     return make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
 
 
-def voxels_of(paths: Sequence[Path], normalization: str) -> np.ndarray:
-    """Read scans as rows, averaged to 4 mm, inside the template's brain.
+def voxels_of(paths: Sequence[Path]) -> np.ndarray:
+    """Read scans as rows: z-scored, smoothed, averaged to 4 mm, inside the template's brain.
 
     Parameters
     ----------
     paths : sequence of N Path
-    normalization : {"brain", "registered_sd", "native_sd"}
-        Intensities, z-scored and smoothed, or local deviations over their mean.
 
     Returns
     -------
@@ -53,10 +50,6 @@ def voxels_of(paths: Sequence[Path], normalization: str) -> np.ndarray:
     inside = coarsen_volume(load_template().brain.astype(float), 2) > 0.5
     rows = []
     for path in tqdm(paths, "reading", leave=False, disable=None):
-        if normalization != "brain":
-            volume = read_image(path, 4, normalization)[0]
-            rows.append(volume[inside] / volume[volume > 0].mean())
-            continue
         volume = read_image(path, 2)[0]
         volume = np.where(volume > 0, (volume - volume[volume > 0].mean()) / volume[volume > 0].std(), 0)
         rows.append(coarsen_volume(ndimage.gaussian_filter(volume, SMOOTHING), 2)[inside])
@@ -76,16 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scan_folder", type=Path, required=True, help="the scans that were cross-validated")
     parser.add_argument("--cross_validation", type=Path, required=True, help="OUTPUT_DIR of bash_cross_validate.sh")
-    parser.add_argument(
-        "--normalization",
-        choices=("brain", "local_sd", "registered_sd"),
-        default="brain",
-        help="what of the scans; see train_first_stage.py",
-    )
     args = parser.parse_args()
     table = read_columns(args.cross_validation / "folds.csv", "subject_id", "age", "fold", "scan")
-    normalization = resolve_normalization(args.normalization, [args.scan_folder])
-    voxels = voxels_of([args.scan_folder / name for name in table["scan"]], normalization)
+    voxels = voxels_of([args.scan_folder / name for name in table["scan"]])
     ages, folds = np.array(table["age"], float), np.array(table["fold"])
     predicted = np.zeros(len(ages))
     for fold in np.unique(folds):
@@ -94,7 +80,7 @@ def main() -> None:
         )
     persons = np.array([person_of(name) for name in table["subject_id"]])
     metrics = evaluate_ages(ages, predicted, persons=persons)
-    print(f"ridge on the voxels, normalization {args.normalization}\n  " + "\n  ".join(describe_metrics(metrics)))
+    print("ridge on the voxels\n  " + "\n  ".join(describe_metrics(metrics)))
     own = read_columns(args.cross_validation / "predictions.csv", "subject_id", "brain_age")
     brain_ages = dict(zip(own["subject_id"], map(float, own["brain_age"]), strict=True))
     network = np.array([brain_ages[subject_id] for subject_id in table["subject_id"]])
@@ -103,7 +89,7 @@ def main() -> None:
         f"the networks' MAE is {difference['difference']:.2f} years lower (95 % interval, paired bootstrap: "
         f"{difference['low']:.2f} to {difference['high']:.2f})"
     )
-    write_json(args.cross_validation / f"ridge_{args.normalization}.json", {**metrics, "network_gain": difference})
+    write_json(args.cross_validation / "ridge.json", {**metrics, "network_gain": difference})
 
 
 if __name__ == "__main__":

@@ -1,68 +1,51 @@
-"""Build networks and losses from flags or from a checkpoint."""
+"""Build networks and losses, new or from a checkpoint."""
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from model.ranking import CascadeLoss, SoftRank
-from model.released import convert_released, is_released
+from model.released import convert_released, is_released, translate_name
 from model.scaledense import NetworkConfig, ScaleDense
 from model.sorter import load_sorter
 
+REMOVED = ("local_sd", "registered_sd", "native_sd")  # normalizations of version 0.1
 
-def make_config(
-    args: Namespace,
-    stage: int,
-    volume_shape: tuple[int, int, int],
-    field_of_view: tuple[tuple[int, int], ...] | None,
-    train_ages: Sequence[float],
-) -> NetworkConfig:
-    """Make the configuration of a network that is to be trained.
+
+def age_scale(train_ages: Sequence[float]) -> dict[str, float]:
+    """Return ``age_mean`` and ``age_sd`` of a `NetworkConfig`, years, for these training ages."""
+    ages = torch.tensor(train_ages, dtype=torch.float64)
+    sd = float(ages.std(correction=0))
+    return {"age_mean": float(ages.mean()), "age_sd": sd if sd > 0 else 1.0}
+
+
+def make_network(
+    config: NetworkConfig, seed: int, activation_checkpointing: bool = False, released_start: bool = False
+) -> ScaleDense:
+    """Make a network with new weights; sets the seed of torch's global generator.
 
     Parameters
     ----------
-    args : Namespace with ``model``, ``use_sex``, ``blocks``, ``filters``, ``flip_averaging``,
-        ``dense_connections``
-    stage : {1, 2}
-    volume_shape : tuple of 3 int
-    field_of_view : tuple of 3 (first, last) int, voxels, or None
-    train_ages : sequence of float, years
-        The chronological ages of the training subjects.
-
-    Raises
-    ------
-    ValueError
-        If the flags and the volume do not go together.
+    config : NetworkConfig
+    seed : int
+    activation_checkpointing : bool
+        Whether training keeps only the inputs of the blocks.
+    released_start : bool
+        Whether the last layer starts as the authors' does, rather than at 0.
     """
-    ages = torch.tensor(train_ages, dtype=torch.float64)
-    sd = float(ages.std(correction=0))
-    return NetworkConfig(
-        stage=stage,
-        model=args.model,
-        use_sex=args.use_sex,
-        volume_shape=volume_shape,
-        field_of_view=field_of_view,
-        flip_averaging=args.flip_averaging,
-        dense_connections=args.dense_connections,
-        blocks=args.blocks,
-        filters=args.filters,
-        age_mean=float(ages.mean()),
-        age_sd=sd if sd > 0 else 1.0,
-    )
-
-
-def make_network(config: NetworkConfig, seed: int, activation_checkpointing: bool = False) -> ScaleDense:
-    """Make a network with new weights; sets the seed of torch's global generator."""
     torch.manual_seed(seed)
     network = ScaleDense(config)
+    if released_start:
+        nn.init.xavier_normal_(network.output_layer[-1].weight)  # type: ignore[arg-type]
     network.trunk.activation_checkpointing = activation_checkpointing
     return network
 
 
 def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
-    """Let a second stage begin where the first has ended: its residual undoes the discretization.
+    """Give a second stage the first one's weights, and a residual that undoes the discretization.
 
     Parameters
     ----------
@@ -76,25 +59,22 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
 
     Notes
     -----
-    With the first stage's output a + s z (a and s are the mean and the
-    deviation of the training ages) and the discretized age a + s d, the
-    residual starts as s (z - d), so that the cascade starts with the first
-    stage's estimates. Two units carry d and -d through the layers of the
-    discretized age.
+    Write the first stage's output as a + s z and the discretized age as
+    a + s d, where a and s are mean and standard deviation of the training
+    ages. The residual starts as s (z - d), so the cascade starts with the
+    first stage's estimates. Two units carry d and -d through the layers of
+    the discretized age.
 
-    From new weights the second stage stands on a plateau: the residual is
-    nearly uncorrelated with anything in the image until both the age that
-    the image shows and the discretized age are taken together, so that it
-    goes on predicting a constant.
+    From new weights the second stage tends to stay at a constant: the
+    residual is hardly correlated with the image alone or with the
+    discretized age alone, only with both together.
     """
-    names = ["model", "volume_shape", "field_of_view", "filters", "use_sex"]
-    if first.config.model != "perceptron":
-        names += ["blocks", "dense_connections"]
+    names = ("model", "volume_shape", "field_of_view", "blocks", "filters", "use_sex", "dense_connections")
     different = [name for name in names if getattr(first.config, name) != getattr(second.config, name)]
     if different:
         raise ValueError(
             f"the first stage differs in {', '.join(different)}; train the second with the same, "
-            "or start it from new weights (--start_from_first_stage false)"
+            "or start it from new weights"
         )
     own = ("output_layer.", "discretized_age_layer.")
     second.load_state_dict(
@@ -121,27 +101,40 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
         ours[0].weight[:, known + 1] = column
 
 
-def make_loss(args: Namespace) -> CascadeLoss:
-    """Make the loss that the flags name.
+def make_loss(
+    loss: str,
+    ranking: str,
+    sorter: Path | None,
+    rank_temperature: float,
+    ranking_weight: float,
+    age_difference_weight: float,
+) -> CascadeLoss:
+    """Make the loss of a stage.
 
     Parameters
     ----------
-    args : Namespace with ``loss``, ``ranking``, ``sorter``, ``rank_temperature``,
-        ``ranking_weight``, ``age_difference_weight``
+    loss : {"mse", "mae"}
+    ranking : {"soft", "sodeep", "none"}
+    sorter : Path or None
+        A file of `train_sorter.py` or of the SoDeep authors, for ``sodeep``.
+    rank_temperature : float, years
+        For ``soft``; see `model.ranking.SoftRank`.
+    ranking_weight, age_difference_weight : float
+        Lambda and beta of the paper.
 
     Raises
     ------
     ValueError
         If the sorter is missing or unusable.
     """
-    ranker: torch.nn.Module | None = None
-    if args.ranking == "soft":
-        ranker = SoftRank(args.rank_temperature)
-    elif args.ranking == "sodeep":
-        if args.sorter is None:
-            raise ValueError("--ranking sodeep needs --sorter; make one with bash_train_sorter.sh")
-        ranker = load_sorter(args.sorter)
-    return CascadeLoss(args.loss, ranker, args.ranking_weight, args.age_difference_weight)
+    ranker: nn.Module | None = None
+    if ranking == "soft":
+        ranker = SoftRank(rank_temperature)
+    elif ranking == "sodeep":
+        if sorter is None:
+            raise ValueError("sodeep ranking needs a sorter; make one with bash_train_sorter.sh and set SORTER")
+        ranker = load_sorter(sorter)
+    return CascadeLoss(loss, ranker, ranking_weight, age_difference_weight)
 
 
 def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None = None) -> ScaleDense:
@@ -171,12 +164,15 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError("has a 'state_dict' that holds no weights by name")
     if "network" in checkpoint:
+        if checkpoint["network"].get("model") == "perceptron" or checkpoint.get("normalization") in REMOVED:
+            raise ValueError("is a network of version 0.1 on local deviations, a kind that was removed; train anew")
         try:
             config = NetworkConfig(**checkpoint["network"])
         except TypeError as error:
             raise ValueError(f"describes its network in an unknown way ({error})") from error
         if use_sex not in (None, config.use_sex):
-            raise ValueError(f"was trained with --use_sex {config.use_sex}; leave the flag out")
+            raise ValueError(f"was trained with USE_SEX={str(config.use_sex).lower()}; leave it as it is")
+        weights = {translate_name(name): value for name, value in weights.items()}
     elif is_released(weights):
         config, weights = convert_released(weights, use_sex is not False)
     else:

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.conventions import UNKNOWN_SEX, discretize_age
 from model.scaledense import ScaleDense
-
-UNKNOWN_SEX = -1
 
 
 class Cascade(nn.Module):
@@ -22,9 +21,9 @@ class Cascade(nn.Module):
 
     Notes
     -----
-    The gradient goes through the discretization as if it were none, so that
-    both stages can be explained. A subject of unknown sex gets the mean of
-    what the networks say of a woman and of a man.
+    The gradient passes the discretization unchanged, so that maps show both
+    stages. A subject of unknown sex gets the mean of the estimates for a
+    woman and for a man.
     """
 
     def __init__(self, members: Sequence[tuple[ScaleDense, ScaleDense]], age_interval: float) -> None:
@@ -34,7 +33,7 @@ class Cascade(nn.Module):
         self.eval()
 
     def folded(self) -> "Cascade":
-        """Return the same, of networks whose convolutions are folded together."""
+        """Return a faster copy for evaluation alone; see `model.folding`."""
         members: Any = self.members
         return Cascade([(first.folded(), second.folded()) for first, second in members], self.age_interval)
 
@@ -56,7 +55,6 @@ class Cascade(nn.Module):
         members: Any = self.members
         for first, second in members:
             age = first(volumes, sex)
-            rounded = torch.floor(age.detach() / self.age_interval + 0.5) * self.age_interval
-            discretized_age = age + (rounded - age).detach()
+            discretized_age = age + (discretize_age(age.detach(), self.age_interval) - age.detach())
             ages.append(discretized_age + second(volumes, sex, discretized_age))
         return torch.stack(ages).mean(0)

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+from model.conventions import LOSSES
+
+ERRORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mse": functional.mse_loss,
     "mae": functional.l1_loss,
 }
@@ -118,7 +120,7 @@ class CascadeLoss(nn.Module):
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"loss is '{loss}'; expected one of {', '.join(LOSSES)}")
-        self.error = LOSSES[loss]
+        self.error = ERRORS[loss]
         self.error_name = f"{loss}_loss"
         self.ranker = ranker.requires_grad_(False) if ranker is not None else None
         self.ranking_weight = ranking_weight

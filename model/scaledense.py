@@ -1,20 +1,18 @@
 """ScaleDense, the network of both stages, as released and as in the paper's figure."""
 
 import copy
-import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from model.conventions import MODELS
+from model.folding import FoldedBlock
 from model.layers import ScaleDenseBlock, recompute
 
-MODELS = ("scaledense", "scaledense_paper", "perceptron")
-ADDED_VARIANCE = 0.01  # to that of every voxel, so that those that hardly vary do not count as much
-FIRST_WEIGHTS = 0.01  # deviation: what voxels outside the span of the training subjects say stays as small
 STEM_SHRINKAGE = 10  # voxels: a 7x7x7 kernel with dilation 2 spans 13, padding gives back 2
 
 
@@ -26,18 +24,16 @@ class NetworkConfig:
     ----------
     stage : {1, 2}
         1 estimates the age, 2 the residual to a discretized age.
-    model : {"scaledense", "scaledense_paper", "perceptron"}
-        The topology of the released code; the lighter one of the paper's
-        figure 2: no stem, no stem's padding loss, and narrower blocks; or a
-        perceptron, see `PerceptronTrunk`.
+    model : {"scaledense", "scaledense_paper"}
+        The network of the released code, or the lighter one of the paper's
+        figure 2, which has no stem and narrower blocks.
     use_sex : bool
         Whether the head takes the sex of the subject.
     volume_shape : tuple of 3 int
         Voxels along each axis of the input volumes.
     blocks, filters : int
-        Number of blocks (none in a ``perceptron``); channels of the stem
-        (``scaledense``) or of the first block (``scaledense_paper``), or
-        features of a ``perceptron``.
+        Number of blocks; channels of the stem (``scaledense``) or of the
+        first block (``scaledense_paper``).
     age_mean, age_sd : float, years
         Mean and standard deviation of the training ages. The raw output is
         multiplied by `age_sd` and, in the first stage, shifted by
@@ -50,8 +46,8 @@ class NetworkConfig:
         Whether every block sees the outputs of all earlier ones, or that of
         the block before it alone.
     flip_averaging : bool
-        Whether an estimate is the mean over the volume and its mirror image,
-        left and right changed over; in training it never is.
+        Whether an estimate is the mean over the volume and its left-right
+        mirror image; in training it never is.
 
     Raises
     ------
@@ -86,15 +82,13 @@ class NetworkConfig:
             raise ValueError(f"age_sd is {self.age_sd}; expected a positive number of years")
         if any(not 0 <= a <= b < size for (a, b), size in zip(self.box, self.volume_shape, strict=True)):
             raise ValueError(f"the field of view {self.field_of_view} is no part of the volume {self.volume_shape}")
-        if self.model == "perceptron":
-            return
         shape = [b - a + 1 for a, b in self.box]
         minimum = 2**self.blocks + (STEM_SHRINKAGE if self.has_stem else 0)
         if min(shape) < minimum:
             raise ValueError(
                 f"a volume of {'x'.join(map(str, shape))} voxels does not survive "
                 f"{self.model} with {self.blocks} blocks: every axis needs at least {minimum} "
-                "voxels; use fewer --blocks or a finer --voxel_size"
+                "voxels; use fewer blocks or smaller voxels"
             )
 
     @property
@@ -117,6 +111,10 @@ class NetworkConfig:
             widths.append((channels, out_channels))
             channels = channels + out_channels if self.dense_connections else out_channels
         return widths
+
+    def scaled_to(self, age_mean: float, age_sd: float) -> "NetworkConfig":
+        """Return the same for other training ages, years."""
+        return replace(self, age_mean=age_mean, age_sd=age_sd)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python values."""
@@ -149,15 +147,14 @@ class ScaleDenseTrunk(nn.Module):
         self.box = tuple(slice(a, b + 1) for a, b in config.box)
         self.stem: nn.Module = nn.Identity()
         if config.has_stem:
-            self.stem = nn.Sequential(nn.Conv3d(1, config.filters, 7, padding=1, dilation=2), nn.ELU())
+            convolution = nn.Conv3d(1, config.filters, 7, padding=1, dilation=2)
+            self.stem = nn.Sequential(OrderedDict(convolution=convolution, elu=nn.ELU()))
         self.blocks = nn.ModuleList(ScaleDenseBlock(*width) for width in config.widths)
         self.pool_all = config.has_stem
         self.dense_connections = config.dense_connections
         last_in, last_out = config.widths[-1]
         self.features = last_in + last_out if self.pool_all and self.dense_connections else last_out
         self.activation_checkpointing = False
-
-    lacks_statistics = False  # before training: a batch norm takes those of the batch
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         """Compute features.
@@ -183,91 +180,6 @@ class ScaleDenseTrunk(nn.Module):
         return pooled.mean((2, 3, 4), dtype=torch.promote_types(pooled.dtype, torch.float32))
 
 
-class VoxelNorm(nn.Module):
-    """Standardize every voxel by its mean and deviation over the training subjects, whatever the batch.
-
-    Parameters
-    ----------
-    voxels : int
-    """
-
-    def __init__(self, voxels: int) -> None:
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(voxels))
-        self.register_buffer("running_var", torch.ones(voxels))
-        self.register_buffer("subjects", torch.tensor(0))
-
-    def track(self, voxels: torch.Tensor) -> None:
-        """Join subjects, (B, voxels) float tensor, to those that the statistics are of."""
-        own: Any = self
-        own.subjects += len(voxels)
-        weight = len(voxels) / own.subjects
-        mean, variance = voxels.mean(0), voxels.var(0, correction=0)
-        between = weight * (1 - weight) * (mean - own.running_mean) ** 2
-        own.running_var.lerp_(variance, weight).add_(between)
-        own.running_mean.lerp_(mean, weight)
-
-    def forward(self, voxels: torch.Tensor) -> torch.Tensor:
-        own: Any = self
-        return (voxels - own.running_mean) * torch.rsqrt(own.running_var + ADDED_VARIANCE)
-
-
-class PerceptronTrunk(nn.Module):
-    """Weigh every voxel by its place.
-
-    Parameters
-    ----------
-    config : NetworkConfig
-
-    Notes
-    -----
-    Scans in one space are alike enough for it: with about a hundred of them,
-    it errs less than a convolutional network, whose pooling forgets the
-    place, and is trained within seconds.
-    """
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.box = tuple(slice(a, b + 1) for a, b in config.box)
-        self.voxels = math.prod(b - a + 1 for a, b in config.box)
-        self.features = config.filters
-        self.norm = VoxelNorm(self.voxels)
-        self.weighing = nn.Linear(self.voxels, config.filters)
-        self.activation_checkpointing = False
-
-    @property
-    def lacks_statistics(self) -> bool:
-        """Whether `take_statistics` was not called yet."""
-        return not self.norm.subjects
-
-    @torch.no_grad()
-    def take_statistics(self, batches: Iterable[torch.Tensor]) -> None:
-        """Learn the mean and the deviation of each voxel.
-
-        Parameters
-        ----------
-        batches : iterable of (B, 1, D, H, W) float tensors
-            Every training subject once.
-        """
-        for volumes in batches:
-            self.norm.track(volumes[:, :, *self.box].flatten(1))
-
-    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
-        """Compute features.
-
-        Parameters
-        ----------
-        volumes : (B, 1, D, H, W) float tensor, MNI152 space, normalized
-
-        Returns
-        -------
-        (B, features) float32 tensor
-        """
-        with torch.autocast(volumes.device.type, enabled=False):
-            voxels = self.norm(volumes[:, :, *self.box].flatten(1))
-            return self.weighing(voxels / math.sqrt(self.voxels))
-
-
 class ScaleDense(nn.Module):
     """The first or the second stage: a trunk and the head of that stage.
 
@@ -288,7 +200,7 @@ class ScaleDense(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = (PerceptronTrunk if config.model == "perceptron" else ScaleDenseTrunk)(config)
+        self.trunk = ScaleDenseTrunk(config)
         self.image_layer = nn.Sequential(nn.Linear(self.trunk.features, 32), nn.ELU())
         width = 32
         if config.stage == 2:
@@ -317,17 +229,10 @@ class ScaleDense(nn.Module):
             if isinstance(module, nn.Conv3d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.output_layer[-1].weight)  # type: ignore[arg-type]
-        if isinstance(self.trunk, PerceptronTrunk):
-            nn.init.normal_(self.trunk.weighing.weight, std=FIRST_WEIGHTS)
 
     def folded(self) -> "ScaleDense":
-        """Return this network for evaluation alone, with the convolutions of its blocks folded together.
-
-        See Also
-        --------
-        model.layers.FoldedBlock
-        """
-        blocks: Any = {id(part): part.folded() for part in self.modules() if isinstance(part, ScaleDenseBlock)}
+        """Return a faster copy of this network for evaluation alone; see `model.folding`."""
+        blocks: Any = {id(part): FoldedBlock(part) for part in self.modules() if isinstance(part, ScaleDenseBlock)}
         return copy.deepcopy(self, blocks).eval()
 
     def forward(

@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -99,9 +99,11 @@ def prepare_corrections(args: Namespace, fit: pd.DataFrame, test: pd.DataFrame) 
 
 
 def leakage_section(
-    args: Namespace, tables: dict[str, pd.DataFrame], corrections: Sequence[Correction]
+    args: Namespace, tables: dict[str, pd.DataFrame], corrections: Sequence[Correction], shipped: Seen
 ) -> tuple[Section, list[tuple[float, float]]]:
     """Look for persons on both sides; also return the range of each network's training ages.
+
+    `shipped` tells whom the networks of `args.weights_dir` have seen.
 
     Raises
     ------
@@ -109,7 +111,6 @@ def leakage_section(
         If there are any and ``--allow_leakage`` is not set.
     """
     seen = seen_by_checkpoints(args.checkpoints)
-    shipped = seen_by_weights(args.weights_dir) if args.weights_dir else Seen()
     names = {role: names_of(table) for role, table in tables.items()}
     if args.correction_file:
         names["fit"] = {person: {person} for c in corrections for person in c.persons}
@@ -667,18 +668,24 @@ def truth_section(
 
 
 def analyse(
-    args: Namespace, tables: dict[str, pd.DataFrame], healthy: pd.DataFrame, patient_labels: Sequence[str]
+    args: Namespace,
+    tables: dict[str, pd.DataFrame],
+    healthy: pd.DataFrame,
+    patient_labels: Sequence[str],
+    manifest: Mapping[str, Any] | None = None,
 ) -> tuple[list[Section], pd.DataFrame, list[Correction]]:
     """Do the whole analysis; nothing is written.
 
     Parameters
     ----------
-    args : Namespace of `utils.options.everything.parse_gap_flags`
+    args : Namespace of `utils.options.analysis.parse_gap_flags`
     tables : dict of str to DataFrame
         ``test``, ``fit``, ``calibration`` of `utils.analysis.gap_tables.read_tables`.
     healthy : DataFrame
         Of the test set, one scan each.
     patient_labels : sequence of str
+    manifest : mapping or None
+        Of the weights in `args.weights_dir`, if they are given.
 
     Returns
     -------
@@ -692,7 +699,8 @@ def analyse(
         raise InputError(problems)
     test = tables["test"]
     corrections = prepare_corrections(args, tables["fit"], test)
-    leakage, age_ranges = leakage_section(args, tables, corrections)
+    shipped = seen_by_weights(args.weights_dir, manifest) if manifest else Seen()
+    leakage, age_ranges = leakage_section(args, tables, corrections, shipped)
     intervals = None
     if args.calibration_predictions:
         calibration = one_scan_each(tables["calibration"])

@@ -4,12 +4,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from utils.common.checkpoints import load_checkpoint
 from utils.data.subjects import person_of
-from utils.prediction.weights import read_manifest, weights_folders
 
 SHOWN = 20  # names in a line
 
@@ -53,12 +53,10 @@ def seen_by_checkpoints(checkpoints: Sequence[Path]) -> Seen:
     return seen
 
 
-def seen_by_weights(folder: Path) -> Seen:
-    """Read whom the networks of ready weights, and of those for brains without deviations, have seen."""
-    manifests = {own: read_manifest(own) for own in weights_folders(folder)}
-    lows, highs = zip(*(manifest["age_range"] for manifest in manifests.values()), strict=True)
-    training = {f"the training of {own}": set(manifest["training_persons"]) for own, manifest in manifests.items()}
-    return Seen(training, age_ranges=[(min(lows), max(highs))])
+def seen_by_weights(folder: Path, manifest: Mapping[str, Any]) -> Seen:
+    """Return whom the networks in a folder of weights, with this manifest, have seen."""
+    low, high = manifest["age_range"]
+    return Seen({f"the training of {folder}": set(manifest["training_persons"])}, age_ranges=[(low, high)])
 
 
 def names_of(table: pd.DataFrame) -> dict[str, set[str]]:

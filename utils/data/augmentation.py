@@ -7,7 +7,6 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
-LARGEST_SHIFT = 2  # voxels
 LARGEST_ROTATION = 5.0  # degrees, about each axis
 LARGEST_SCALING = 0.05  # logarithm of the stretch, along each axis
 LARGEST_GAIN = 0.1  # logarithm of the factor
@@ -23,10 +22,9 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
     ----------
     volumes : (B, D, H, W) float32 tensor, the first axis left to right, 0 outside the brain
     names : collection of str
-        What to do: ``flip`` mirrors half of the volumes left to right,
-        ``shift`` moves by whole voxels; ``rotation`` and ``scaling``
-        resample; ``gain``, ``gamma``, ``bias_field`` and ``noise`` change the
-        intensities.
+        Some of `AUGMENTATIONS`: ``flip`` mirrors half of the volumes left to
+        right; ``rotation`` and ``scaling`` resample; ``gain``, ``gamma``,
+        ``bias_field`` and ``noise`` change the intensities.
     seed : sequence of int
 
     Returns
@@ -34,8 +32,8 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
     (B, D, H, W) float32 tensor
     """
     rng = np.random.default_rng((*seed, 2))  # trailing zeros would count for nothing
-    if "flip" in names or "shift" in names:
-        volumes = _flip_and_shift(volumes, "flip" in names, "shift" in names, rng)
+    if "flip" in names:
+        volumes = _flip(volumes, rng)
     if "rotation" in names or "scaling" in names:
         volumes = _resample(volumes, "rotation" in names, "scaling" in names, rng)
     if {"gain", "gamma", "bias_field", "noise"}.intersection(names):
@@ -43,21 +41,10 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
     return volumes
 
 
-def _flip_and_shift(volumes: torch.Tensor, flip: bool, shift: bool, rng: np.random.Generator) -> torch.Tensor:
-    """Mirror half of the volumes, move each by whole voxels; neither blurs anything."""
-    largest = LARGEST_SHIFT if shift else 0
-    flips = torch.from_numpy(rng.random(len(volumes)) < (0.5 if flip else 0.0))
-    shifts = torch.from_numpy(rng.integers(-largest, largest + 1, (len(volumes), 3)))
-    places, inside = [torch.arange(len(volumes))[:, None, None, None]], []
-    for axis, size in enumerate(volumes.shape[1:]):
-        place = torch.arange(size) - shifts[:, axis, None]
-        if axis == 0:
-            place = torch.where(flips[:, None], size - 1 - place, place)
-        shape = [len(volumes), *(size if other == axis else 1 for other in range(3))]
-        inside.append(((place >= 0) & (place < size)).view(shape).to(volumes.device, non_blocking=True))
-        places.append(place.clamp(0, size - 1).view(shape))
-    moved = volumes[tuple(place.to(volumes.device, non_blocking=True) for place in places)]
-    return moved * (inside[0] & inside[1] & inside[2])
+def _flip(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Mirror half of the volumes left to right."""
+    flips = torch.from_numpy(rng.random(len(volumes)) < 0.5).to(volumes.device, non_blocking=True)
+    return torch.where(flips[:, None, None, None], volumes.flip(1), volumes)
 
 
 def _resample(volumes: torch.Tensor, rotate: bool, scale: bool, rng: np.random.Generator) -> torch.Tensor:

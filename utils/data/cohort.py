@@ -1,6 +1,6 @@
 """Match scans to the rows of a label table, and find every problem before training."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,45 +8,12 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from utils.common.errors import InputError
-from utils.data.images import deviation_file, is_nifti
+from utils.data.images import is_nifti
 from utils.data.scans import ScanStore
 from utils.data.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
-from utils.data.tables import SEXES, LabelTable, read_label_table, subject_id_of
+from utils.data.tables import SEXES, LabelTable, read_label_table, scan_name
 
 LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
-
-
-def resolve_normalization(normalization: str, folders: Iterable[Path]) -> str:
-    """Tell whether ``local_sd`` means what ``preprocess.py`` has measured before registration.
-
-    Parameters
-    ----------
-    normalization : str
-    folders : iterable of Path
-        Of scans.
-
-    Returns
-    -------
-    str
-        For ``local_sd``: ``native_sd`` where every scan has a
-        `utils.data.images.deviation_file`, ``registered_sd`` where none has; else `normalization`.
-
-    Raises
-    ------
-    InputError
-        If some have one and others do not.
-    """
-    if normalization != "local_sd":
-        return normalization
-    paths = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if is_nifti(path)]
-    without = [path for path in paths if deviation_file(path) is None]
-    if without and len(without) < len(paths):
-        raise InputError(
-            f"{len(without)} of {len(paths)} scans, such as {without[0]}, have no local deviations beside them, as "
-            "bash_preprocess.sh writes them, and the others have; prepare all of them alike, or train the first "
-            "stage with --normalization registered_sd, which needs none"
-        )
-    return "registered_sd" if without or not paths else "native_sd"
 
 
 def load_cohort(
@@ -59,10 +26,6 @@ def load_cohort(
     ages_required: bool = True,
 ) -> dict[str, list[Subject]]:
     """Find the scans of every split, match and check them all.
-
-    A scan belongs to the row whose subject id is the scan's file name
-    without its extension, or, for a BIDS name such as
-    ``sub-01_ses-1_T1w.nii.gz``, that name without ``_T1w``, or ``sub-01``.
 
     Parameters
     ----------
@@ -130,12 +93,8 @@ def _match(
     subjects: dict[str, Subject] = {}
     given_sex = SEXES[sex_of_all.lower()] if sex_of_all else UNKNOWN_SEX
     for path in paths:
-        name = subject_id_of(path.name)
-        candidates = [name]
-        if person_of(name) != name:
-            candidates += [name.removesuffix("_T1w"), person_of(name)]
-        known = table.problems if table else {}
-        subject_id = next((c for c in candidates if c in known), candidates[min(1, len(candidates) - 1)])
+        found = table.find(path.name) if table else None
+        subject_id = found or scan_name(path.name)
         if subject_id in subjects:
             problems.append(
                 f"{path}: a second scan of {subject_id} beside {subjects[subject_id].path.name}; keep one, "
@@ -144,10 +103,10 @@ def _match(
             continue
         age, sex = UNKNOWN_AGE, given_sex
         if table:
-            if subject_id not in known:
+            if not found:
                 problems.append(f"{path}: no row of {table.path} has the subject {subject_id}; add one")
                 continue
-            problems += known[subject_id]
+            problems += table.problems[subject_id]
             if ages_required and subject_id in table.missing_ages:
                 problems.append(table.missing_ages[subject_id])
             age = table.ages.get(subject_id, UNKNOWN_AGE)

@@ -62,45 +62,42 @@ class EpochBatches:
 
     Parameters
     ----------
-    size : int
-        Number of subjects.
+    ages : sequence of float, years, of the subjects
     batch_size : int
         Of one process.
     seed : int
-    rank, world_size : int
-        Which of how many processes this is; they share each epoch in equal
-        numbers of batches.
+    stratified : bool
+        Whether every joint batch of the processes covers the range of ages.
     drop_last : bool
         Leave out an incomplete last batch.
-    ages : (size,) float array, or None
-        Spread over every joint batch of the processes, so that each has
-        young and old subjects; None: batches are drawn whatever the ages.
+    rank, world_size : int
+        Which of how many processes this is; each gets as many batches.
 
     Notes
     -----
-    Batch norm takes from every subject what the batch has in common. Where
-    that is the mean age of a few subjects drawn at random, the network
-    cannot know it in training, and learns little else than the order of a
-    batch.
+    Batch norm subtracts what a batch has in common. In a small random batch
+    that includes its mean age, which the network then cannot learn.
     """
 
     def __init__(
         self,
-        size: int,
+        ages: Sequence[float],
         batch_size: int,
         seed: int,
+        *,
+        stratified: bool = False,
+        drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = False,
-        ages: np.ndarray | None = None,
     ) -> None:
-        self.size = size
+        self.ages = np.asarray(ages)
+        self.size = len(ages)
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
-        self.ages = ages
+        self.stratified = stratified
         self.epoch = 0
         self.start = 0
 
@@ -111,14 +108,14 @@ class EpochBatches:
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.size)
-        if self.ages is not None:
-            order = spread(order, self.ages, self.batch_size * self.world_size, rng)
+        if self.stratified:
+            order = stratify(order, self.ages, self.batch_size * self.world_size, rng)
         own = order[self.rank :: self.world_size][: self.size // self.world_size]
         for index in range(self.start, len(self)):
             yield own[index * self.batch_size : (index + 1) * self.batch_size].tolist()
 
 
-def spread(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+def stratify(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
     """Reorder subjects so that each batch of consecutive ones covers the range of ages.
 
     Parameters

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.conventions import discretize_age
 from utils.common.errors import InputError
 from utils.common.files import replacing
 
@@ -16,24 +17,6 @@ AGE_TABLE = (  # the id takes the length that it needs
     ("out_of_fold", "?"),
     ("first_stage_sha256", "U64"),
 )
-
-
-def discretize_age(age: np.ndarray, age_interval: float) -> np.ndarray:
-    """Round ages to the nearest multiple of an interval, halves up.
-
-    Parameters
-    ----------
-    age : array, years
-    age_interval : float, years
-
-    References
-    ----------
-    Cheng et al. 2021, section III-C.
-
-    >>> discretize_age(np.array([62.4, 62.5]), 5)
-    array([60., 65.])
-    """
-    return np.floor(np.asarray(age) / age_interval + 0.5) * age_interval
 
 
 def write_discretized_ages(

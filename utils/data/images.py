@@ -6,15 +6,9 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from scipy import ndimage
 
 from utils.common.errors import InputError
-from utils.common.files import origins
 
-DEVIATIONS = "local_sd"  # folder beside preprocessed scans
-MEASURED_AT = "voxels of the scanner (mm): "  # note in their files
-DEVIATION_WIDTH = 2.0  # mm, standard deviation of the neighbourhood
-LEAST_DEVIATION = 0.05  # of the mean; less is none
 MOST_NEGATIVE = 0.05  # of the voxels that are not 0
 
 
@@ -85,92 +79,7 @@ def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
     return padded.reshape(d, factor, h, factor, w, factor).mean((1, 3, 5))
 
 
-def local_deviation(volume: np.ndarray, voxel_size: float | np.ndarray = 2.0) -> np.ndarray:
-    """Return the standard deviation of the intensities around each voxel, over its mean in the brain.
-
-    It is high where tissues meet and low inside them, so that it shows how
-    wide sulci and ventricles are, on a coarse grid too, where the mean of a
-    cube does not tell half gray and half fluid from white matter. Every
-    interpolation lowers it, so it is best measured on the scanner's own grid.
-
-    Parameters
-    ----------
-    volume : (D, H, W) float array, 0 outside the brain
-    voxel_size : float or (3,) float array, mm
-
-    Returns
-    -------
-    (D, H, W) float32 array
-        0 where there is next to none: inside nothing, and far from the brain.
-
-    Notes
-    -----
-    With G a Gaussian of `DEVIATION_WIDTH` and v the intensities,
-    sqrt(G v^2 - (G v)^2).
-    """
-    exact = volume.astype(np.float64)
-    sigma = DEVIATION_WIDTH / (voxel_size * np.ones(3))
-    mean, mean_square = (ndimage.gaussian_filter(part, sigma, mode="constant") for part in (exact, exact**2))
-    deviation = np.sqrt(np.maximum(mean_square - mean**2, 0))
-    typical = deviation[exact > 0].mean() if (exact > 0).any() else 1.0
-    return np.where(deviation > LEAST_DEVIATION * typical, deviation / (typical or 1.0), 0).astype(np.float32)
-
-
-def deviation_file(path: Path) -> Path | None:
-    """Return where ``preprocess.py`` has written a scan's local deviations; None if it has not.
-
-    They lie beside the scan, or beside the file that it links to.
-    """
-    for scan in origins(path):
-        measured = scan.parent / DEVIATIONS / scan.name
-        if measured.is_file():
-            return measured
-    return None
-
-
-def with_deviations(path: Path, target: Path) -> list[tuple[Path, Path]]:
-    """Return what to link or copy, and where to, so that a scan lies at `target` and its deviations beside it."""
-    measured = deviation_file(path)
-    return [(path, target)] + ([(measured, target.parent / DEVIATIONS / target.name)] if measured else [])
-
-
-def native_voxel_sizes(path: Path) -> list[float]:
-    """Return the voxel sizes, mm, at which a scan's local deviations were measured; none where unknown."""
-    measured = deviation_file(path)
-    if measured is None:
-        return []
-    note = bytes(nibabel.load(measured).header["descrip"].item()).decode(errors="replace")  # type: ignore[attr-defined,index]
-    return [float(size) for size in note.removeprefix(MEASURED_AT).split()] if note.startswith(MEASURED_AT) else []
-
-
-def sharpness(path: Path) -> float:
-    """Tell how much of the detail of a brain-extracted scan is as fine as its voxels, in all directions at once.
-
-    Every interpolation takes that away first; noise adds to it.
-
-    Parameters
-    ----------
-    path : Path, of a scan that `read_image` takes
-
-    Returns
-    -------
-    float
-        Deviation of the second differences along all three axes, one after
-        the other, over that of the Laplacian, three voxels and more inside the
-        brain. NaN where it says nothing: of scans that are not at 2 mm, or
-        without such an inside.
-    """
-    volume = np.asanyarray(nibabel.load(path).dataobj, dtype=np.float32).squeeze()  # type: ignore[attr-defined]
-    inside = ndimage.binary_erosion(volume > 0, iterations=3)  # as far as the corners of a cube of 27
-    if sorted(volume.shape) != sorted(MNI152_T1_2MM.shape) or not inside.any() or np.ptp(volume[inside]) == 0:
-        return float("nan")
-    finest = volume
-    for axis in range(volume.ndim):
-        finest = ndimage.correlate1d(finest, (1, -2, 1), axis)
-    return float(finest[inside].std() / ndimage.laplace(volume)[inside].std())
-
-
-def read_image(path: Path, voxel_size: int, normalization: str = "brain") -> tuple[np.ndarray, float, float]:
+def read_image(path: Path, voxel_size: int) -> tuple[np.ndarray, float, float]:
     """Read a scan onto the model's grid.
 
     Axes in another order or direction are put right without resampling; a
@@ -180,12 +89,6 @@ def read_image(path: Path, voxel_size: int, normalization: str = "brain") -> tup
     ----------
     path : Path to a ``.nii`` or ``.nii.gz`` file
     voxel_size : int, mm
-    normalization : {"brain", "legacy", "registered_sd", "native_sd"}
-        ``registered_sd``: the `local_deviation` of the scan instead of its
-        intensities, before anything is averaged; of a scan that is coarser
-        than 2 mm already it is another quantity, so do not mix the two.
-        ``native_sd``: that which ``preprocess.py`` measured on the scanner's
-        grid, from the scan's `deviation_file`.
 
     Returns
     -------
@@ -198,17 +101,9 @@ def read_image(path: Path, voxel_size: int, normalization: str = "brain") -> tup
     InputError
         If the file cannot be read, its grid is another one, or its voxels
         are empty, constant inside the brain, largely negative, or not
-        finite; or if it has no `deviation_file` and needs one.
+        finite.
     """
     grid = model_grid(voxel_size)
-    if normalization == "native_sd":
-        measured = deviation_file(path)
-        if measured is None:
-            raise InputError(
-                f"{path}: has no local deviations beside it ({DEVIATIONS}/{path.name}); prepare the raw scan "
-                "with bash_preprocess.sh"
-            )
-        return read_image(measured, voxel_size)
     try:
         image = nibabel.load(path)
         if image.get_data_dtype().kind not in "iuf":  # type: ignore[attr-defined]
@@ -240,8 +135,6 @@ def read_image(path: Path, voxel_size: int, normalization: str = "brain") -> tup
             f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
             "but the brain is told from the background by voxels above 0; give the scan before normalization"
         )
-    if normalization == "registered_sd":
-        volume = local_deviation(volume)
     return coarsen_volume(volume, factor) if factor > 1 else volume, *scaling
 
 
@@ -311,11 +204,9 @@ def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[
     Parameters
     ----------
     volume : (D, H, W) float array, not constant where it is above 0
-    normalization : {"brain", "legacy", "registered_sd", "native_sd"}
+    normalization : {"brain", "legacy"}
         ``legacy`` gives the deviation that the authors' code used until
-        2023-11-21, which weights of that time expect. The last two, for a
-        volume of local deviations, give the mean in place of the deviation:
-        they become fractions of their mean, around 0.
+        2023-11-21, which weights of that time expect.
 
     Returns
     -------
@@ -335,8 +226,6 @@ def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[
     inside = volume[volume > 0].astype(np.float64)
     mean = inside.mean()
     variance = inside.var()
-    if normalization in ("registered_sd", "native_sd"):
-        return float(mean), float(mean)
     if normalization == "legacy":
         variance += (volume.size - inside.size) * mean**2 / inside.size
     return float(mean), float(np.sqrt(variance))

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from utils.common.errors import InputError
+from utils.data.subjects import person_of
 
 COLUMN_NAMES = {
     "subject_id": (
@@ -55,6 +56,16 @@ class LabelTable:
     problems: dict[str, list[str]] = field(default_factory=dict)
     missing_ages: dict[str, str] = field(default_factory=dict)
     complaint: str = ""
+
+    def find(self, file_name: str) -> str | None:
+        """Return the key of the row that belongs to a scan, by the scan's file name.
+
+        That is the first of these names that stands in the table: the
+        file's, that without ``_T1w``, that without session and run.
+        """
+        name = scan_name(file_name)
+        candidates = (subject_id_of(file_name), name, f"{name}_T1w", person_of(name))
+        return next((candidate for candidate in candidates if candidate in self.problems), None)
 
 
 def subject_id_of(file_name: str) -> str:

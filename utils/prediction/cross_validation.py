@@ -16,7 +16,6 @@ from tqdm import tqdm
 from utils.common.errors import InputError
 from utils.common.files import replacing, sha256_of, write_json
 from utils.data.cohort import split_into_folds
-from utils.data.images import with_deviations
 from utils.data.subjects import Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_radius, residual_sd_within_bins
 
@@ -81,7 +80,7 @@ def remember_settings(folder: Path, args: Namespace, trainings: Sequence[Mapping
     ----------
     folder : Path
     args : Namespace
-        Of `utils.options.everything.cross_validation_parser`.
+        Of `utils.options.prediction.cross_validation_parser`.
     trainings : sequence of mapping
         The flags of each stage's training, the recipe's among them.
 
@@ -111,7 +110,7 @@ def remember_settings(folder: Path, args: Namespace, trainings: Sequence[Mapping
 
 
 def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
-    """Make a folder of links to the subjects' scans and deviations; what is there already stays.
+    """Make a folder of links to the subjects' scans; what is there already stays.
 
     Raises
     ------
@@ -120,12 +119,11 @@ def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for subject in subjects:
-        for source, link in with_deviations(subject.path, folder / subject.path.name):
-            link.parent.mkdir(exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(source.resolve())
-            elif link.resolve() != source.resolve():
-                raise InputError(f"{link}: is no link to {source}; set another OUTPUT_DIR (--output_dir)")
+        link = folder / subject.path.name
+        if not link.is_symlink():
+            link.symlink_to(subject.path.resolve())
+        elif link.resolve() != subject.path.resolve():
+            raise InputError(f"{link}: is no link to {subject.path}; set another OUTPUT_DIR (--output_dir)")
 
 
 def flags_of_stage(stage: int, args: Namespace) -> list[str]:
@@ -144,7 +142,7 @@ def commands(folder: Path, member: int, tested: bool, args: Namespace) -> Iterat
     tested : bool
         Whether there are subjects to test.
     args : Namespace
-        Of `utils.options.everything.cross_validation_parser`.
+        Of `utils.options.prediction.cross_validation_parser`.
 
     Yields
     ------
@@ -186,7 +184,7 @@ def run_all(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: N
     subjects : sequence of N Subject
     fold : (N,) int array, from 1
     args : Namespace
-        Of `utils.options.everything.cross_validation_parser`.
+        Of `utils.options.prediction.cross_validation_parser`.
 
     Raises
     ------
@@ -238,7 +236,7 @@ def pool(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: Name
     subjects : sequence of N Subject
     fold : (N,) int array, from 1
     args : Namespace
-        Of `utils.options.everything.cross_validation_parser`.
+        Of `utils.options.prediction.cross_validation_parser`.
 
     Returns
     -------

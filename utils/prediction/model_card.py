@@ -45,9 +45,6 @@ and scanner: the gap depends on the age (Spearman correlation {gap_age_spearman:
 - **Diagnosis, or any decision about a person.** A gap of a few years is within the error.
 - Ages outside the range above: there are no estimates beyond what was seen.
 - Kinds of scans that the training data above do not have, such as other contrasts, contrast agent, large lesions or surgery.
-- Scans that are blurred, by motion or by interpolation: `predict.py` warns where the sharpness is outside that of 95 % of the training scans.
-- Of networks with normalization `native_sd`: scans with voxels of another size, and prepared brains without the deviations (`local_sd/`) that `preprocess.py` measures on
-  the raw scan: these need the weights in `registered_sd/`, if there are any.
 """
 
 
@@ -59,8 +56,6 @@ def describe_weights(
     members: int,
     folds: int,
     notice: str,
-    sharpnesses: Sequence[float],
-    voxel_sizes: Sequence[float],
 ) -> tuple[dict[str, Any], str]:
     """Collect the manifest and write the model card of weights trained on everybody.
 
@@ -76,15 +71,11 @@ def describe_weights(
     members, folds : int
     notice : str
         Name, source and licence of the data.
-    sharpnesses : sequence of N float
-        Of the scans; see `utils.data.images.sharpness`.
-    voxel_sizes : sequence of float, mm
-        Of the scanner; see `utils.data.images.native_voxel_sizes`.
 
     Returns
     -------
     manifest : dict of plain values
-        ``age_range``, ``out_of_fold_errors``, ``sharpness_range``, ``native_voxel_sizes``, ``training_persons``, ``preprocessing``, ``cross_validation``, ``data``.
+        ``age_range``, ``out_of_fold_errors``, ``training_persons``, ``preprocessing``, ``cross_validation``, ``data``.
     card : str, Markdown
     """
     ages = np.array([subject.chronological_age for subject in subjects])
@@ -94,13 +85,10 @@ def describe_weights(
         made = preparation_of(subject.path)
         if made not in preprocessing:
             preprocessing.append(made)
-    known = np.array(sharpnesses)[np.isfinite(sharpnesses)]
     one_of_each = {person_of(subject.subject_id): subject for subject in subjects}
     manifest = {
         "age_range": [float(ages.min()), float(ages.max())],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
-        "sharpness_range": [float(value) for value in np.percentile(known, (2.5, 97.5))] if len(known) else None,
-        "native_voxel_sizes": [min(voxel_sizes), max(voxel_sizes)] if voxel_sizes else None,
         "training_persons": sorted(one_of_each),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),
@@ -130,8 +118,6 @@ def describe_weights(
 
 def describe_network(network: Mapping[str, Any]) -> str:
     """Name a network of this configuration and its size."""
-    if network["model"] == "perceptron":
-        return f"`perceptron` of {network['filters']} features"
     return f"`{network['model']}`, {network['blocks']} blocks of {network['filters']} filters"
 
 

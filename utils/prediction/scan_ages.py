@@ -8,39 +8,27 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from utils.common.errors import InputError
 from utils.common.files import replacing
-from utils.data.images import (
-    DEVIATIONS,
-    MNI152_T1_2MM,
-    deviation_file,
-    model_grid,
-    native_voxel_sizes,
-    read_image,
-    sharpness,
-)
+from utils.data.images import model_grid, read_image
 from utils.data.scans import ScanStore
 from utils.data.subjects import DOUBTFUL, FAIL, Subject, person_of
 from utils.data.tables import SEXES, read_label_table
 from utils.evaluation.reports import SEX_NAMES
 from utils.prediction.model_card import preparation_of
 from utils.preparation.preprocessing_jobs import find_raw_scans, record_of
-from utils.preparation.quality import TEMPLATE_COLOUR, misplacement, slices
+from utils.preparation.quality import misplacement
 from utils.preparation.splitting import FSL_PRODUCT, fsl_products
 from utils.preparation.template import load_template
 
 VOXEL_SIZES = (2, 4, 8)  # mm, of prepared scans
 LARGEST_SHIFT = 2  # voxels of 2 mm; brains that are registered well lie 0 or 1 off
 LEAST_BACKGROUND = 0.5  # share of the voxels of a brain-extracted scan that are 0
-OTHER_SIZE = 1.1  # ratio of voxel sizes that are not alike
-MARGIN = 5.0  # years, beyond the training ages, that a picture shows
 
 
 @dataclass
-class Scan:
+class PredictedScan:
     """A scan that is to get a brain age.
 
     Parameters
@@ -60,8 +48,6 @@ class Scan:
         Half the width of the brain age's 90 % interval.
     age_range : (low, high), years
         Of the training of the networks that estimated it.
-    weights : str
-        The folder of these networks.
     """
 
     name: str
@@ -74,7 +60,6 @@ class Scan:
     brain_age: float = float("nan")
     radius: float = float("nan")
     age_range: Sequence[float] = ()
-    weights: str = ""
 
     @property
     def subject(self) -> Subject:
@@ -101,12 +86,12 @@ def prepared_voxel_size(path: Path) -> int | None:
     return None
 
 
-def add_labels(scans: Sequence[Scan], label_table: Path | None, sex_of_all: str | None) -> None:
+def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_all: str | None) -> None:
     """Give scans the ages and sexes that a table tells of them.
 
     Parameters
     ----------
-    scans : sequence of Scan, changed in place
+    scans : sequence of PredictedScan, changed in place
     label_table : Path or None
     sex_of_all : str or None
         Such as ``F``, where the table does not tell.
@@ -124,9 +109,7 @@ def add_labels(scans: Sequence[Scan], label_table: Path | None, sex_of_all: str 
         scan.sex = SEXES[sex_of_all.lower()] if sex_of_all else scan.sex
         if table is None:
             continue
-        known = next(
-            (key for key in (scan.name, f"{scan.name}_T1w", person_of(scan.name)) if key in table.problems), ""
-        )
+        known = table.find(scan.source.name) or ""
         problems += table.problems.get(known, [])
         scan.chronological_age = table.ages.get(known, scan.chronological_age)
         scan.sex = table.sexes.get(known, scan.sex)
@@ -136,7 +119,7 @@ def add_labels(scans: Sequence[Scan], label_table: Path | None, sex_of_all: str 
         raise InputError(problems)
 
 
-def add_preparation(scans: Sequence[Scan], expected: Sequence[Mapping[str, str] | None]) -> None:
+def add_preparation(scans: Sequence[PredictedScan], expected: Sequence[Mapping[str, str] | None]) -> None:
     """Warn of scans that were prepared otherwise than those that the weights were trained on."""
     for scan in scans:
         own = preparation_of(scan.subject.path)
@@ -149,37 +132,7 @@ def add_preparation(scans: Sequence[Scan], expected: Sequence[Mapping[str, str] 
             scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
 
 
-def assign_weights(scans: Sequence[Scan], folders: Sequence[Path]) -> dict[Path, list[Scan]]:
-    """Tell which weights estimate which scans, and warn of prepared brains without local deviations.
-
-    Parameters
-    ----------
-    scans : sequence of Scan
-        Raw ones as `add_records` left them.
-    folders : sequence of one or two Path
-        Of weights, and of those for brains without deviations.
-
-    Returns
-    -------
-    dict of Path to list of Scan
-        Of the folders; all scans that have not failed, once each.
-    """
-    groups: dict[Path, list[Scan]] = {folder: [] for folder in folders}
-    for scan in scans:
-        if scan.failure or scan.prepared is None:
-            continue
-        lacking = len(folders) > 1 and deviation_file(scan.prepared) is None
-        groups[folders[lacking]].append(scan)
-        scan.weights = folders[lacking].name
-        if lacking:
-            scan.warnings.append(
-                f"has no {DEVIATIONS}/ beside it: the weights for such brains err more, and their interval holds less "
-                "often for other tool chains than theirs; give the raw scan instead"
-            )
-    return groups
-
-
-def add_training(scans: Sequence[Scan], training_persons: Sequence[str]) -> None:
+def add_training(scans: Sequence[PredictedScan], training_persons: Sequence[str]) -> None:
     """Warn of persons that the networks were trained on, whose ages they know."""
     known = set(training_persons)
     for scan in scans:
@@ -187,7 +140,7 @@ def add_training(scans: Sequence[Scan], training_persons: Sequence[str]) -> None
             scan.warnings.append("was trained on, so this is no estimate: its age is known by heart")
 
 
-def add_records(scans: Mapping[str, Scan], records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def add_records(scans: Mapping[str, PredictedScan], records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Take over what preprocessing made of raw scans, and what it thinks of them."""
     for record in records:
         scan = scans[record["name"]]
@@ -196,7 +149,7 @@ def add_records(scans: Mapping[str, Scan], records: Sequence[Mapping[str, Any]],
             scan.prepared = folder / f"{scan.name}.nii.gz"
 
 
-def add_verdicts(scans: Sequence[Scan]) -> None:
+def add_verdicts(scans: Sequence[PredictedScan]) -> None:
     """Take over what preprocessing thought of prepared scans; where it has not made them, look where they lie."""
     for scan in scans:
         if scan.prepared is None or scan.failure:
@@ -213,7 +166,7 @@ def add_verdicts(scans: Sequence[Scan]) -> None:
             )
 
 
-def _add_verdict(scan: Scan, record: Mapping[str, Any]) -> None:
+def _add_verdict(scan: PredictedScan, record: Mapping[str, Any]) -> None:
     """Note a verdict with its reasons."""
     reasons = "; ".join(record["reasons"])
     if record["verdict"] == FAIL:
@@ -222,44 +175,15 @@ def _add_verdict(scan: Scan, record: Mapping[str, Any]) -> None:
         scan.warnings.append(f"preprocessing is doubtful: {reasons}")
 
 
-def check_scans(scans: Sequence[Scan], store: ScanStore) -> list[Scan]:
+def check_scans(scans: Sequence[PredictedScan], store: ScanStore) -> list[PredictedScan]:
     """Return the scans that can be read, and note why the others cannot."""
     for scan in scans:
-        scan.failure = "; ".join(store.prepare([scan.subject.path]))
+        if scan.prepared and not scan.failure:
+            scan.failure = "; ".join(store.prepare([scan.prepared]))
     return [scan for scan in scans if not scan.failure]
 
 
-def add_sharpness(scans: Sequence[Scan], expected: Sequence[float] | None) -> None:
-    """Warn of scans that are less or more sharp than nearly all that the weights were trained on."""
-    if expected is None:
-        return
-    low, high = expected
-    for scan in scans:
-        value = sharpness(scan.subject.path)
-        if value < low or value > high:
-            how = "less sharp, as by motion or interpolation," if value < low else "sharper, as of another protocol,"
-            scan.warnings.append(
-                f"{how} than 95 % of the training scans ({value:.2f}; theirs {low:.2f} to {high:.2f}): "
-                "the estimate may be off by years"
-            )
-
-
-def add_voxel_sizes(scans: Sequence[Scan], expected: Sequence[float] | None) -> None:
-    """Warn of scans with voxels of another size than the training scans, which show more or less of what is fine."""
-    if expected is None:
-        return
-    low, high = expected
-    for scan in scans:
-        sizes = native_voxel_sizes(scan.subject.path)
-        if sizes and (min(sizes) < low / OTHER_SIZE or max(sizes) > high * OTHER_SIZE):
-            shown = "x".join(f"{size:.2g}" for size in sizes)
-            scan.warnings.append(
-                f"voxels of {shown} mm, the training scans' were of {low:.2g} to {high:.2g} mm: the estimate may be "
-                "off by years"
-            )
-
-
-def add_ages(scans: Sequence[Scan], brain_ages: np.ndarray, radius: float, age_range: Sequence[float]) -> None:
+def add_ages(scans: Sequence[PredictedScan], brain_ages: np.ndarray, radius: float, age_range: Sequence[float]) -> None:
     """Give scans their brain ages, and warn of ages that training did not cover."""
     low, high = age_range
     for scan, brain_age in zip(scans, brain_ages, strict=True):
@@ -269,7 +193,7 @@ def add_ages(scans: Sequence[Scan], brain_ages: np.ndarray, radius: float, age_r
                 scan.warnings.append(f"{what} {age:.1f} is outside the training range, {low:.0f} to {high:.0f} years")
 
 
-def write_table(path: Path, scans: Sequence[Scan]) -> None:
+def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
     """Write ``predictions.csv``, a row for each scan; cells of unknown numbers are empty."""
 
     def number(value: float) -> str:
@@ -279,90 +203,18 @@ def write_table(path: Path, scans: Sequence[Scan]) -> None:
         writer = csv.writer(file)
         writer.writerow(
             ["subject_id", "chronological_age", "sex", "brain_age", "interval_low", "interval_high", "brain_age_gap",
-             "status", "warnings", "weights", "scan"]
+             "status", "warnings", "scan"]
         )  # fmt: skip
         for scan in scans:
             age, radius = scan.brain_age, scan.radius
             writer.writerow(
                 [scan.name, number(scan.chronological_age), SEX_NAMES[scan.sex], number(age), number(age - radius),
                  number(age + radius), number(age - scan.chronological_age), "failed" if scan.failure else "ok",
-                 scan.failure or "; ".join(scan.warnings), scan.weights, str(scan.source)]
+                 scan.failure or "; ".join(scan.warnings), str(scan.source)]
             )  # fmt: skip
 
 
-def draw_scan(path: Path, scan: Scan) -> None:
-    """Draw the brain in slices with the template's outline, and its age on an axis.
-
-    Parameters
-    ----------
-    path : Path of the PNG file
-    scan : Scan with a brain age
-    """
-    volume = read_image(scan.subject.path, 2)[0]
-    figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    picture, axis = figure.subplots(2, 1, height_ratios=[6, 1])
-    picture.imshow(slices(volume, volume, load_template().brain, TEMPLATE_COLOUR))
-    picture.set_axis_off()
-    known = np.isfinite(scan.chronological_age)
-    picture.set_title(f"{scan.name}: brain age {scan.estimate()}", loc="left", fontsize=13, fontweight="bold")
-    axis.axvspan(*scan.age_range, color="0.92", label="training ages")
-    axis.errorbar(
-        scan.brain_age,
-        0,
-        xerr=scan.radius,
-        fmt="o",
-        color="#4c72b0",
-        capsize=5,
-        markersize=9,
-        label="brain age, 90 % interval",
-    )
-    if known:
-        axis.plot(
-            scan.chronological_age, 0, "|", color="#c44e52", markersize=18, markeredgewidth=3, label="chronological age"
-        )
-    low = min(scan.age_range[0], scan.brain_age - scan.radius)
-    high = max(scan.age_range[1], scan.brain_age + scan.radius)
-    axis.set(xlim=(low - MARGIN, high + MARGIN), ylim=(-1, 2), yticks=[], xlabel="years")
-    axis.legend(loc="upper left", ncols=3, frameon=False, fontsize=9, borderaxespad=0.1)
-    if scan.warnings:
-        axis.annotate(
-            "\n".join(f"warning: {warning}" for warning in scan.warnings), (0, -0.9), xycoords="axes fraction",
-            va="top", fontsize=9, color="#c44e52", annotation_clip=False, wrap=True,
-        )  # fmt: skip
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-
-
-def write_map(folder: Path, scan: Scan, values: np.ndarray, voxel_size: int) -> None:
-    """Write a map of where the network looks as NIfTI, and as a picture over the brain.
-
-    Parameters
-    ----------
-    folder : Path
-    scan : Scan
-    values : (D, H, W) float array, years, on the model's grid
-    voxel_size : int, mm
-    """
-    from nilearn.plotting import plot_stat_map
-
-    image = nibabel.Nifti1Image(values.astype(np.float32), model_grid(voxel_size).affine)
-    with replacing(folder / f"{scan.name}_map.nii.gz") as temporary:
-        nibabel.save(image, temporary)
-    figure = Figure(figsize=(11, 6), facecolor="white")
-    FigureCanvasAgg(figure)
-    background = nibabel.Nifti1Image(read_image(scan.subject.path, 2)[0], MNI152_T1_2MM.affine)
-    largest = float(np.percentile(np.abs(values[values != 0]), 99.5)) if values.any() else 1.0
-    plot_stat_map(
-        image, bg_img=background, display_mode="mosaic", cut_coords=5, figure=figure, vmax=largest,
-        threshold=0.2 * largest, black_bg=False, draw_cross=False, annotate=False,
-        title=f"{scan.name}: red looks older (years)",
-    )  # fmt: skip
-    with replacing(folder / f"{scan.name}_map.png") as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-
-
-def describe(scans: Sequence[Scan]) -> Iterator[str]:
+def describe(scans: Sequence[PredictedScan]) -> Iterator[str]:
     """Say of each scan a line, and of all of them one."""
     width = max(len(scan.name) for scan in scans)
     for scan in scans:
@@ -372,8 +224,6 @@ def describe(scans: Sequence[Scan]) -> Iterator[str]:
         yield "; ".join([f"{scan.name:<{width}}  {scan.estimate()}", *scan.warnings])
     usable = [scan for scan in scans if not scan.failure]
     warned = sum(bool(scan.warnings) for scan in usable)
-    if len({scan.weights for scan in usable}) > 1:
-        yield "WARNING: these ages come from different weights (see the column weights); do not compare them"
     yield (
         f"{len(scans)} scan{'' if len(scans) == 1 else 's'}: {len(usable)} with a brain age, "
         f"{warned} of them with a warning, "
@@ -381,7 +231,7 @@ def describe(scans: Sequence[Scan]) -> Iterator[str]:
     )
 
 
-def find_scans(source: Path) -> list[Scan]:
+def find_scans(source: Path) -> list[PredictedScan]:
     """List the scans of a file, a folder, a BIDS data set or fsl_anat's folders, and which of them are prepared.
 
     Raises
@@ -395,10 +245,10 @@ def find_scans(source: Path) -> list[Scan]:
     return [_scan(found.name, found.path) for found in find_raw_scans(source)]
 
 
-def _scan(name: str, path: Path) -> Scan:
+def _scan(name: str, path: Path) -> PredictedScan:
     """Tell a prepared scan from a raw one; note that averages of a prepared one serve as neither."""
     voxel_size = prepared_voxel_size(path)
     if voxel_size in (None, 2):
-        return Scan(name, path, path if voxel_size else None)
+        return PredictedScan(name, path, path if voxel_size else None)
     reason = f"is a prepared brain averaged to {voxel_size} mm; give the brain at 2 mm, or the raw scan"
-    return Scan(name, path, path, failure=reason)
+    return PredictedScan(name, path, path, failure=reason)

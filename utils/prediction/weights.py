@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from model.building import REMOVED
+from model.conventions import NORMALIZATIONS
 from utils.common.errors import InputError
 from utils.common.files import check_writable, replacing, write_json
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
@@ -19,7 +21,6 @@ CARD = "MODEL_CARD.md"
 REFERENCE = "mean_volume.safetensors"
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "weights"
 STAGES = ("first_stage", "second_stage")
-NORMALIZATIONS = ("brain", "legacy", "registered_sd", "native_sd")  # of `utils.data.images.read_image`
 NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and whether one can be used
     "members": lambda value: value >= 1,
     "networks": lambda value: set(value) == set(STAGES),
@@ -28,13 +29,9 @@ NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and whe
     "age_interval": lambda value: value > 0,
     "age_range": lambda value: value[0] < value[1],
     "out_of_fold_errors": lambda value: np.isfinite(interval_radius(value, INTERVAL_COVERAGE)),
-    "sharpness_range": lambda value: value is None or value[0] <= value[1],
-    "native_voxel_sizes": lambda value: value is None or value[0] <= value[1],
     "training_persons": lambda value: isinstance(value, list),
     "preprocessing": lambda value: isinstance(value, list),  # before, it was that of all scans
 }
-NEEDS_DEVIATIONS = "native_sd"  # normalization
-REGISTERED = "registered_sd"  # folder inside such weights: those for brains without measured deviations
 
 
 def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -46,26 +43,6 @@ def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def weights_file(folder: Path, member: int, stage: str) -> Path:
     """Return where the weights of a stage of the member, counted from 1, lie."""
     return folder / f"member_{member}_{stage}.safetensors"
-
-
-def weights_folders(folder: Path) -> list[Path]:
-    """Return the folder of weights and, inside it, that of weights for brains without deviations, if it is of use.
-
-    Raises
-    ------
-    InputError
-        If a manifest cannot be read, or the inner weights need deviations
-        as well.
-    """
-    inner = folder / REGISTERED
-    if read_manifest(folder)["normalization"] != NEEDS_DEVIATIONS or not inner.exists():
-        return [folder]
-    if read_manifest(inner)["normalization"] == NEEDS_DEVIATIONS:
-        raise InputError(
-            f"{inner}: these weights need measured deviations themselves; train them with "
-            f'FIRST_STAGE_FLAGS="--normalization {REGISTERED}"'
-        )
-    return [folder, inner]
 
 
 def check_weights_folder(folder: Path) -> None:
@@ -127,6 +104,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("normalization") in REMOVED:
+            raise ValueError("they are of version 0.1, which worked on local deviations; train new ones")
         wrong = [name for name, usable in NEEDED.items() if name not in manifest or not _passes(usable, manifest[name])]
         if wrong:
             raise ValueError(f"lacks a usable {', '.join(wrong)}")

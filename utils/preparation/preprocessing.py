@@ -15,7 +15,7 @@ from deepbet import BrainExtraction
 from nibabel.orientations import aff2axcodes
 from scipy import ndimage
 
-from utils.data.images import DEVIATION_WIDTH, MNI152_T1_2MM, local_deviation
+from utils.data.images import MNI152_T1_2MM
 from utils.preparation import registration
 from utils.preparation.quality import LIMITS, Alignment, cut_area, measure_quality
 from utils.preparation.template import NAME, Template, load_template, sample, smooth_to
@@ -81,9 +81,6 @@ class PreparedScan:
         On the grid of ``MNI152_T1_2mm``, 0 outside the brain.
     head : (91, 109, 91) float32 array
         The same with what surrounds the brain.
-    deviation : (91, 109, 91) float32 array
-        The `utils.data.images.local_deviation` of the brain, measured on the scanner's grid.
-    voxel_size : (3,) float array, mm, of that grid
     native_mask : (D, H, W) uint8 array, on the file's own grid
     quality : dict of quantity to float
         See `utils.preparation.quality`.
@@ -93,8 +90,6 @@ class PreparedScan:
 
     volume: np.ndarray
     head: np.ndarray
-    deviation: np.ndarray
-    voxel_size: np.ndarray
     native_mask: np.ndarray
     quality: dict[str, float]
     notes: list[str]
@@ -115,8 +110,6 @@ def fingerprint(registration_kind: str) -> dict[str, Any]:
             f"affine: greedy {registration.AFFINE}",
             *([f"nonlinear: greedy {registration.NONLINEAR}"] if registration_kind == "nonlinear" else []),
             f"one linear resampling, after smoothing finer voxels to {RESOLUTION:g} mm; zero outside the brain",
-            f"local deviations: Gaussian of {DEVIATION_WIDTH:g} mm on the scanner's grid, finer voxels blurred as by a "
-            f"box of {RESOLUTION:g} mm, the same resampling",
         ],
         "limits": {name: [None if np.isinf(v) else v for v in limits[1:]] for name, limits in LIMITS.items()},
         "versions": package_versions(),
@@ -158,26 +151,10 @@ def preprocess_scan(path: Path, registration_kind: str, device: str, threads: in
     head = np.maximum(sample(smooth, scan.affine, matrix, displacement), 0)
     inside = sample(brain.mask.astype(np.float32), scan.affine, matrix, displacement) > 0.5
     volume = np.where(inside, head, 0)
-    deviation = sample(_measure_deviation(brain, scan.voxel_size), scan.affine, matrix, displacement)
     alignment = Alignment(scan.affine, matrix, displacement, scan.header)
     quality = measure_quality(volume, brain.corrected, brain.mask, alignment, template)
     native_mask = scan.to_native(brain.mask.astype(np.uint8))
-    return PreparedScan(volume, head, deviation, scan.voxel_size, native_mask, quality, scan.notes)
-
-
-def _measure_deviation(brain: "Brain", voxel_size: np.ndarray) -> np.ndarray:
-    """Return the local deviations on the scanner's grid; finer voxels first get the blur of one of `RESOLUTION`.
-
-    A voxel averages over a box, whose variance is a twelfth of its squared width.
-    """
-    sigma = np.sqrt(np.maximum(RESOLUTION**2 - voxel_size**2, 0) / 12) / voxel_size
-    margin = np.ceil(MARGIN / voxel_size).astype(int)
-    (inside,) = ndimage.find_objects(brain.mask.astype(np.uint8))
-    box = tuple(slice(max(0, part.start - more), part.stop + more) for part, more in zip(inside, margin, strict=True))
-    smooth = ndimage.gaussian_filter(brain.corrected[box], sigma)
-    deviation = np.zeros(brain.mask.shape, np.float32)
-    deviation[box] = local_deviation(np.where(brain.mask[box], smooth, 0), voxel_size)
-    return deviation
+    return PreparedScan(volume, head, native_mask, quality, scan.notes)
 
 
 def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:

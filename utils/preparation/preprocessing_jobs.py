@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils.common.errors import InputError
 from utils.common.files import check_writable, origins, replacing, write_json
-from utils.data.images import DEVIATIONS, MEASURED_AT, MNI152_T1_2MM, is_nifti
+from utils.data.images import MNI152_T1_2MM, is_nifti
 from utils.data.subjects import DESCRIPTION, DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS
 from utils.data.tables import scan_name
 from utils.preparation.quality import LIMITS, PICTURE_SIZE
@@ -68,7 +68,7 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Settings:
-    """How scans are preprocessed; see `utils.options.everything.preprocessing_parser`."""
+    """How scans are preprocessed; see `utils.options.preparation.preprocessing_parser`."""
 
     output_dir: Path
     registration: str
@@ -237,7 +237,7 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, An
     from utils.preparation.template import load_template
 
     started = time.perf_counter()
-    output, picture, mask_file, measured = _outputs(settings.output_dir, scan.name)
+    output, picture, mask_file = _outputs(settings.output_dir, scan.name)
     record = _new_record(scan, settings.registration, key)
     kept = False
     try:
@@ -254,13 +254,10 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> dict[str, An
             _save(mask_file, prepared.native_mask, nibabel.load(scan.path).affine)  # type: ignore[attr-defined]
         kept = verdict != FAIL or settings.keep_failed
         if kept:
-            sizes = MEASURED_AT + " ".join(f"{size:.2f}" for size in prepared.voxel_size)
-            for path, volume, note in ((measured, prepared.deviation, sizes), (output, prepared.volume, "")):
-                slope = float(volume.max()) / LEVELS or 1.0
-                _save(path, np.rint(volume / slope).astype(np.int16), MNI152_T1_2MM.affine, slope, note)
+            slope = float(prepared.volume.max()) / LEVELS or 1.0
+            _save(output, np.rint(prepared.volume / slope).astype(np.int16), MNI152_T1_2MM.affine, slope)
     if not kept:
-        for path in (output, measured):
-            path.unlink(missing_ok=True)  # of an earlier run with other parameters
+        output.unlink(missing_ok=True)  # of an earlier run with other parameters
     record["seconds"] = round(time.perf_counter() - started, 2)
     record["memory"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # GiB, at most so far
     write_json(_record_file(settings.output_dir, scan.name), record)
@@ -340,9 +337,9 @@ def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, 
     if not isinstance(result, str):
         return result
     record = _new_record(scan, settings.registration, key) | {"verdict": FAIL, "reasons": [result], "finished": False}
-    output, picture, _, measured = _outputs(settings.output_dir, scan.name)
+    output, picture, _ = _outputs(settings.output_dir, scan.name)
     try:
-        for stale in (output, picture, measured):
+        for stale in (output, picture):
             stale.unlink(missing_ok=True)
         write_json(_record_file(settings.output_dir, scan.name), record)
     except OSError as error:
@@ -365,11 +362,9 @@ def _finished(scan: RawFile, settings: Settings, key: str) -> dict[str, Any] | N
     record = _read_record(_record_file(settings.output_dir, scan.name))
     if not record or not record["finished"] or record["fingerprint"] != key or record["stamp"] != _stamp(scan.path):
         return None
-    output, _, mask_file, measured = _outputs(settings.output_dir, scan.name)
+    output, _, mask_file = _outputs(settings.output_dir, scan.name)
     wanted = record["verdict"] != FAIL or (settings.keep_failed and record["quality"])
-    if {output.exists(), measured.exists()} != {bool(wanted)} or (
-        settings.save_masks and record["quality"] and not mask_file.exists()
-    ):
+    if output.exists() != bool(wanted) or (settings.save_masks and record["quality"] and not mask_file.exists()):
         return None
     return record
 
@@ -403,10 +398,9 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     return plain | quality | {"reasons": "; ".join(record["reasons"]), "versions": versions}
 
 
-def _outputs(folder: Path, name: str) -> tuple[Path, Path, Path, Path]:
-    """Return where the brain, the picture, the native mask and the local deviations of a scan lie."""
-    image = f"{name}.nii.gz"
-    return folder / image, folder / QC_FOLDER / f"{name}.png", folder / "masks" / image, folder / DEVIATIONS / image
+def _outputs(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """Return the paths of a scan's brain, its picture and its native-space mask."""
+    return folder / f"{name}.nii.gz", folder / QC_FOLDER / f"{name}.png", folder / "masks" / f"{name}.nii.gz"
 
 
 def _record_file(folder: Path, name: str) -> Path:
@@ -422,10 +416,9 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _save(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: float | None = None, note: str = "") -> None:
-    """Write a NIfTI file as a whole, with a note of at most 80 characters."""
+def _save(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
+    """Write a NIfTI file, whole or not at all."""
     image = nibabel.Nifti1Image(voxels, affine)
-    image.header["descrip"] = note.encode()
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0 if slope else None)
     if slope:

@@ -22,10 +22,10 @@ from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 from tqdm import tqdm
 
+from utils.common.choices import PATIENT_GAPS
 from utils.common.errors import InputError, ignore_interrupts
 from utils.common.files import check_writable, write_json
 from utils.data.images import MNI152_T1_2MM, coarsen_volume, model_grid
-from utils.options.everything import PATIENT_GAPS
 from utils.preparation.template import load_template, on_model_grid
 
 FORMAT = 1  # raise it when the same subject and seed give another volume

@@ -14,8 +14,8 @@ import numpy as np
 
 from utils.common.errors import InputError
 from utils.common.files import check_writable
-from utils.data.images import is_nifti, model_grid, with_deviations
-from utils.data.subjects import DOUBTFUL, FAIL, QC_FOLDER, person_of
+from utils.data.images import is_nifti, model_grid
+from utils.data.subjects import DOUBTFUL, FAIL, QC_FOLDER
 from utils.data.tables import scan_name
 from utils.preparation.label_formats import open_labels
 
@@ -190,47 +190,6 @@ def label_scans(
     return found
 
 
-def join_preparations(folders: Sequence[Path], found: Sequence[list[LabelledScan]]) -> list[LabelledScan]:
-    """Join scans of the same people that were prepared in several ways.
-
-    Parameters
-    ----------
-    folders : sequence of Path
-        Of one or more preparations.
-    found : sequence of list of LabelledScan
-        Of each folder.
-
-    Returns
-    -------
-    list of LabelledScan
-        Where there are several folders, each subject id ends with the name
-        of its folder.
-
-    Raises
-    ------
-    InputError
-        If two folders have one name, or names of scans do not tell the
-        person, so that a training would not know whose scans belong together.
-    """
-    if len(folders) == 1:
-        return found[0]
-    names = [folder.absolute().name for folder in folders]
-    problems = [
-        f"{folder}: is the second folder with this name, which tells preparations apart; give it another"
-        for number, folder in enumerate(folders)
-        if names[number] in names[:number]
-    ]
-    joined = []
-    for name, scans in zip(names, found, strict=True):
-        for scan in scans:
-            joined.append(replace(scan, subject_id=f"{scan.subject_id}_{name}"))
-            if person_of(joined[-1].subject_id) != person_of(scan.subject_id):
-                problems.append(f"{scan.path}: its name does not tell the person; name it as BIDS does, sub-01.nii.gz")
-    if problems:
-        raise InputError(problems)
-    return joined
-
-
 def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], seed: int) -> list[LabelledScan]:
     """Put each person into a split, so that ages and sites are spread alike.
 
@@ -324,12 +283,10 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
         for scan in scans:
             suffix = ".nii.gz" if scan.path.name.endswith(".gz") else ".nii"
             target = partial / scan.split / f"{scan.subject_id}{suffix}"
-            for source, place in with_deviations(scan.path, target):
-                place.parent.mkdir(exist_ok=True)
-                if copy:
-                    shutil.copyfile(source, place)
-                else:
-                    place.symlink_to(source.resolve())
+            if copy:
+                shutil.copyfile(scan.path, target)
+            else:
+                target.symlink_to(scan.path.resolve())
         rows = [
             {
                 "subject_id": scan.subject_id, "age": f"{scan.age:.2f}", "sex": SEX_NAMES[scan.sex],

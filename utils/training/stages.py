@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data.discretized_ages import discretize_age
+from model.conventions import discretize_age
 from utils.evaluation.metrics import Predictions, residual_sd_within_bins
 
 Batch = Mapping[str, torch.Tensor]
@@ -20,12 +20,12 @@ class FirstStage:
         """Return ``brain_age``, (B,) float32 tensor, years."""
         return {"brain_age": network(batch["volume"], batch["sex"])}
 
-    def disturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
-        """Change nothing."""
+    def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+        """Return the batch as it is."""
         return batch
 
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
-        """Return no scalars and no warning beyond those of every stage."""
+        """Return neither scalars nor a warning."""
         return {}, ""
 
 
@@ -37,7 +37,7 @@ class SecondStage:
     age_interval : float, years
         The step of the discretized ages.
     age_jitter : float, years
-        Standard deviation of what `disturb` adds to the first stage's ages.
+        Standard deviation of the error that `perturb` adds to the first stage's ages.
     """
 
     columns = ("first_stage_age", "discretized_age", "residual_age")
@@ -54,26 +54,25 @@ class SecondStage:
             "brain_age": batch["discretized_age"] + residual_age,
         }
 
-    def disturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
-        """Let the first stage err on training subjects as it does on new ones.
+    def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+        """Add an error to the first stage's ages, so that they err as much as on new subjects.
 
         Parameters
         ----------
         batch : dict
             With ``first_stage_age``, (B,) float tensor, years, and
-            ``out_of_fold``, (B,) bool tensor: their errors are honest already.
+            ``out_of_fold``, (B,) bool tensor; out-of-fold ages stay as they are.
         seed : sequence of int
 
         Returns
         -------
         dict
-            As `batch`, with ``discretized_age`` of ages to which a normal
-            error of `age_jitter` was added.
+            As `batch`, with ``discretized_age`` of the perturbed ages.
 
         Notes
         -----
-        A first stage errs little on subjects that it was trained on, which
-        leaves the second nothing to learn from them.
+        A first stage errs less on its training subjects than on new ones,
+        which leaves the second stage little to learn.
         """
         if not self.age_jitter:
             return batch
@@ -84,7 +83,7 @@ class SecondStage:
         return batch | {"discretized_age": discretized.to(batch["discretized_age"].device)}
 
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
-        """Tell what the second stage adds to the first, and whether it collapsed.
+        """Compare the second stage with the first, and find out whether it has collapsed.
 
         Parameters
         ----------
@@ -98,9 +97,9 @@ class SecondStage:
             ``residual_sd`` within equal discretized ages, and
             ``gain_over_first_stage``, the first stage's MAE minus this one's.
         warning : str
-            Empty unless the stage has collapsed: `residual_sd` below a tenth
-            of the age interval, so that it does little but add a constant
-            to each discretized age.
+            Empty unless the stage has collapsed: `residual_sd` is below a
+            tenth of the age interval, so all it does is to add a constant to
+            each discretized age.
         """
         age = predictions["chronological_age"]
         sd = residual_sd_within_bins(predictions["residual_age"], predictions["discretized_age"])
@@ -109,8 +108,7 @@ class SecondStage:
         if not sd < COLLAPSED_SD * self.age_interval:
             return scalars, ""
         return scalars, (
-            f"SECOND STAGE COLLAPSED: within equal discretized ages its residual varies by {sd:.3f} "
-            f"years only (below {COLLAPSED_SD * self.age_interval:g}); it adds a constant to each "
-            "discretized age. In the first epochs that is usual; later, train longer or with a higher "
-            "--learning_rate."
+            f"SECOND STAGE COLLAPSED: its residual has a standard deviation of only {sd:.3f} years within equal "
+            f"discretized ages (limit {COLLAPSED_SD * self.age_interval:g}), so it adds a constant to each. This is "
+            "usual in the first epochs; later, train longer or raise LEARNING_RATE (--learning_rate)."
         )

@@ -1,0 +1,108 @@
+"""Predict every subject of a data set once, with any stage."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.common import distributed
+from utils.data.dataset import ScanDataset, make_loader, to_device
+from utils.data.subjects import AGE_FIELDS, Subject, person_of
+from utils.evaluation.metrics import Predictions
+
+
+class Predictor(Protocol):
+    """What prediction needs of a stage; see `utils.training.stages`."""
+
+    def predict(self, network: Callable[..., torch.Tensor], batch: Any) -> dict[str, torch.Tensor]:
+        """Turn a batch into predictions, (B,) tensors by name."""
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Run the network in bfloat16 if asked to; ``auto`` means on CUDA."""
+    enabled = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def predict(
+    network: Any,
+    stage: Predictor,
+    dataset: ScanDataset,
+    device: torch.device,
+    *,
+    batch_size: int,
+    num_workers: int,
+    precision: str,
+    label: str,
+) -> Predictions:
+    """Predict every subject once.
+
+    Parameters
+    ----------
+    network : Module, on `device`
+        Its method ``folded`` gives the faster one that predicts.
+    stage : Predictor
+    dataset : ScanDataset of N subjects
+    device : torch.device
+    batch_size, num_workers : int
+        Of each process.
+    precision : {"auto", "bfloat16", "float32"}
+    label : str
+        For the progress bar.
+
+    Returns
+    -------
+    dict of str to (N,) float32 array, in the order of the dataset
+        What the stage predicts, and ``chronological_age``,
+        ``first_stage_age``, ``discretized_age`` of the subjects.
+    """
+    network = network.folded().to(memory_format=torch.channels_last_3d)
+    own = range(distributed.rank(), len(dataset), distributed.world_size())
+    batches = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
+    loader = make_loader(dataset, batches, min(num_workers, len(batches)), device)
+    parts: list[dict[str, np.ndarray]] = []
+    with torch.inference_mode(), autocast(device, precision):
+        for batch in tqdm(loader, label, unit="batch", disable=None, leave=False):
+            outputs = stage.predict(network, to_device(batch, device))
+            parts.append({key: value.float().cpu().numpy() for key, value in outputs.items()})
+    gathered = distributed.gather_objects((list(own), parts))
+    order = np.argsort([index for indices, _ in gathered for index in indices])
+    everything = [part for _, parts in gathered for part in parts]
+    predictions = {key: np.concatenate([part[key] for part in everything])[order] for key in everything[0]}
+    for name in AGE_FIELDS:
+        predictions[name] = np.array([getattr(s, name) for s in dataset.subjects], np.float32)
+    return predictions
+
+
+def seen_in_training(subjects: Sequence[Subject], path: Path, checkpoint: Mapping[str, Any]) -> np.ndarray:
+    """Return which subjects a network was trained on; warn of them, and of those who chose its epoch.
+
+    Parameters
+    ----------
+    subjects : sequence of N Subject
+    path : Path of the checkpoint, for the warning
+    checkpoint : mapping
+        One that the authors released does not name its subjects; then all
+        count as seen, without a warning.
+
+    Returns
+    -------
+    (N,) bool array
+    """
+    if "train_subjects" not in checkpoint:
+        return np.ones(len(subjects), dtype=bool)
+    seen = {}
+    for key, use in (("train_subjects", "train"), ("valid_subjects", "choose the epoch of")):
+        known = {person_of(subject_id) for subject_id in checkpoint[key]}
+        seen[key] = np.array([person_of(subject.subject_id) in known for subject in subjects], dtype=bool)
+        if seen[key].any():
+            print(
+                f"WARNING: {seen[key].sum()} of {len(subjects)} subjects, such as "
+                f"{subjects[int(seen[key].argmax())].subject_id}, were used to {use} {path}; "
+                "the errors below are smaller than on new subjects"
+            )
+    return seen["train_subjects"]

@@ -1,0 +1,241 @@
+"""What the flags of all entry points have in common: types, parsers, groups that several of them share."""
+
+import argparse
+import glob
+import math
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+EPILOGUE = "The bash script of the same name sets these flags from variables; docs/variables.md explains each."
+Settings = TypeVar("Settings")
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep line breaks of descriptions, show defaults."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser in the house style: a wrong flag gets one line, not the list of all flags."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, epilog=EPILOGUE, formatter_class=_Formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help explains every flag)\n")
+
+
+def flag(group: Any, names: str, default: Any, kind: Callable[[str], Any], meaning: str, **options: Any) -> None:
+    """Add a flag.
+
+    Parameters
+    ----------
+    group : parser or group of one
+    names : str
+        The flag's name and its aliases, separated by blanks.
+    default : str or None
+        As a user would type it, and as the bash script has it.
+    kind : callable
+        Turns a text into a value; raises `argparse.ArgumentTypeError` or `ValueError`.
+    meaning : str
+    **options
+        Further arguments of `argparse.ArgumentParser.add_argument`.
+    """
+    if kind is boolean:
+        options.setdefault("metavar", "{true,false}")
+    group.add_argument(*names.split(), default=default, type=kind, help=meaning, **options)
+
+
+def settings_from(kind: type[Settings], args: argparse.Namespace) -> Settings:
+    """Make a dataclass of the flags that have the names of its fields."""
+    return kind(**{part.name: getattr(args, part.name) for part in fields(kind)})  # type: ignore[arg-type]
+
+
+def flags_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags as plain values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+
+
+# ---- types ----
+
+
+def boolean(text: str) -> bool:
+    """Read true or false in the usual spellings."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return values[text.lower()]
+
+
+def number(text: str, low: float, above: bool = False, kind: Callable[[str], float] = float) -> Any:
+    """Read a number that is at least `low`, or above it."""
+    try:
+        value = kind(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from error
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
+    if not (value > low if above else value >= low):
+        raise argparse.ArgumentTypeError(
+            f"{text} is too small; expected {'more than' if above else 'at least'} {low:g}"
+        )
+    return value
+
+
+def positive(text: str) -> float:
+    """Read a number above 0."""
+    return number(text, 0, above=True)  # type: ignore[no-any-return]
+
+
+def not_negative(text: str) -> float:
+    """Read a number of at least 0."""
+    return number(text, 0)  # type: ignore[no-any-return]
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 1."""
+    return number(text, 1, kind=int)  # type: ignore[no-any-return]
+
+
+def whole(text: str) -> int:
+    """Read a whole number of at least 0."""
+    return number(text, 0, kind=int)  # type: ignore[no-any-return]
+
+
+def fraction(text: str) -> float:
+    """Read a number between 0 and 1."""
+    value = positive(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is too large; expected less than 1")
+    return value
+
+
+def folds(text: str) -> int:
+    """Read a number of folds, or 0 for none."""
+    value = whole(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError("1 fold leaves nothing to train on; expected 0 or at least 2")
+    return value
+
+
+def optional_path(text: str) -> Path | None:
+    """Read a path; an empty text means none."""
+    return Path(text) if text else None
+
+
+def optional_text(text: str) -> str | None:
+    """Read a text; an empty one means none."""
+    return text or None
+
+
+def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return a reader of names separated by commas, or ``none``."""
+
+    def names(text: str) -> tuple[str, ...]:
+        given = () if text == "none" else tuple(text.split(","))
+        unknown = [name for name in given if name not in choices]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"'{unknown[0]}' is not among none, {', '.join(choices)}")
+        return given
+
+    return names
+
+
+def paths(text: str) -> list[Path]:
+    """Read paths as a shell does, separated by blanks, with ``*`` for any name."""
+    if os.path.exists(text):  # one path that may contain blanks
+        return [Path(text)]
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be split into paths ({error})") from error
+    return [path for word in words for path in [Path(name) for name in sorted(glob.glob(word))] or [Path(word)]]
+
+
+def labels(text: str) -> list[str]:
+    """Read labels separated by commas."""
+    return [label.strip() for label in text.split(",") if label.strip()]
+
+
+# ---- flags of the authors' scripts without a use here ----
+
+
+class _Ignored(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(f"note: {option_string} is a flag of the authors' scripts that has no use here; it is ignored")
+
+
+def ignore(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Accept flags that the authors' scripts pass."""
+    for name in names:
+        parser.add_argument(name, action=_Ignored, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+# ---- groups ----
+
+
+def add_label_table(group: Any, default: str, meaning: str = "") -> None:
+    """Add the flag of a table that tells ages and sexes."""
+    flag(
+        group, "--label_table --excel_path", default, optional_path if meaning else Path,
+        f"table of subject, age (years) and sex: .csv, .tsv, .xlsx, .xls{meaning}",
+    )  # fmt: skip
+
+
+def add_age_interval(
+    group: Any, default: str | None = "5", meaning: str = "step of the discretized ages, years"
+) -> None:
+    """Add the flag of the step of the discretized ages."""
+    flag(group, "--age_interval --dis_range", default, positive, meaning)
+
+
+def add_first_stage_checkpoint(group: Any) -> None:
+    """Add the flag of the first stage that a second one builds on."""
+    flag(
+        group, "--first_stage_checkpoint --first_stage_net", "runs/first_stage/best.pt", Path,
+        "checkpoint of the first stage that the second builds on",
+    )  # fmt: skip
+
+
+def add_released_normalization(group: Any) -> None:
+    """Add the flag that only checkpoints of the authors need."""
+    flag(
+        group, "--normalization", None, str,
+        "for a checkpoint that the authors released: brain, or legacy for weights from before 2023-11-21; "
+        "checkpoints of this project know theirs",
+        choices=("brain", "legacy"),
+    )  # fmt: skip
+
+
+def add_device(group: Any) -> None:
+    """Add the flag of the device."""
+    flag(group, "--device", "auto", str, "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
+
+
+def add_machine_flags(group: Any, cache_folder: str | None, batch_size: str | None) -> None:
+    """Add the flags that depend on the machine alone; None leaves one out."""
+    if batch_size is not None:
+        flag(group, "--batch_size", batch_size, count, "scans in a batch, of each process")
+    flag(group, "--num_workers", "8", whole, "processes that read scans, at most one a core; 0: the main process reads")
+    add_device(group)
+    flag(
+        group, "--precision", "auto", str,
+        "of the network; head and losses always use float32. auto: bfloat16 on CUDA, float32 on a CPU",
+        choices=("auto", "bfloat16", "float32"),
+    )  # fmt: skip
+    if cache_folder is not None:
+        flag(
+            group, "--cache_folder", cache_folder, optional_path,
+            "where decoded scans are kept, at most 3.6 MB each; '': decode them each time",
+        )  # fmt: skip
+
+
+def add_timeout(group: Any) -> None:
+    """Add the limit of time for preprocessing a scan."""
+    flag(group, "--timeout", "600", positive, "seconds after which preprocessing gives up a scan")

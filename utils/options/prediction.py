@@ -1,0 +1,73 @@
+"""The flags of prediction and cross-validation."""
+
+import shlex
+from pathlib import Path
+
+from utils.options.flags import (
+    Parser,
+    add_label_table,
+    add_machine_flags,
+    add_timeout,
+    count,
+    flag,
+    folds,
+    optional_path,
+    whole,
+)
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def prediction_parser() -> Parser:
+    """Return the parser of ``predict.py``."""
+    parser = Parser(
+        "Estimate brain ages of T1-weighted scans, raw or prepared, with trained weights.\n\n"
+        "Writes predictions.csv (brain age, 90 % interval, gap where the age is known, warnings) and a\n"
+        "picture of each scan. A scan that fails is reported and does not stop the others.\n"
+        "The exit status is 0 if every scan got an age, 1 if some did not, 2 for wrong input."
+    )
+    flag(
+        parser, "--input", "raw", Path,
+        "a scan, a folder of scans (.nii, .nii.gz), a BIDS data set, or the folder of fsl_anat's folders; a brain on "
+        "the 2 mm grid of MNI152 with 0 around it counts as prepared, any other scan is preprocessed",
+    )  # fmt: skip
+    flag(parser, "--output_dir", "predictions", Path, "folder for the results")
+    add_label_table(parser, "", "; '': none")
+    flag(parser, "--sex", None, str, "of all subjects for whom the label table gives none", choices=("F", "M"))
+    flag(parser, "--weights_dir", str(PROJECT / "weights"), Path, "folder of weights that bash_cross_validate.sh wrote")
+    flag(
+        parser, "--explain", "none", str,
+        "write a map of where the network looks: occlusion is easier to read, integrated_gradients faster",
+        choices=("none", "occlusion", "integrated_gradients"),
+    )  # fmt: skip
+    add_machine_flags(parser.add_argument_group("machine"), None, "8")
+    add_timeout(parser)
+    return parser
+
+
+def cross_validation_parser() -> Parser:
+    """Return the parser of ``cross_validate.py``."""
+    parser = Parser(
+        "Cross-validate both stages: K folds with similar ages, all scans of a person in one, so that\n"
+        "everybody is estimated by networks that never saw the person; no validation split is used.\n\n"
+        "Writes predictions.csv, metrics.json and a scatter plot of all subjects together, folds.csv, and a\n"
+        "folder for each fold. What is finished is not done again. With --weights_dir it then trains on\n"
+        "everybody, and writes the weights that predict.py uses."
+    )
+    flag(parser, "--scan_folder", "preprocessed", Path, "folder of prepared scans, .nii or .nii.gz")
+    add_label_table(parser, "labels.csv")
+    flag(parser, "--output_dir", "runs/cross_validation", Path, "folder for everything")
+    flag(parser, "--folds", "5", folds, "K, the number of parts: each is tested once")
+    flag(parser, "--members", "1", count, "cascades in each fold, of different seeds, whose estimates are averaged")
+    flag(parser, "--stages", "2", int, "1: only the first stage", choices=(1, 2))
+    flag(parser, "--seed", "0", whole, "of the folds; member m trains with seed + m - 1")
+    flag(parser, "--flags", "", shlex.split, "flags for both training scripts, in quotes, such as '--epochs 20'")
+    flag(parser, "--first_stage_flags", "", shlex.split, "flags for train_first_stage.py, in quotes")
+    flag(parser, "--second_stage_flags", "", shlex.split, "flags for train_second_stage.py, in quotes")
+    flag(
+        parser, "--weights_dir", "", optional_path,
+        "folder for weights trained on everybody, with a model card; '': none",
+    )  # fmt: skip
+    flag(parser, "--data_notice", "", str, "name, source and licence of the data, for the model card")
+    add_machine_flags(parser.add_argument_group("machine"), "runs/cache", None)
+    return parser

@@ -1,0 +1,88 @@
+"""Pictures and maps of scans with a brain age."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from utils.common.files import replacing
+from utils.data.images import MNI152_T1_2MM, model_grid, read_image
+from utils.prediction.scan_ages import PredictedScan
+from utils.preparation.quality import TEMPLATE_COLOUR, slices
+from utils.preparation.template import load_template
+
+MARGIN = 5.0  # years shown on either side of the training ages
+
+
+def draw_scan(path: Path, scan: PredictedScan) -> None:
+    """Draw the brain in slices with the template's outline, and its age on an axis.
+
+    Parameters
+    ----------
+    path : Path of the PNG file
+    scan : PredictedScan with a brain age
+    """
+    volume = read_image(scan.subject.path, 2)[0]
+    figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    picture, axis = figure.subplots(2, 1, height_ratios=[6, 1])
+    picture.imshow(slices(volume, volume, load_template().brain, TEMPLATE_COLOUR))
+    picture.set_axis_off()
+    known = np.isfinite(scan.chronological_age)
+    picture.set_title(f"{scan.name}: brain age {scan.estimate()}", loc="left", fontsize=13, fontweight="bold")
+    axis.axvspan(*scan.age_range, color="0.92", label="training ages")
+    axis.errorbar(
+        scan.brain_age,
+        0,
+        xerr=scan.radius,
+        fmt="o",
+        color="#4c72b0",
+        capsize=5,
+        markersize=9,
+        label="brain age, 90 % interval",
+    )
+    if known:
+        axis.plot(
+            scan.chronological_age, 0, "|", color="#c44e52", markersize=18, markeredgewidth=3, label="chronological age"
+        )
+    low = min(scan.age_range[0], scan.brain_age - scan.radius)
+    high = max(scan.age_range[1], scan.brain_age + scan.radius)
+    axis.set(xlim=(low - MARGIN, high + MARGIN), ylim=(-1, 2), yticks=[], xlabel="years")
+    axis.legend(loc="upper left", ncols=3, frameon=False, fontsize=9, borderaxespad=0.1)
+    if scan.warnings:
+        axis.annotate(
+            "\n".join(f"warning: {warning}" for warning in scan.warnings), (0, -0.9), xycoords="axes fraction",
+            va="top", fontsize=9, color="#c44e52", annotation_clip=False, wrap=True,
+        )  # fmt: skip
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+
+
+def write_map(folder: Path, scan: PredictedScan, values: np.ndarray, voxel_size: int) -> None:
+    """Write a map of where the network looks as NIfTI, and as a picture over the brain.
+
+    Parameters
+    ----------
+    folder : Path
+    scan : PredictedScan
+    values : (D, H, W) float array, years, on the model's grid
+    voxel_size : int, mm
+    """
+    from nilearn.plotting import plot_stat_map
+
+    image = nibabel.Nifti1Image(values.astype(np.float32), model_grid(voxel_size).affine)
+    with replacing(folder / f"{scan.name}_map.nii.gz") as temporary:
+        nibabel.save(image, temporary)
+    figure = Figure(figsize=(11, 6), facecolor="white")
+    FigureCanvasAgg(figure)
+    background = nibabel.Nifti1Image(read_image(scan.subject.path, 2)[0], MNI152_T1_2MM.affine)
+    largest = float(np.percentile(np.abs(values[values != 0]), 99.5)) if values.any() else 1.0
+    plot_stat_map(
+        image, bg_img=background, display_mode="mosaic", cut_coords=5, figure=figure, vmax=largest,
+        threshold=0.2 * largest, black_bg=False, draw_cross=False, annotate=False,
+        title=f"{scan.name}: red looks older (years)",
+    )  # fmt: skip
+    with replacing(folder / f"{scan.name}_map.png") as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

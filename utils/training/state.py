@@ -1,0 +1,194 @@
+"""The state of a run: how far it is, how it is saved, how it goes on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.common import distributed
+from utils.common.checkpoints import load_checkpoint, save_checkpoint
+from utils.common.errors import InputError
+from utils.common.files import check_writable
+from utils.data.subjects import Subject
+
+# Flags that may differ between a run and its continuation.
+FREE_ON_RESUME = (
+    "resume", "num_workers", "device", "save_every_steps", "output_dir", "activation_checkpointing",
+    "train_folder", "valid_folder", "test_folder", "label_table", "cache_folder",
+    "first_stage_checkpoint", "discretized_age_folder", "sorter",
+)  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Parameters
+    ----------
+    epoch : int
+        That is under way.
+    step : int
+        Batches of it that are done.
+    sums : dict of str to float
+        Of the losses over the subjects of these batches, and ``subjects``.
+    best : [bool, float]
+        Whether the stage warned of the best epoch, and its validation MAE, years.
+    epochs_without_gain : int
+    history : list of dict of str to float
+        Each finished epoch's scalars.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: list[Any] = field(default_factory=lambda: [True, math.inf])
+    epochs_without_gain: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything of a run that ``last.pt`` holds, so that it can go on bit for bit.
+
+    Parameters
+    ----------
+    path : Path of ``last.pt``
+    identity : mapping of plain values
+        What the run is about; see `describe_checkpoint`.
+    flags : mapping of plain values
+        Of the command line.
+    network, optimizer, scheduler
+    progress : Progress
+    generator : torch.Generator
+        Of the random pairs.
+    device : torch.device
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    flags: Mapping[str, Any]
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    progress: Progress
+    generator: torch.Generator
+    device: torch.device
+
+    def save(self) -> None:
+        """Write ``last.pt``, in the first of several processes."""
+        if distributed.rank():
+            return
+        save_checkpoint(
+            self.path,
+            {
+                **self.identity,
+                "flags": self._all_flags(),
+                "state_dict": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                **vars(self.progress),
+                "generator": self.generator.get_state(),
+                "torch_random": torch.get_rng_state(),
+                "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+        )
+
+    def resume(self) -> None:
+        """Go back to the state that ``last.pt`` holds.
+
+        Raises
+        ------
+        InputError
+            If it is of a run with other flags, subjects or ages, or has more
+            epochs than are asked for.
+        """
+        state = load_checkpoint(self.path)
+        flags = self._all_flags()
+        if flags["keep"] == "last" and state["epoch"] > flags["epochs"]:
+            raise InputError(f"{self.path}: has {state['epoch']} epochs already; raise EPOCHS (--epochs) to that")
+        free = {*FREE_ON_RESUME, *(["epochs"] if flags["scheduler"] != "cosine" else [])}
+        changed = [
+            f"--{name} was {value}, is {flags.get(name)}"
+            for name, value in state["flags"].items()
+            if name not in free and value != flags.get(name)
+        ]
+        if changed or any(state.get(name) != value for name, value in self.identity.items()):
+            raise InputError(
+                f"{self.path}: was made by a run with other "
+                + (f"flags ({'; '.join(changed)})" if changed else "data (its subjects or ages differ)")
+                + "; resume with the same ones, or start anew in another OUTPUT_DIR (--output_dir)"
+            )
+        self.network.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        for part in fields(Progress):
+            setattr(self.progress, part.name, state[part.name])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_random"])
+        if self.device.type == "cuda" and state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+
+    def _all_flags(self) -> dict[str, Any]:
+        return {**self.flags, "processes": distributed.world_size()}
+
+
+def check_run_folder(folder: Path, resume: bool) -> None:
+    """Refuse a folder that cannot be written, or that holds a run although `resume` is off."""
+    check_writable(folder)
+    held = [name for name in ("last.pt", "best.pt", "metrics.csv") if (folder / name).exists()]
+    if held and not resume:
+        raise InputError(
+            f"{folder}: holds a run already ({', '.join(held)}); set another OUTPUT_DIR (--output_dir), "
+            "or go on with it by --resume"
+        )
+
+
+def describe_checkpoint(
+    network: Mapping[str, Any],
+    voxel_size: int,
+    normalization: str,
+    age_interval: float,
+    train_subjects: Sequence[Subject],
+    choosing_subjects: Sequence[Subject],
+    first_stage_sha256: str | None = None,
+) -> dict[str, Any]:
+    """Collect what a checkpoint must say of itself besides its weights.
+
+    Parameters
+    ----------
+    network : mapping
+        The fields of the network's configuration.
+    voxel_size : int, mm
+    normalization : str
+    age_interval : float, years
+    train_subjects : sequence of Subject
+    choosing_subjects : sequence of Subject
+        Validation subjects that choose the epoch or the learning rate.
+    first_stage_sha256 : str, for a second stage
+
+    Returns
+    -------
+    dict of plain values
+    """
+    second = {}
+    if first_stage_sha256 is not None:
+        second = {
+            "first_stage_sha256": first_stage_sha256,
+            "train_discretized_ages": [subject.discretized_age for subject in train_subjects],
+        }
+    return {
+        "network": dict(network),
+        "voxel_size": voxel_size,
+        "normalization": normalization,
+        "age_interval": age_interval,
+        "train_subjects": [subject.subject_id for subject in train_subjects],
+        "train_ages": [subject.chronological_age for subject in train_subjects],
+        "train_sexes": [subject.sex for subject in train_subjects],
+        "valid_subjects": [subject.subject_id for subject in choosing_subjects],
+        "valid_ages": [subject.chronological_age for subject in choosing_subjects],
+        **second,
+    }
