@@ -1,4 +1,4 @@
-"""One process or many: the same calls, of which most do nothing for one."""
+"""The same calls for one process and for many; most do nothing for one."""
 
 import ctypes
 import os
@@ -47,11 +47,11 @@ def start(device: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, for the next step, as torch does on a GPU.
+    """Make glibc keep freed memory for the next step, as torch does on a GPU.
 
-    Otherwise each large tensor is new memory, which the system fills with
-    zeros page by page: a third of a training step on a CPU. Does nothing
-    where there is no glibc.
+    Otherwise the system zeroes the memory of each large tensor page by page,
+    which takes a third of a training step on a CPU. Without glibc this does
+    nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
@@ -76,17 +76,17 @@ def rank() -> int:
 
 
 def wrap(network: nn.Module) -> nn.Module:
-    """Make the backward pass average gradients over the processes."""
+    """Average gradients over the processes in the backward pass."""
     if world_size() == 1:
         return network
     return nn.parallel.DistributedDataParallel(network)
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Join the (N,) tensors of all processes; gradients flow back to one's own part.
+    """Join the (N,) tensors of all processes; the gradient flows back to the own part only.
 
-    The gradient of a joint loss is then `world_size` times the mean over
-    processes that `wrap` computes.
+    The mean over processes that `wrap` computes is therefore the gradient of
+    the joint loss divided by `world_size`.
     """
     if world_size() == 1:
         return tensor
@@ -97,14 +97,14 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Give every process the running statistics of the first, whose weights are saved."""
+    """Copy the first process's running statistics to all others; the first one saves the weights."""
     if world_size() > 1:
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)
 
 
 def average_statistics(network: nn.Module) -> None:
-    """Give every process the running means and variances of all processes' scans together."""
+    """Replace running means and variances by those over the scans of all processes."""
     if world_size() == 1:
         return
     for module in network.modules():

@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one place and in one way."""
+"""Problems that the user can solve, and how they are reported."""
 
 import errno
 import os
@@ -7,16 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-MOST_PROBLEMS_SHOWN = 100
+MOST_PROBLEMS_SHOWN = 20
 
 
 class InputError(Exception):
-    """A problem that the user can put right.
+    """A problem that the user can solve.
 
     Parameters
     ----------
     problems : str or sequence of str
-        One line for each problem: what was found, where, and what to do.
+        One line for each problem: what was found, where, and what to do about it.
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
@@ -26,7 +26,7 @@ class InputError(Exception):
 
 @contextmanager
 def user_errors(where: str = "") -> Iterator[None]:
-    """Turn a `ValueError` about what the user asked for into an `InputError`.
+    """Turn a `ValueError` about a user's choice into an `InputError`.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def user_errors(where: str = "") -> Iterator[None]:
 
 
 def ignore_interrupts(_worker: int = 0) -> None:
-    """Leave Ctrl-C to the main process, which ends its workers."""
+    """Ignore Ctrl-C in a worker; the main process ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -73,19 +73,19 @@ def run_command(main: Callable[[], None]) -> None:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         print(
-            "error: the GPU has too little memory; lower BATCH_SIZE (--batch_size), or train with "
-            "--activation_checkpointing true",
+            "error: the GPU has too little memory; lower BATCH_SIZE (--batch_size) or set "
+            "ACTIVATION_CHECKPOINTING=true (--activation_checkpointing true)",
             file=sys.stderr,
         )
         sys.exit(2)
     except MemoryError:
-        print("error: the memory of this machine is too small for that; give fewer subjects at a time", file=sys.stderr)
+        print("error: this machine has too little memory for that; use fewer subjects at a time", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; make room or give the rights, or name another place", file=sys.stderr)
+        print(f"error: {where}{error.strerror}; free some space, change the permissions, or use another folder", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on (a training with --resume)", file=sys.stderr)

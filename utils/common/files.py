@@ -1,4 +1,4 @@
-"""Write files so that no reader ever sees half of one."""
+"""Write files whole or not at all."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def origins(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` on success.
+    """Yield a temporary path beside `path`; rename it to `path` on success.
 
     Yields
     ------

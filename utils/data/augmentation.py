@@ -1,4 +1,4 @@
-"""Random changes of training volumes, on the device, the same for the same seed."""
+"""Random changes of training volumes, on their device; the same seed gives the same changes."""
 
 from collections.abc import Collection, Sequence
 

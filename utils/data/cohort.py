@@ -1,4 +1,4 @@
-"""Match scans to the rows of a label table, and find every problem before training."""
+"""Match scans to the rows of a label table, and report every problem before training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,8 +33,7 @@ def load_cohort(
     label_table : Path or None
         None leaves ages unknown.
     scans : ScanStore or None
-        Which reads and checks them, and caches them; None leaves that to
-        whoever reads them.
+        Reads, checks and caches the scans; None leaves them unchecked.
     use_sex : bool
         Whether the sex of every subject must be known.
     sex_of_all : str or None
@@ -150,21 +149,21 @@ def add_first_stage_ages(
 
 
 def warn_of_overfitting(train_subjects: Sequence[Subject], valid_subjects: Sequence[Subject]) -> None:
-    """Warn if the first stage errs so little in training that no residual is left to learn."""
+    """Warn if the first stage errs much less on training subjects than on validation subjects."""
     train, valid = (
         float(np.mean([abs(subject.first_stage_age - subject.chronological_age) for subject in subjects]))
         for subjects in (train_subjects, valid_subjects)
     )
     if train < LEAST_TRAINING_ERROR * valid:
         print(
-            f"WARNING: the first stage's MAE is {train:.2f} years on the training subjects and {valid:.2f} on the "
-            "validation subjects: it leaves the second stage little to learn. Train the first stage with "
-            "--folds 5, for ages from networks that never saw the subject, or the second with --age_jitter."
+            f"WARNING: the first stage has overfitted: its MAE is {train:.2f} years on the training subjects and "
+            f"{valid:.2f} on the validation subjects, which leaves the second stage little to learn. Train the first "
+            "stage with FOLDS=5 for out-of-fold ages, or the second with AGE_JITTER above 0."
         )
 
 
 def split_into_folds(subjects: Sequence[Subject], folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Part subjects into folds of like ages, all scans of a person in one fold.
+    """Divide subjects into folds with similar ages, all scans of a person in one fold.
 
     Parameters
     ----------
@@ -176,7 +175,7 @@ def split_into_folds(subjects: Sequence[Subject], folds: int, seed: int) -> Iter
     Yields
     ------
     rest, part : int arrays
-        Indices of the other folds' subjects and of this fold's.
+        Indices of the subjects in the other folds and in this one.
 
     Raises
     ------

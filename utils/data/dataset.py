@@ -31,7 +31,7 @@ class ScanDataset(Dataset[dict[str, Any]]):
         return len(self.subjects)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one subject.
+        """Return one subject and its scan.
 
         Returns
         -------
@@ -58,7 +58,7 @@ class ScanDataset(Dataset[dict[str, Any]]):
 
 
 class EpochBatches:
-    """Batches of indices: every subject once an epoch, in an order drawn from the seed.
+    """Batches of indices: every subject once an epoch, in an order that depends on the seed.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class EpochBatches:
     drop_last : bool
         Leave out an incomplete last batch.
     rank, world_size : int
-        Which of how many processes this is; each gets as many batches.
+        Number of this process and of all; each process gets the same number of batches.
 
     Notes
     -----
@@ -128,9 +128,9 @@ def stratify(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.rando
     Returns
     -------
     (N,) int array
-        The subjects fall into `batch_size` groups of neighbouring ages, and
-        every full batch has one of each group. Groups drawn at random give
-        the incomplete last batch.
+        The subjects are divided by age into `batch_size` groups, and every
+        full batch takes one of each. The incomplete last batch takes one of
+        some groups, drawn at random.
     """
     full, rest = divmod(len(order), batch_size)
     larger = rng.permutation(batch_size) < rest
@@ -141,7 +141,7 @@ def stratify(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.rando
 
 
 def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: torch.device) -> DataLoader[Any]:
-    """Make a loader that reads ahead in worker processes, which live on between epochs."""
+    """Make a loader that reads ahead in worker processes, which persist between epochs."""
     num_workers = min(num_workers, os.cpu_count() or 1)
     return DataLoader(
         dataset,
@@ -151,12 +151,12 @@ def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: to
         pin_memory=device.type == "cuda",
         collate_fn=collate,
         worker_init_fn=ignore_interrupts,
-        generator=torch.Generator(),  # of the workers' seeds; the global one stays as it is
+        generator=torch.Generator(),  # for the workers' seeds, so that the global one stays as it is
     )
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join subjects to a batch; scans of unlike types become float32."""
+    """Join subjects to a batch; scans of different types become float32."""
     if len({item["voxels"].dtype for item in items}) > 1:
         for item in items:
             item["voxels"] = item["voxels"].float()
@@ -173,9 +173,9 @@ def to_device(
     batch : dict, of `ScanDataset`
     device : torch.device
     augmentation : collection of str
-        What to change at random; see `utils.data.augmentation.augment`.
+        Random changes; see `utils.data.augmentation.augment`.
     seed : sequence of int
-        The same seed gives the same changes.
+        Of these changes.
 
     Returns
     -------
@@ -197,7 +197,7 @@ def to_device(
 
 
 def normalize(volumes: torch.Tensor, inverse_deviation: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Give the voxels above 0 zero mean and, of intensities, unit deviation, as the authors do.
+    """Give the voxels above 0 zero mean and unit standard deviation, as the authors do.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def normalize(volumes: torch.Tensor, inverse_deviation: torch.Tensor, offset: to
     Returns
     -------
     (B, D, H, W) float32 tensor
-        The background, 0 before, is as far below the brain as it was: -M / S.
+        The background becomes -M / S.
 
     Notes
     -----

@@ -39,8 +39,8 @@ def model_grid(voxel_size: int) -> Grid:
     ----------
     voxel_size : int, mm
         2 gives the grid of FSL's ``MNI152_T1_2mm``; a multiple of 2 gives
-        the grid of its averages over cubes of that size, the last one
-        filled up with zeros.
+        the grid of averages over cubes of that size, where the last cube is
+        padded with zeros.
 
     Raises
     ------
@@ -57,13 +57,13 @@ def model_grid(voxel_size: int) -> Grid:
 
 
 def brain_box(voxel_size: int) -> tuple[tuple[int, int], ...]:
-    """Return the first and the last voxel of the brain along each axis of a model's grid."""
+    """Return the first and last voxel of the brain along each axis of a model's grid."""
     factor = voxel_size // 2
     return tuple((first // factor, last // factor) for first, last in BRAIN_BOX)
 
 
 def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
-    """Average cubes of `factor` voxels a side, the last filled up with zeros.
+    """Average cubes of `factor` voxels a side, the last padded with zeros.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
 def read_image(path: Path, voxel_size: int) -> tuple[np.ndarray, float, float]:
     """Read a scan onto the model's grid.
 
-    Axes in another order or direction are put right without resampling; a
-    scan on the 2 mm grid is averaged down to a coarser model grid.
+    Axes are reordered and flipped without resampling. A scan on the 2 mm
+    grid is averaged to a coarser model grid.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def read_image(path: Path, voxel_size: int) -> tuple[np.ndarray, float, float]:
     -------
     volume : (D, H, W) float32 array, in the axis order of FSL's ``MNI152_T1_2mm``
     slope, intercept : float
-        What the file multiplies its stored numbers by, and adds to them.
+        The file's scaling of its stored numbers.
 
     Raises
     ------
@@ -133,18 +133,18 @@ def read_image(path: Path, voxel_size: int) -> tuple[np.ndarray, float, float]:
     if negative > MOST_NEGATIVE * (negative + inside.size):
         raise InputError(
             f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
-            "but the brain is told from the background by voxels above 0; give the scan before normalization"
+            "but only voxels above 0 count as brain; give the scan before normalization"
         )
     return coarsen_volume(volume, factor) if factor > 1 else volume, *scaling
 
 
 def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> tuple[np.ndarray, int]:
-    """Bring data to the storage order; return it, and how many voxels a side make one of the model's."""
+    """Bring data to the storage order; also return how many voxels a side make one of the model's."""
     axes = np.abs(affine[:3, :3]) > 1e-3 * np.abs(affine[:3, :3]).max()
     if not np.isfinite(affine).all() or (axes.sum(0) != 1).any() or (axes.sum(1) != 1).any():
         raise InputError(
-            f"{path}: its affine is not a scaled permutation of the axes, so the scan lies oblique "
-            "to MNI152 space; register it to MNI152 first"
+            f"{path}: its affine is not a scaled permutation of the axes, so the scan is oblique to MNI152 "
+            "space; register it to MNI152 first"
         )
     change = ornt_transform(io_orientation(affine), axcodes2ornt(STORAGE_ORDER))
     affine = affine @ inv_ornt_aff(change, data.shape)
@@ -174,7 +174,7 @@ def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> tu
 
 
 def encode_volume(volume: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, float, float]:
-    """Store a volume in the smallest type that gives back exactly the same numbers.
+    """Encode a volume in the smallest type that gives back exactly the same numbers.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def encode_volume(volume: np.ndarray, slope: float, intercept: float) -> tuple[n
 
 
 def brain_statistics(volume: np.ndarray, normalization: str = "brain") -> tuple[float, float]:
-    """Return the mean and the deviation by which the authors' normalization z-scores a volume.
+    """Return the mean and the standard deviation of the authors' normalization.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A subject: one scan and what is known of the person."""
+"""Subjects: a scan and what is known of the person."""
 
 import re
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Subject:
     first_stage_age, discretized_age : float, years
         From the first stage; NaN before it has run.
     out_of_fold : bool
-        Whether that first stage never saw the person.
+        Whether these ages come from a network that never saw the person.
     """
 
     subject_id: str

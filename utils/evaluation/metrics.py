@@ -25,7 +25,7 @@ def evaluate_ages(
     seed : int
         Of the bootstrap over persons.
     persons : (N,) str array or None
-        Whose scans they are; None if each is of another person.
+        Whose scans they are; None if all are of different persons.
 
     Returns
     -------
@@ -199,7 +199,7 @@ def compare_errors(
     seed : int
         Of the bootstrap over persons.
     persons : (N,) str array or None
-        Whose scans they are; None if each is of another person.
+        Whose scans they are; None if all are of different persons.
 
     Returns
     -------
