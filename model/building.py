@@ -116,7 +116,7 @@ def make_loss(
     loss : {"mse", "mae"}
     ranking : {"soft", "sodeep", "none"}
     sorter : Path or None
-        A file of `train_sorter.py` or of the SoDeep authors, for ``sodeep``.
+        See `model.sorter.load_sorter`; for ``sodeep``.
     rank_temperature : float, years
         For ``soft``; see `model.ranking.SoftRank`.
     ranking_weight, age_difference_weight : float
@@ -132,7 +132,7 @@ def make_loss(
         ranker = SoftRank(rank_temperature)
     elif ranking == "sodeep":
         if sorter is None:
-            raise ValueError("sodeep ranking needs a sorter; make one with bash_train_sorter.sh and set SORTER")
+            raise ValueError("sodeep ranking needs a sorter; none was given")
         ranker = load_sorter(sorter)
     return CascadeLoss(loss, ranker, ranking_weight, age_difference_weight)
 
@@ -171,7 +171,9 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
         except TypeError as error:
             raise ValueError(f"describes its network in an unknown way ({error})") from error
         if use_sex not in (None, config.use_sex):
-            raise ValueError(f"was trained with USE_SEX={str(config.use_sex).lower()}; leave it as it is")
+            raise ValueError(
+                f"was trained {'with' if config.use_sex else 'without'} sex; do not ask for the other head"
+            )
         weights = {translate_name(name): value for name, value in weights.items()}
     elif is_released(weights):
         config, weights = convert_released(weights, use_sex is not False)

@@ -1,6 +1,6 @@
 """The SoDeep sorter: a recurrent network that ranks a fixed number of ages."""
 
-import argparse
+import argparse  # only for the class that released sorters hold
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.conventions import SORTER_TYPES
 from model.ranking import tied_rank
 
-HIDDEN_UNITS = {"lstm": 128, "lstmla": 512}
+HIDDEN_UNITS = dict(zip(SORTER_TYPES, (128, 512), strict=True))
 
 
 class Sorter(nn.Module):
@@ -72,13 +73,13 @@ class Sorter(nn.Module):
 
 
 def load_sorter(path: Path) -> Sorter:
-    """Read a sorter of `train_sorter.py` or of the SoDeep authors.
+    """Read a sorter of this project or of the SoDeep authors.
 
     Parameters
     ----------
     path : Path
-        Loaded without running code: tensors, plain values and the
-        `argparse.Namespace` of released sorters are all that is allowed.
+        Loaded without running code: only tensors, plain values and the
+        `argparse.Namespace` that released sorters hold are allowed.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def load_sorter(path: Path) -> Sorter:
         If the file is missing, holds anything else, or is no sorter.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such sorter; make one with bash_train_sorter.sh, or use --ranking soft")
+        raise ValueError(f"{path}: no such sorter; train one, or use soft ranking")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -99,7 +100,7 @@ def load_sorter(path: Path) -> Sorter:
         released = content["args_dict"]
         settings = {"model_type": released.model_type, "length": released.seq_len}
     else:
-        raise ValueError(f"{path}: is no sorter; expected a file of train_sorter.py or of SoDeep")
+        raise ValueError(f"{path}: is no sorter; expected one of this project or of the SoDeep authors")
     sorter = Sorter(**settings)
     try:
         sorter.load_state_dict({name.removeprefix("module."): value for name, value in content["state_dict"].items()})
@@ -191,7 +192,7 @@ def fit_sorter(
 def evaluate_sorter(
     sorter: Sorter, low: float, high: float, generator: torch.Generator, batches: int = 500
 ) -> dict[str, float]:
-    """Say how well a sorter ranks fresh synthetic ages.
+    """Measure how well a sorter ranks new synthetic ages.
 
     Returns
     -------

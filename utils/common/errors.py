@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 MOST_PROBLEMS_SHOWN = 20
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class InputError(Exception):
@@ -45,48 +46,47 @@ def ignore_interrupts(_worker: int = 0) -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run an entry point; on an `InputError`, print it and exit with status 2."""
+    """Run an entry point; report a problem that the user can solve, and exit with status 2."""
     try:
         main()
-    except InputError as error:
-        if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
-            sys.exit(2)
-        lines = error.problems
-        if len(lines) == 1:
-            print(f"error: {lines[0]}", file=sys.stderr)
-        else:
-            print(f"error: {len(lines)} problems were found:", file=sys.stderr)
-            for line in lines[:MOST_PROBLEMS_SHOWN]:
-                print(f"  - {line}", file=sys.stderr)
-            if len(lines) > MOST_PROBLEMS_SHOWN:
-                print(f"  ... and {len(lines) - MOST_PROBLEMS_SHOWN} more", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        print(
-            f"error: the package {error.name} is not installed for {sys.executable}; install requirements.txt there "
-            "(for preprocess.py requirements-preprocess.txt too) with -m pip install -r, or run bash bash_demo.sh, or "
-            "activate the environment that has it",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        print(
-            "error: the GPU has too little memory; lower BATCH_SIZE (--batch_size) or set "
-            "ACTIVATION_CHECKPOINTING=true (--activation_checkpointing true)",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except MemoryError:
-        print("error: this machine has too little memory for that; use fewer subjects at a time", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; free some space, change the permissions, or use another folder", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on (a training with --resume)", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        lines = _explain(error)
+        if not lines:
+            raise
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes reports
+            print("\n".join(lines), file=sys.stderr)
+        sys.exit(2)
+
+
+def _explain(error: Exception) -> list[str]:
+    """Return what to tell the user; nothing for an error of the program itself."""
+    if isinstance(error, InputError):
+        if len(error.problems) == 1:
+            return [f"error: {error.problems[0]}"]
+        shown = [f"  - {line}" for line in error.problems[:MOST_PROBLEMS_SHOWN]]
+        rest = len(error.problems) - len(shown)
+        return [
+            f"error: {len(error.problems)} problems were found:",
+            *shown,
+            *([f"  ... and {rest} more"] if rest else []),
+        ]
+    if isinstance(error, ModuleNotFoundError):
+        return [
+            f"error: the package {error.name} is not installed for {sys.executable}; install requirements.txt there "
+            "(for preprocess.py requirements-preprocess.txt, too) with -m pip install -r, run bash bash_demo.sh, or "
+            "activate the environment that has it"
+        ]
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return [
+            "error: the GPU has too little memory; lower BATCH_SIZE (--batch_size) or set "
+            "ACTIVATION_CHECKPOINTING=true (--activation_checkpointing true)"
+        ]
+    if isinstance(error, MemoryError):
+        return ["error: this machine has too little memory for that; use fewer subjects at a time"]
+    if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
+        where = f"{error.filename}: " if error.filename else ""
+        return [f"error: {where}{error.strerror}; free some space, change the permissions, or use another folder"]
+    return []
