@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Cross-validate both stages: everybody is estimated by networks that never saw the person.
-# With WEIGHTS_DIR, weights for bash_predict.sh are then trained on everybody.
-# Edit the variables, or set them in the environment; further flags are passed on.
+# Cross-validate both stages: each subject is estimated by networks that never saw the person.
+# With WEIGHTS_DIR, weights for bash_predict.sh are then trained on all subjects.
+# Edit the variables, or set them in the environment; further flags are passed on. The variables of
+# bash_train_first_stage.sh and bash_train_second_stage.sh work here, too, in the environment or in a recipe:
+#   RECIPE=recipes/small_cohort.sh RANKING_WEIGHT=0 SCAN_FOLDER=preprocessed bash bash_cross_validate.sh
+# Only FOLDS means another number here; a recipe can set that of the first stage.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
@@ -12,14 +15,11 @@ FOLDS="${FOLDS:-5}"                                   # parts, each tested by ne
 MEMBERS="${MEMBERS:-1}"                               # cascades of other seeds, whose estimates are averaged
 STAGES="${STAGES:-2}"                                 # 1: the first stage alone
 SEED="${SEED:-0}"                                     # of the folds, and of the first member
-FLAGS="${FLAGS:-}"                                    # flags of both training scripts, such as "--epochs 20"
-FIRST_STAGE_FLAGS="${FIRST_STAGE_FLAGS:-}"            # flags of train_first_stage.py alone
-SECOND_STAGE_FLAGS="${SECOND_STAGE_FLAGS:-}"          # flags of train_second_stage.py alone
-WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # folder for weights trained on everybody; empty: none
+WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # folder for weights trained on all subjects; empty: none
 DATA_NOTICE="${DATA_NOTICE:-}"                        # name, source and licence of the data, for the model card
-PRECISION="${PRECISION:-auto}"                        # bfloat16 halves the time on a CPU that has it
+REMARK="${REMARK:-}"                                  # paragraph for the top of the model card; empty: none
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # scans kept ready after the first reading; empty: none
+CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # decoded scans; empty: decode them each time
 
 "$PYTHON" "$HERE/cross_validate.py" \
   --scan_folder "$SCAN_FOLDER" \
@@ -29,12 +29,9 @@ CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # scans kept ready after t
   --members "$MEMBERS" \
   --stages "$STAGES" \
   --seed "$SEED" \
-  --flags="$FLAGS" \
-  --first_stage_flags="$FIRST_STAGE_FLAGS" \
-  --second_stage_flags="$SECOND_STAGE_FLAGS" \
   --weights_dir "$WEIGHTS_DIR" \
   --data_notice "$DATA_NOTICE" \
-  --precision "$PRECISION" \
+  --remark "$REMARK" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \
   "$@"

@@ -1,6 +1,5 @@
 """The flags of prediction and cross-validation."""
 
-import shlex
 from pathlib import Path
 
 from utils.options.flags import (
@@ -48,11 +47,12 @@ def prediction_parser() -> Parser:
 def cross_validation_parser() -> Parser:
     """Return the parser of ``cross_validate.py``."""
     parser = Parser(
-        "Cross-validate both stages: K folds with similar ages, all scans of a person in one, so that\n"
-        "everybody is estimated by networks that never saw the person; no validation split is used.\n\n"
-        "Writes predictions.csv, metrics.json and a scatter plot of all subjects together, folds.csv, and a\n"
-        "folder for each fold. What is finished is not done again. With --weights_dir it then trains on\n"
-        "everybody, and writes the weights that predict.py uses."
+        "Cross-validate both stages. Subjects are parted into K folds of similar ages, all scans of a person\n"
+        "in one fold, and each is estimated by networks that never saw the person. There is no validation split.\n\n"
+        "Runs bash_train_first_stage.sh and bash_train_second_stage.sh with the variables of the environment,\n"
+        "such as RECIPE or EPOCHS. Writes predictions.csv, metrics.json and a scatter plot of all subjects,\n"
+        "folds.csv, and a folder for each fold. What is finished is not run again. With --weights_dir it then\n"
+        "trains on all subjects, and writes the weights that predict.py uses."
     )
     flag(parser, "--scan_folder", "preprocessed", Path, "folder of prepared scans, .nii or .nii.gz")
     add_label_table(parser, "labels.csv")
@@ -61,13 +61,17 @@ def cross_validation_parser() -> Parser:
     flag(parser, "--members", "1", count, "cascades in each fold, of different seeds, whose estimates are averaged")
     flag(parser, "--stages", "2", int, "1: only the first stage", choices=(1, 2))
     flag(parser, "--seed", "0", whole, "of the folds; member m trains with seed + m - 1")
-    flag(parser, "--flags", "", shlex.split, "flags for both training scripts, in quotes, such as '--epochs 20'")
-    flag(parser, "--first_stage_flags", "", shlex.split, "flags for train_first_stage.py, in quotes")
-    flag(parser, "--second_stage_flags", "", shlex.split, "flags for train_second_stage.py, in quotes")
     flag(
         parser, "--weights_dir", "", optional_path,
-        "folder for weights trained on everybody, with a model card; '': none",
+        "folder for weights trained on all subjects, with a model card; '': none",
     )  # fmt: skip
     flag(parser, "--data_notice", "", str, "name, source and licence of the data, for the model card")
-    add_machine_flags(parser.add_argument_group("machine"), "runs/cache", None)
+    flag(parser, "--remark", "", str, "a paragraph for the top of the model card, such as a warning; '': none")
+    flag(
+        parser, "--num_workers", "8", whole, "processes that read scans, at most one a core; 0: the main process reads"
+    )
+    flag(
+        parser, "--cache_folder", "runs/cache", optional_path,
+        "where the trainings keep decoded scans, at most 3.6 MB each; '': decode them each time",
+    )  # fmt: skip
     return parser

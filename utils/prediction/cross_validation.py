@@ -5,43 +5,74 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from utils.common.checkpoints import load_checkpoint
 from utils.common.errors import InputError
 from utils.common.files import replacing, sha256_of, write_json
 from utils.data.cohort import split_into_folds
+from utils.data.dataset import ScanDataset, make_loader, to_device
+from utils.data.scans import ScanStore
 from utils.data.subjects import Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_radius, residual_sd_within_bins
+from utils.prediction.model_card import describe_weights
+from utils.prediction.weights import save_weights
+from utils.training.stages import SecondStage
+from utils.training.state import FREE_ON_RESUME
 
 Report = Callable[[Predictions], tuple[dict[str, float], str]]
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = "folds.csv"
-ALL = "all"  # the fold of no test subjects
-OWN_FLAGS = {
-    *(f"--{split}_folder" for split in ("train", "valid", "test")),
-    *("--output_dir", "--label_table", "--excel_path", "--seed", "--resume", "--keep"),
-    *("--first_stage_checkpoint", "--first_stage_net", "--precision"),
-}
-FEWEST_FOR_WEIGHTS = 10  # subjects: fewer give no 90 % interval
+ALL = "all"  # the fold without test subjects
+FEWEST_FOR_WEIGHTS = 10  # subjects; fewer give no 90 % interval
 LAST_LINES = 12  # of a log, shown when its script failed
+STAGES = {1: "first_stage", 2: "second_stage"}
 TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
-COLUMNS = ("first_stage_age", "discretized_age", "residual_age")
+# Run a bash script with a PYTHON that prints its arguments instead of starting anything.
+SHOW_ARGUMENTS = 'show() { printf "%s\\0" "$@"; }; PYTHON=show; source "$0" "$@"'
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The settings of a cross-validation; each is explained by the flag of the same name.
+
+    See Also
+    --------
+    utils.options.prediction : names, meanings and defaults.
+    """
+
+    output_dir: Path
+    label_table: Path
+    folds: int
+    members: int
+    stages: int
+    seed: int
+    weights_dir: Path | None
+    data_notice: str
+    remark: str
+    num_workers: int
+    cache_folder: Path | None
+
+    def member_folder(self, fold: int | str, member: int) -> Path:
+        """Return the folder of a fold's member; both are counted from 1, and `fold` may be `ALL`."""
+        return self.output_dir / (ALL if fold == ALL else f"fold_{fold}") / f"member_{member}"
 
 
 def write_folds(folder: Path, subjects: Sequence[Subject], folds: int, seed: int) -> np.ndarray:
-    """Decide who is tested in which fold, once and for all of a folder's runs.
+    """Assign each subject to the fold in which it is tested, once for all runs in a folder.
 
     Parameters
     ----------
     folder : Path
-        Gets ``folds.csv``; an existing one must say the same.
+        Gets ``folds.csv``; an existing one must hold the same assignment.
     subjects : sequence of N Subject
     folds : int
     seed : int
@@ -73,49 +104,68 @@ def write_folds(folder: Path, subjects: Sequence[Subject], folds: int, seed: int
     return fold
 
 
-def remember_settings(folder: Path, args: Namespace, trainings: Sequence[Mapping[str, Any]]) -> None:
-    """Write down the flags of all trainings, or refuse other ones than those that the folder was begun with.
+def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
+    """Return the arguments that the bash script of a stage gives to its training script.
+
+    They come from the defaults, the recipe and the environment, followed by
+    what cross-validation sets itself.
+
+    Raises
+    ------
+    InputError
+        If the bash script fails, for example because there is no such recipe.
+    """
+    _, script, flags = next(
+        step for step in _steps(1, 1, False, settings, "auto") if step[1] == f"bash_train_{STAGES[stage]}.sh"
+    )
+    done = subprocess.run(
+        ["bash", "-c", SHOW_ARGUMENTS, str(ROOT / script), *flags],
+        env=_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise InputError(done.stderr.strip().removeprefix("error: "))
+    words = done.stdout.split("\0")[:-1]
+    return words[words.index(str(ROOT / f"train_{STAGES[stage]}.py")) + 1 :]
+
+
+def check_settings(settings: CrossValidation, trainings: Sequence[Mapping[str, Any]]) -> None:
+    """Write down the flags of the trainings, or compare them with those that the folder was begun with.
 
     Parameters
     ----------
-    folder : Path
-    args : Namespace
-        Of `utils.options.prediction.cross_validation_parser`.
+    settings : CrossValidation
     trainings : sequence of mapping
-        The flags of each stage's training, the recipe's among them.
+        The flags of the training of each stage, by name.
 
     Raises
     ------
     InputError
-        If they differ, or a flag is given that cross-validation sets itself.
+        If they differ.
     """
-    given = [*args.flags, *args.first_stage_flags, *args.second_stage_flags]
-    own = [flag for flag in given if flag.split("=")[0] in OWN_FLAGS]
-    if own:
-        raise InputError(f"{', '.join(own)}: cross-validation sets this itself; leave it out of the flags")
-    settings: dict[str, Any] = {"precision": args.precision, "labels": sha256_of(args.label_table)}
+    recorded: dict[str, Any] = {"SHA-256 of the label table": sha256_of(settings.label_table)}
     for stage, flags in enumerate(trainings, 1):
-        settings |= {f"flag --{name} of stage {stage}": value for name, value in flags.items()}
-    settings = json.loads(json.dumps(settings))
-    path = folder / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            raise InputError(
-                f"{path}: was begun with other {', '.join(changed)}; set another OUTPUT_DIR (--output_dir)"
-            )
-    else:
-        write_json(path, settings)
+        chosen = {name: value for name, value in flags.items() if name not in FREE_ON_RESUME}
+        recorded |= {f"--{name} of the {STAGES[stage].replace('_', ' ')}": value for name, value in chosen.items()}
+    recorded = json.loads(json.dumps(recorded))
+    path = settings.output_dir / "settings.json"
+    if not path.exists():
+        write_json(path, recorded)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [
+        f"{name} was {before.get(name)}, is {value}" for name, value in recorded.items() if before.get(name) != value
+    ]
+    if changed:
+        raise InputError(f"{path}: {'; '.join(changed)}; set another OUTPUT_DIR (--output_dir)")
 
 
 def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
-    """Make a folder of links to the subjects' scans; what is there already stays.
+    """Make a folder of links to the subjects' scans; existing links stay.
 
     Raises
     ------
     InputError
-        If it holds links to others.
+        If a link points to another scan.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for subject in subjects:
@@ -126,135 +176,115 @@ def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
             raise InputError(f"{link}: is no link to {subject.path}; set another OUTPUT_DIR (--output_dir)")
 
 
-def flags_of_stage(stage: int, args: Namespace) -> list[str]:
-    """Return the flags that both the user and cross-validation give to the training of a stage."""
-    return ["--valid_folder", "", *args.flags, *(args.first_stage_flags if stage == 1 else args.second_stage_flags)]
+def _environment() -> dict[str, str]:
+    """Return the environment of the scripts: FOLDS there is a number of another kind, which only a recipe can set."""
+    kept = {name: value for name, value in os.environ.items() if name != "FOLDS"}
+    return {**kept, "PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
 
 
-def commands(folder: Path, member: int, tested: bool, args: Namespace) -> Iterator[tuple[Path, list[str]]]:
-    """Give the scripts to run for one member of a fold, in their order, with what each leaves behind.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the fold, with ``train`` and ``test``.
-    member : int, from 1
-    tested : bool
-        Whether there are subjects to test.
-    args : Namespace
-        Of `utils.options.prediction.cross_validation_parser`.
-
-    Yields
-    ------
-    product : Path
-        The file that says that the script has finished.
-    command : list of str
-    """
-    own = folder / f"member_{member}"
-    machine = ["--label_table", args.label_table, "--num_workers", args.num_workers, "--device", args.device,
-               "--precision", args.precision, "--cache_folder", args.cache_folder or ""]  # fmt: skip
-    train = [*machine, "--train_folder", folder / "train", "--seed", args.seed + member - 1, "--resume"]
+def _steps(
+    fold: int | str, member: int, tested: bool, settings: CrossValidation, precision: str
+) -> Iterator[tuple[Path, str, list[str]]]:
+    """Yield what one member of a fold runs, in order: the product that proves it finished, the script, its flags."""
+    own = settings.member_folder(fold, member)
     first, second = own / "first_stage", own / "second_stage"
-    best = ["--first_stage_checkpoint", first / "best.pt"]
-    scripts = [
-        (first / "train_discretized_age.npy", "train_first_stage.py",
-         [*train, *flags_of_stage(1, args), "--test_folder", "", "--output_dir", first]),
-    ]  # fmt: skip
-    test = [*machine, "--test_folder", folder / "test", "--output_dir", own / TESTS[args.stages]]
-    if args.stages == 1:
-        test_script = "test_first_stage.py", [*test, "--checkpoint", first / "best.pt"]
-    else:
-        scripts.append(
-            (second / "best.pt", "train_second_stage.py",
-             [*train, *flags_of_stage(2, args), *best, "--output_dir", second])
-        )  # fmt: skip
-        test_script = "test_second_stage.py", [*test, *best, "--checkpoint", second / "best.pt"]
+    machine = ["--label_table", settings.label_table, "--num_workers", settings.num_workers,
+               "--cache_folder", settings.cache_folder or ""]  # fmt: skip
+    train = [*machine, "--train_folder", own.parent / "train", "--valid_folder", "",
+             "--seed", settings.seed + member - 1, "--resume"]  # fmt: skip
+    test = [*machine, "--test_folder", own.parent / "test", "--output_dir", own / TESTS[settings.stages],
+            "--precision", precision, "--checkpoint", own / STAGES[settings.stages] / "best.pt"]  # fmt: skip
+    of_first = ["--first_stage_checkpoint", first / "best.pt"]
+    flags = [*train, "--test_folder", "", "--output_dir", first]
+    steps = [(first / "train_discretized_age.npy", "bash_train_first_stage.sh", flags)]
+    if settings.stages == 2:
+        flags = [*train, *of_first, "--discretized_age_folder", first, "--output_dir", second]
+        steps.append((second / "best.pt", "bash_train_second_stage.sh", flags))
+        test += of_first
     if tested:
-        scripts.append((own / TESTS[args.stages] / "predictions.csv", *test_script))
-    for product, script, flags in scripts:
-        yield product, [sys.executable, str(ROOT / script), *map(str, flags)]
+        product = own / TESTS[settings.stages] / "predictions.csv"
+        steps.append((product, f"bash_test_{STAGES[settings.stages]}.sh", test))
+    for product, script, values in steps:
+        yield product, script, [str(value) for value in values]
 
 
-def run_all(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: Namespace) -> None:
+def run_all(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidation, precision: str) -> None:
     """Train and test every member of every fold that is not finished yet.
 
     Parameters
     ----------
-    folder : Path
     subjects : sequence of N Subject
     fold : (N,) int array, from 1
-    args : Namespace
-        Of `utils.options.prediction.cross_validation_parser`.
+    settings : CrossValidation
+    precision : str
+        Of the tests.
 
     Raises
     ------
     InputError
         If a script fails, with the end of its log.
     """
-    parts = {f"fold_{number}": fold == number for number in range(1, args.folds + 1)}
-    if args.weights_dir:
-        parts[ALL] = np.zeros(len(subjects), bool)
+    tested: dict[int | str, np.ndarray] = {number: fold == number for number in range(1, settings.folds + 1)}
+    if settings.weights_dir:
+        tested[ALL] = np.zeros(len(subjects), bool)
     work = []
-    for name, tested in parts.items():
-        link_scans(folder / name / "train", [s for s, own in zip(subjects, tested, strict=True) if not own])
-        if tested.any():
-            link_scans(folder / name / "test", [s for s, own in zip(subjects, tested, strict=True) if own])
-        for member in range(1, args.members + 1):
-            work += [(name, member, *step) for step in commands(folder / name, member, bool(tested.any()), args)]
+    for number, chosen in tested.items():
+        folder = settings.member_folder(number, 1).parent
+        link_scans(folder / "train", [s for s, own in zip(subjects, chosen, strict=True) if not own])
+        if chosen.any():
+            link_scans(folder / "test", [s for s, own in zip(subjects, chosen, strict=True) if own])
+        for member in range(1, settings.members + 1):
+            steps = _steps(number, member, bool(chosen.any()), settings, precision)
+            work += [(folder / f"member_{member}", *step) for step in steps]
     with tqdm(work, unit="script", disable=None) as bar:
-        for name, member, product, command in bar:
-            script = Path(command[1]).stem
-            bar.set_description(f"{name}, member {member}, {script}")
-            if product.exists():
-                continue
-            if not sys.stderr.isatty():
-                print(f"{name}, member {member}: {script}", flush=True)
-            log = folder / name / f"member_{member}" / f"{script}.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a") as file:
-                status = subprocess.run(
-                    command, stdout=file, stderr=file, check=False, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-                ).returncode
-            if status:
-                lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
-                what = f"{script} failed in {name}, member {member} (status {status}); the end of {log}:"
-                raise InputError("\n  ".join([what, *lines]))
+        for folder, product, script, flags in bar:
+            if not product.exists():
+                name = f"{folder.parent.name}, {folder.name}: {script}"
+                bar.set_description(name)
+                if not sys.stderr.isatty():
+                    print(name, flush=True)
+                _run(folder, script, flags)
 
 
-def member_checkpoints(args: Namespace) -> list[tuple[Path, Path]]:
-    """Return where the cascades that were trained on everybody lie."""
-    members = (args.output_dir / ALL / f"member_{number}" for number in range(1, args.members + 1))
-    return [(member / "first_stage" / "best.pt", member / "second_stage" / "best.pt") for member in members]
+def _run(folder: Path, script: str, flags: Sequence[str]) -> None:
+    """Run a bash script, its output going to a log in the folder."""
+    log = folder / f"{Path(script).stem.removeprefix('bash_')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        command = ["bash", str(ROOT / script), *flags]
+        status = subprocess.run(command, stdout=file, stderr=file, env=_environment(), check=False).returncode
+    if status:
+        lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+        raise InputError("\n  ".join([f"{script} failed with status {status}; the end of {log}:", *lines]))
 
 
-def pool(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: Namespace) -> tuple[Predictions, Report]:
-    """Average the members' estimates of every subject by the networks that never saw the person.
+def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidation) -> tuple[Predictions, Report]:
+    """Average the members' estimates for each subject, made by networks that never saw the person.
 
     Parameters
     ----------
-    folder : Path
     subjects : sequence of N Subject
     fold : (N,) int array, from 1
-    args : Namespace
-        Of `utils.options.prediction.cross_validation_parser`.
+    settings : CrossValidation
 
     Returns
     -------
-    predictions : dict of str to (N,) float array
+    predictions : dict of str to (N,) float array, years
         ``brain_age``, ``chronological_age``, the bounds of the interval,
         ``interval_low`` and ``interval_high``, whose radius comes from the
-        other folds, and, of both stages, `COLUMNS`.
+        other folds, and, with two stages, those of `SecondStage.columns`.
     report : callable
-        As `utils.evaluation.reports.write_report` takes it: tells the share of
-        intervals that hold, and, of both stages, the standard deviation of
-        the residual within equal discretized ages, its mean over the members.
+        For `utils.evaluation.reports.write_report`: gives the share of
+        intervals that hold the age and, with two stages, the standard
+        deviation of the residual within equal discretized ages, averaged
+        over the members.
     """
     index = {subject.subject_id: number for number, subject in enumerate(subjects)}
-    names = ["brain_age", *(COLUMNS if args.stages == 2 else ())]
-    table = {name: np.full((args.members, len(subjects)), np.nan, np.float32) for name in names}
-    for number in range(1, args.folds + 1):
-        for member in range(args.members):
-            path = folder / f"fold_{number}" / f"member_{member + 1}" / TESTS[args.stages] / "predictions.csv"
+    names = ["brain_age", *(SecondStage.columns if settings.stages == 2 else ())]
+    table = {name: np.full((settings.members, len(subjects)), np.nan, np.float32) for name in names}
+    for number in range(1, settings.folds + 1):
+        for member in range(settings.members):
+            path = settings.member_folder(number, member + 1) / TESTS[settings.stages] / "predictions.csv"
             with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     for name in names:
@@ -269,7 +299,39 @@ def pool(folder: Path, subjects: Sequence[Subject], fold: np.ndarray, args: Name
     predictions["interval_low"] = predictions["brain_age"] - radius
     predictions["interval_high"] = predictions["brain_age"] + radius
     scalars = {"coverage": float((error <= radius).mean())}
-    if args.stages == 2:
+    if settings.stages == 2:
         pairs = zip(table["residual_age"], table["discretized_age"], strict=True)
         scalars["residual_sd"] = float(np.mean([residual_sd_within_bins(*pair) for pair in pairs]))
     return predictions, lambda _: (scalars, "")
+
+
+def write_weights(
+    folder: Path,
+    subjects: Sequence[Subject],
+    predictions: Predictions,
+    metrics: Mapping[str, Any],
+    settings: CrossValidation,
+) -> None:
+    """Write the cascades that were trained on all subjects as weights with a model card.
+
+    Parameters
+    ----------
+    folder : Path
+    subjects : sequence of N Subject
+    predictions : dict of str to (N,) float array
+        Of `pool`.
+    metrics : mapping
+        Of `utils.evaluation.reports.write_report`.
+    settings : CrossValidation
+    """  # fmt: skip
+    members = (settings.member_folder(ALL, number) for number in range(1, settings.members + 1))
+    checkpoints = [[load_checkpoint(own / stage / "best.pt") for stage in STAGES.values()] for own in members]
+    first = checkpoints[0][0]
+    manifest, card = describe_weights(
+        subjects, predictions, metrics, first, settings.members, settings.folds, settings.data_notice, settings.remark
+    )
+    scans = ScanStore(first["voxel_size"], first["normalization"], None, settings.num_workers)
+    cpu = torch.device("cpu")
+    loader = make_loader(ScanDataset(subjects, scans), [[i] for i in range(len(subjects))], 0, cpu)
+    mean_volume = sum(to_device(batch, cpu)["volume"][0, 0] for batch in loader) / len(subjects)
+    save_weights(folder, checkpoints, manifest, card, mean_volume)

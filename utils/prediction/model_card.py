@@ -15,7 +15,7 @@ from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_ra
 
 CARD = """# Model card: brain age from a T1-weighted MRI
 
-{cascades}: {network}, {voxel_size} mm, normalization `{normalization}`.
+{remark}{cascades}: {network}, {voxel_size} mm, normalization `{normalization}`.
 
 ## Training data
 
@@ -56,6 +56,7 @@ def describe_weights(
     members: int,
     folds: int,
     notice: str,
+    remark: str,
 ) -> tuple[dict[str, Any], str]:
     """Collect the manifest and write the model card of weights trained on everybody.
 
@@ -71,11 +72,14 @@ def describe_weights(
     members, folds : int
     notice : str
         Name, source and licence of the data.
+    remark : str
+        A paragraph for the top of the card; empty: none.
 
     Returns
     -------
     manifest : dict of plain values
-        ``age_range``, ``out_of_fold_errors``, ``training_persons``, ``preprocessing``, ``cross_validation``, ``data``.
+        ``age_range``, ``out_of_fold_errors``, ``training_persons``, ``preprocessing``, ``cross_validation``,
+        ``data``, ``remark``.
     card : str, Markdown
     """
     ages = np.array([subject.chronological_age for subject in subjects])
@@ -93,6 +97,7 @@ def describe_weights(
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),
         "data": notice,
+        "remark": remark,
     }
     sexes = Counter({0: "female", 1: "male"}.get(subject.sex, "of unknown sex") for subject in one_of_each.values())
     numbers = {name: np.nan if value is None else value for name, value in metrics.items()}
@@ -104,6 +109,7 @@ def describe_weights(
         persons=len(one_of_each),
         cascades="One cascade of two stages" if members == 1 else f"{members} cascades of two stages, whose estimates are averaged",
         folds=folds,
+        remark=f"**{remark}**\n\n" if remark else "",
         notice=notice or "Not stated (`--data_notice`).",
         age_mean=ages.mean(),
         sexes=", ".join(f"{count} {name}" for name, count in sorted(sexes.items())),
