@@ -11,7 +11,7 @@ RUNS="${RUNS:-runs/demo}"                             # folder for both stages' 
 export SUBJECTS="${SUBJECTS:-120}"                    # simulated brains
 export PATIENTS="${PATIENTS:-0}"                      # simulated brains of each patient group, MCI and AD
 export VOXEL_SIZE="${VOXEL_SIZE:-4}"                  # mm
-export EPOCHS="${EPOCHS:-20}"                         # of each training
+export RECIPE="${RECIPE:-$HERE/recipes/small_cohort.sh}"  # variables of both trainings
 export NUM_WORKERS="${NUM_WORKERS:-2}"                # processes that simulate and read scans
 
 set_up_environment requirements.txt
@@ -31,7 +31,7 @@ for split in test valid patients; do
     bash "$HERE/bash_test_second_stage.sh"
   [[ $split == valid ]] || tested+=("$RUNS/second_stage/$split/predictions.csv")
 done
-# The correction and the intervals are fitted on the validation brains, which chose nothing (RECIPE=paper: the epoch).
+# The correction and the intervals are fitted on the validation brains, which choose nothing in the small recipe.
 quoted() { local path; for path in "$@"; do printf "'%s' " "${path//\'/\'\\\'\'}"; done; }  # as the program splits them
 VALID="$(quoted "$RUNS/second_stage/valid/predictions.csv")"
 REPORT="$RUNS/brain_age_gap/report.html"
