@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-UNKNOWN_SEX = -1
+from model.conventions import UNKNOWN_SEX
+
+SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
 UNKNOWN_AGE = float("nan")
 PASS, DOUBTFUL, FAIL = "pass", "doubtful", "fail"  # verdicts on a preprocessed scan
 VERDICTS = (PASS, DOUBTFUL, FAIL)

@@ -16,7 +16,7 @@ from utils.data.subjects import UNKNOWN_SEX, Subject, person_of
 from utils.evaluation.metrics import Predictions, compare_errors, evaluate_ages
 
 SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
-MOST_DRAWN = 2000  # points as shapes; more are drawn as pixels, or a page that shows them grows by megabytes
+MOST_DRAWN = 2000  # points drawn as shapes; more become pixels, so that files stay small
 METRIC_ROWS = (  # label, key of `evaluate_ages`, digits
     ("MAE (years)", "mae", 2),
     ("  95 % interval, from", "mae_low", 2),
@@ -65,7 +65,7 @@ def plot_ages(chronological_age: np.ndarray, brain_age: np.ndarray, title: str, 
 
 
 def describe_metrics(metrics: dict[str, Any]) -> list[str]:
-    """Return the metrics as short lines for people."""
+    """Return the metrics as short lines of text."""
 
     def number(key: str, digits: int = 2) -> str:
         return "undefined" if metrics[key] is None else f"{metrics[key]:.{digits}f}"
@@ -89,7 +89,7 @@ def write_report(
     plot_name: str = "brain_age.png",
     stage_report: Callable[[Predictions], tuple[dict[str, float], str]] | None = None,
 ) -> dict[str, Any] | None:
-    """Write ``predictions.csv``, the same as ``.npz``, and, where ages are known, metrics and figure.
+    """Write predictions as ``.csv`` and ``.npz``, and metrics and a figure if ages are known.
 
     Parameters
     ----------
@@ -99,18 +99,18 @@ def write_report(
     title : str
         Of the figure.
     columns : sequence of str
-        Predictions that are written besides the brain age.
+        Predictions to write besides the brain age. With ``first_stage_age``
+        among them, the first stage's metrics are written, too, and the
+        difference with its interval.
     npz_name, plot_name : str
         File names.
     stage_report : callable
-        Gives further metrics, and a warning that is written with them. With
-        ``first_stage_age`` among the columns, the first stage's metrics stand
-        beside, and the difference with its interval.
+        Returns further metrics, and a warning to write with them.
 
     Returns
     -------
     dict or None
-        The metrics of the subjects whose age is known, if any is.
+        The metrics of the subjects with a known age; None if there are none.
     """
     age = predictions["chronological_age"]
     table: dict[str, np.ndarray] = {
@@ -153,7 +153,7 @@ def write_report(
 
 
 def announce_report(folder: Path, name: str, metrics: dict[str, Any] | None) -> None:
-    """Print the metrics, both stages' side by side where there are two, and where the files lie."""
+    """Print the metrics, of two stages side by side, and the folder of the files."""
     print(f"{name}: predictions and figure in {folder}")
     if metrics is None:
         print("  no age is known, so there are no metrics")
