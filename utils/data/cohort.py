@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
 from utils.data.images import is_nifti
 from utils.data.scans import ScanStore
-from utils.data.subjects import UNKNOWN_AGE, UNKNOWN_SEX, Subject, person_of
+from utils.data.subjects import UNKNOWN_AGE, Subject, person_of
 from utils.data.tables import SEXES, LabelTable, read_label_table, scan_name
 
 LEAST_TRAINING_ERROR = 0.5  # of the validation MAE

@@ -12,10 +12,9 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from utils.common.files import replacing, write_json
-from utils.data.subjects import UNKNOWN_SEX, Subject, person_of
+from utils.data.subjects import SEX_NAMES, Subject, person_of
 from utils.evaluation.metrics import Predictions, compare_errors, evaluate_ages
 
-SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
 MOST_DRAWN = 2000  # points drawn as shapes; more become pixels, so that files stay small
 METRIC_ROWS = (  # label, key of `evaluate_ages`, digits
     ("MAE (years)", "mae", 2),
