@@ -8,11 +8,10 @@ from utils.common.errors import InputError
 from utils.data.cohort import (
     add_first_stage_ages,
     load_cohort,
-    resolve_normalization,
     split_into_folds,
     warn_of_overfitting,
 )
-from utils.data.images import DEVIATIONS, model_grid
+from utils.data.images import model_grid
 from utils.data.scans import ScanStore
 from utils.data.subjects import Subject, person_of
 
@@ -113,20 +112,6 @@ def test_without_a_table_ages_are_unknown(tmp_path) -> None:
     assert subject.sex == 0
 
 
-def test_deviations_measured_before_registration_are_taken_where_all_have_them(tmp_path) -> None:
-    folders = [tmp_path / "train", tmp_path / "valid", tmp_path / "none"]
-    for folder, name in zip(folders[:2], ("a", "b"), strict=True):
-        (folder / DEVIATIONS).mkdir(parents=True)
-        (folder / f"{name}.nii.gz").touch()
-    assert resolve_normalization("local_sd", folders) == "registered_sd"
-    (tmp_path / "train" / DEVIATIONS / "a.nii.gz").touch()
-    with pytest.raises(InputError, match=r"1 of 2 scans, such as .*valid/b.nii.gz, have no local deviations"):
-        resolve_normalization("local_sd", folders)
-    (tmp_path / "valid" / DEVIATIONS / "b.nii.gz").touch()
-    assert resolve_normalization("local_sd", folders) == "native_sd"
-    assert resolve_normalization("brain", folders) == "brain"
-
-
 def test_an_empty_folder(tmp_path) -> None:
     make(tmp_path, [], [])
     (tmp_path / "test").mkdir()
@@ -159,7 +144,7 @@ def test_sessions_of_a_person_share_a_fold(tmp_path) -> None:
     assert list(split_into_folds(subjects, 0, 0)) == []
 
 
-def test_a_first_stage_that_knows_its_subjects_by_heart_is_told(tmp_path, capsys) -> None:
+def test_an_overfitted_first_stage_is_told(tmp_path, capsys) -> None:
     def subjects(error):
         return [Subject(f"s{i}", tmp_path, 40.0 + i, 0, 40.0 + i + error) for i in range(4)]
 

@@ -1,29 +1,14 @@
-"""Discretized ages: the released numbers, and tables that do not fit."""
+"""Tables of discretized ages: what they hold, and those that do not fit."""
 
 import numpy as np
 import pytest
 
 from utils.common.errors import InputError
-from utils.data.discretized_ages import discretize_age, read_discretized_ages, write_discretized_ages
+from utils.data.discretized_ages import read_discretized_ages, write_discretized_ages
 
 IDS = ["sub-1", "sub-10", "sub-2"]
 AGES = np.array([62.5, 34.2, 57.499])
 SHA = "a" * 64
-
-
-def test_numbers_of_the_released_code(reference_folder) -> None:
-    with np.load(reference_folder / "scaledense_reference.npz") as stored:
-        ages = stored["discretize/age"]
-        np.testing.assert_array_equal(discretize_age(ages, 5), stored["discretize/step5"])
-        np.testing.assert_array_equal(discretize_age(ages, 10), stored["discretize/step10"])
-
-
-@pytest.mark.parametrize("interval", [1.0, 2.5, 5.0, 10.0])
-def test_halves_go_up_and_nothing_moves_further_than_half(interval) -> None:
-    centres = np.arange(0, 100, interval)
-    np.testing.assert_array_equal(discretize_age(centres + interval / 2, interval), centres + interval)
-    ages = np.linspace(0, 100, 1001)
-    assert np.abs(discretize_age(ages, interval) - ages).max() <= interval / 2 + 1e-9
 
 
 @pytest.fixture

@@ -6,24 +6,19 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from tests.conftest import save_scan
 from utils.common.errors import InputError
 from utils.data.dataset import normalize
 from utils.data.images import (
     BRAIN_BOX,
-    DEVIATIONS,
     MNI152_T1_2MM,
     brain_box,
     brain_statistics,
     coarsen_volume,
-    deviation_file,
     encode_volume,
-    local_deviation,
     model_grid,
     read_image,
-    sharpness,
 )
 from utils.preparation.template import load_template
 
@@ -171,72 +166,3 @@ def test_the_box_of_the_brain_holds_the_template() -> None:
         assert first <= low
         assert high <= last
     assert brain_box(4) == ((3, 42), (3, 50), (0, 39))
-
-
-def test_local_deviation_is_that_of_a_gaussian_neighbourhood(volume, mni_affine, tmp_path) -> None:
-    brain = np.where(np.indices(volume.shape)[0] > 40, volume, 0).astype(np.float32)
-    deviation = local_deviation(brain)
-    offsets = np.indices((13, 13, 13)) - 6
-    weights = np.exp(-(offsets**2).sum(0) / 2)  # 2 mm are one voxel
-    weights /= weights.sum()
-    exact = []
-    for x, y, z in ((60, 50, 40), (42, 20, 60), (39, 50, 40)):  # inside, at the rim, outside
-        part = brain[x - 6 : x + 7, y - 6 : y + 7, z - 6 : z + 7].astype(float)
-        exact.append(deviation[x, y, z] / np.sqrt((weights * part**2).sum() - (weights * part).sum() ** 2))
-    np.testing.assert_allclose(exact, exact[0], rtol=1e-2)
-    assert deviation[brain > 0].mean() == pytest.approx(1, rel=1e-5)
-    assert (deviation[:30] == 0).all()
-    np.testing.assert_array_equal(local_deviation(brain[:, ::-1]), deviation[:, ::-1])
-    np.testing.assert_allclose(local_deviation(brain * 7), deviation, rtol=1e-4)  # whatever the brightness
-    save_scan(tmp_path / "scan.nii.gz", brain, mni_affine)
-    coarse = read_image(tmp_path / "scan.nii.gz", 4, "registered_sd")[0]
-    np.testing.assert_allclose(coarse, coarsen_volume(deviation, 2), rtol=1e-6)
-
-
-def test_local_deviation_knows_the_voxel_size() -> None:
-    """The same object at 2 mm and at 1 mm has nearly the same deviations."""
-    where = np.linalg.norm(np.indices((64, 64, 64)) - 32, axis=0)  # of 1 mm
-    fine = np.select([where < 12, where < 24], [1.0, 2.0], 0.0)
-    coarse = coarsen_volume(fine, 2)
-    np.testing.assert_allclose(
-        coarsen_volume(local_deviation(fine, 1.0), 2)[10:22, 16, 16], local_deviation(coarse)[10:22, 16, 16], atol=0.2
-    )
-
-
-def test_deviations_that_were_measured_before_are_read(volume, mni_affine, tmp_path) -> None:
-    save_scan(tmp_path / "made" / "scan.nii.gz", volume, mni_affine)
-    assert deviation_file(tmp_path / "made" / "scan.nii.gz") is None
-    with pytest.raises(InputError, match="has no local deviations beside it"):
-        read_image(tmp_path / "made" / "scan.nii.gz", 2, "native_sd")
-    save_scan(tmp_path / "made" / DEVIATIONS / "scan.nii.gz", volume[::-1], mni_affine)
-    (tmp_path / "other.nii.gz").symlink_to(tmp_path / "made" / "scan.nii.gz")  # a link of another name
-    for path in (tmp_path / "made" / "scan.nii.gz", tmp_path / "other.nii.gz"):
-        np.testing.assert_array_equal(read_image(path, 2, "native_sd")[0], volume[::-1])
-
-
-def test_local_deviations_become_fractions_of_their_mean(volume) -> None:
-    deviation = local_deviation(np.where(np.indices(volume.shape)[0] > 40, volume, 0))
-    mean, scale = brain_statistics(deviation, "registered_sd")
-    normalized = normalize(torch.from_numpy(deviation)[None], torch.tensor([1 / scale]), torch.tensor([mean / scale]))[
-        0
-    ]
-    inside = deviation > 0
-    np.testing.assert_allclose(normalized[inside], deviation[inside] / deviation[inside].mean() - 1, atol=1e-5)
-    assert (normalized[~inside] == -1).all()
-
-
-def test_blur_makes_a_scan_less_sharp(volume, mni_affine, tmp_path) -> None:
-    ball = np.linalg.norm(np.indices(volume.shape) - 45.0, axis=0) < 30
-    seen = []
-    for sigma in (0.0, 0.5, 1.0):
-        blurred = np.where(ball, 1 + ndimage.gaussian_filter(volume.astype(np.float32), sigma), 0)
-        save_scan(tmp_path / "scan.nii.gz", blurred, mni_affine)
-        seen.append(sharpness(tmp_path / "scan.nii.gz"))
-    assert seen[0] > 1.1 * seen[1] > 1.5 * seen[2]
-    rotated = ndimage.rotate(volume.astype(np.float32), 15, order=3, reshape=False, mode="nearest")
-    save_scan(tmp_path / "scan.nii.gz", np.where(ball, 1 + rotated - rotated.min(), 0), mni_affine)
-    assert sharpness(tmp_path / "scan.nii.gz") < 0.9 * seen[0]  # cubic interpolation, too
-    save_scan(tmp_path / "scan.nii.gz", np.where(ball, 7.0, 0.0), mni_affine)
-    assert np.isnan(sharpness(tmp_path / "scan.nii.gz"))
-    save_scan(tmp_path / "coarse.nii.gz", blurred[::2, ::2, ::2], mni_affine)
-    assert np.isnan(sharpness(tmp_path / "coarse.nii.gz"))

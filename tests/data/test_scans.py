@@ -1,4 +1,4 @@
-"""The cache: made once, found out when stale or damaged, safe from other processes."""
+"""The cache: filled once, entries that never change, stale and damaged ones found out, safe from other processes."""
 
 import os
 import pickle
@@ -11,28 +11,46 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import utils.data.scans
 from tests.conftest import ROOT, VOXEL_SIZE, save_scan, small_volume
 from utils.common.errors import InputError
-from utils.data.images import DEVIATIONS, model_grid
+from utils.data.images import model_grid
 from utils.data.scans import ScanStore
 
+# Fills a cache, but stops before the entry of the third scan is in its place until the file `go` exists.
 PREPARE = f"""
-import sys, time; from pathlib import Path; import utils.data.scans
-read_image = utils.data.scans.read_image
-utils.data.scans.read_image = lambda *place, **how: (time.sleep(0.3), read_image(*place, **how))[1]
-folder, cache = map(Path, sys.argv[1:3])
-print(utils.data.scans.ScanStore({VOXEL_SIZE}, "brain", cache, int(sys.argv[3])).prepare(sorted(folder.iterdir())))
+import os, sys, time
+from pathlib import Path
+from utils.data.scans import ScanStore
+
+folder, cache, go, stopped = map(Path, sys.argv[1:5])
+replace, entries = os.replace, []
+
+def replace_slowly(source, target):
+    entries.append(target)
+    if len(entries) == 3:
+        stopped.touch()
+        while not go.exists():
+            time.sleep(0.01)
+    replace(source, target)
+
+os.replace = replace_slowly
+problems = ScanStore({VOXEL_SIZE}, "brain", cache, int(sys.argv[5])).prepare(sorted(folder.iterdir()))
+sys.exit(len(problems))
 """
+
+
+def save_small_scan(path: Path, seed: int, kind: type = np.int16) -> None:
+    volume = small_volume(np.random.default_rng(seed), 50)
+    save_scan(path, volume if kind is np.float32 else volume.round().astype(kind), model_grid(VOXEL_SIZE).affine)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Nine scans: whole numbers, and one with fractions."""
-    rng = np.random.default_rng(0)
     for number in range(9):
-        volume = small_volume(rng, 30 + 5 * number)
-        volume = volume if number == 3 else volume.round().astype(np.int16)
-        save_scan(tmp_path / "train.v1" / f"sub-{number}.nii.gz", volume, model_grid(VOXEL_SIZE).affine)
+        kind = np.float32 if number == 3 else np.int16
+        save_small_scan(tmp_path / "train.v1" / f"sub-{number}.nii.gz", number, kind)
     return tmp_path / "train.v1"
 
 
@@ -51,101 +69,104 @@ def same(scans: ScanStore, folder: Path) -> bool:
     plain = ScanStore(VOXEL_SIZE, scans.normalization)
     for path in sorted(folder.iterdir()):
         one, other = scans.read(path), plain.read(path)
-        if (
-            one[1:] != other[1:]
-            or one.voxels.dtype != other.voxels.dtype
-            or not np.array_equal(one.voxels, other.voxels)
-        ):
+        if one[1:] != other[1:] or one.voxels.dtype != other.voxels.dtype:
+            return False
+        if not np.array_equal(one.voxels, other.voxels):
             return False
     return True
 
 
-def files(folder: Path, suffix: str) -> list[Path]:
-    return sorted((folder.parent / "cache").glob(f"*.{suffix}"))
+def entries(folder: Path) -> dict[str, os.stat_result]:
+    """The files of the cache, by the name of their scan."""
+    files = (folder.parent / "cache").glob("*/*")
+    return {path.name.rsplit("-", 2)[0]: path.stat() for path in files if not path.name.startswith(".")}
+
+
+def entry(folder: Path, name: str) -> Path:
+    (path,) = (folder.parent / "cache").glob(f"*/{name}-*")
+    return path
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return list((folder.parent / "cache").glob("*/.*"))
 
 
 @pytest.fixture
-def reads(monkeypatch) -> list[Path]:
-    """The scans that are decoded."""
-    import utils.data.scans
-
+def reads(monkeypatch) -> list[str]:
+    """The names of the scans that are decoded."""
     decoded, read_image = [], utils.data.scans.read_image
     monkeypatch.setattr(
-        utils.data.scans,
-        "read_image",
-        lambda path, *size, **how: (decoded.append(path), read_image(path, *size, **how))[1],
+        utils.data.scans, "read_image", lambda path, size: (decoded.append(path.name), read_image(path, size))[1]
     )
     return decoded
 
 
-def test_built_once_and_reused(folder, reads) -> None:
+def test_filled_once_and_reused(folder, reads) -> None:
     scans = prepared(folder)
-    assert len(reads) == 9
-    prepared(folder)
-    scans.read(sorted(folder.iterdir())[0])
+    assert len(reads) == len(entries(folder)) == 9
+    again = prepared(folder)
+    for path in folder.iterdir():
+        again.read(path)
     assert len(reads) == 9
     assert same(scans, folder)
+    assert same(again, folder)
     assert {str(scans.read(path).voxels.dtype) for path in folder.iterdir()} == {"uint8", "float32"}
-    assert len(files(folder, "npy")) == len(files(folder, "voxels")) == 1
 
 
-def test_workers_build_the_same(folder) -> None:
+def test_workers_fill_it_with_the_same(folder) -> None:
     prepared(folder)
-    one = files(folder, "voxels")[0].read_bytes()
-    for path in (folder.parent / "cache").iterdir():
+    alone = {path: path.read_bytes() for path in (folder.parent / "cache").glob("*/*")}
+    for path in alone:
         path.unlink()
     assert same(prepared(folder, workers=2), folder)
-    assert files(folder, "voxels")[0].read_bytes() == one
+    assert {path: path.read_bytes() for path in alone} == alone
 
 
-def test_only_what_changed_is_read_again(folder, reads) -> None:
+def test_adding_a_scan_leaves_the_other_entries_untouched(folder, reads) -> None:
     before = prepared(folder)
-    kept = before.read(folder / "sub-0.nii.gz").voxels.copy()
+    untouched = entries(folder)
     reads.clear()
-    save_scan(folder / "sub-2.nii.gz", small_volume(np.random.default_rng(7), 50), model_grid(VOXEL_SIZE).affine)
-    save_scan(folder / "sub-9.nii.gz", small_volume(np.random.default_rng(8), 50), model_grid(VOXEL_SIZE).affine)
+    save_small_scan(folder / "sub-9.nii.gz", 9)
     scans = prepared(folder)
-    assert [path.name for path in reads] == ["sub-2.nii.gz", "sub-9.nii.gz"]
+    assert reads == ["sub-9.nii.gz"]
+    now = entries(folder)
+    assert now.keys() - untouched.keys() == {"sub-9.nii.gz"}
+    for name, status in untouched.items():
+        assert (now[name].st_ino, now[name].st_mtime_ns) == (status.st_ino, status.st_mtime_ns), name
     assert same(scans, folder)
-    assert len(files(folder, "voxels")) == 1
-    # Who opened the cache before goes on with what it was.
-    np.testing.assert_array_equal(before.read(folder / "sub-0.nii.gz").voxels, kept)
+    assert before.read(folder / "sub-9.nii.gz").voxels.shape == model_grid(VOXEL_SIZE).shape  # from its file
 
 
-def test_a_store_that_is_prepared_again_sees_what_changed(folder) -> None:
+@pytest.mark.parametrize("change", ["content", "touch"])
+def test_an_entry_goes_with_its_scan(folder, reads, change) -> None:
+    before = prepared(folder)
+    others = {name: status.st_ino for name, status in entries(folder).items() if name != "sub-2.nii.gz"}
+    reads.clear()
+    if change == "content":
+        save_small_scan(folder / "sub-2.nii.gz", 7)
+    else:
+        os.utime(folder / "sub-2.nii.gz", (1, 1))
     scans = prepared(folder)
-    save_scan(folder / "sub-2.nii.gz", small_volume(np.random.default_rng(7), 50), model_grid(VOXEL_SIZE).affine)
-    assert scans.prepare(sorted(folder.iterdir())) == []
+    assert reads == ["sub-2.nii.gz"]
+    now = entries(folder)
+    assert len(list((folder.parent / "cache").glob("*/*"))) == 9  # the stale one has left
+    assert {name: now[name].st_ino for name in others} == others
     assert same(scans, folder)
-
-
-def test_a_touched_scan_is_stale(folder, reads) -> None:
-    prepared(folder)
-    reads.clear()
-    os.utime(folder / "sub-4.nii.gz", (1, 1))
-    prepared(folder)
-    assert [path.name for path in reads] == ["sub-4.nii.gz"]
-
-
-def test_deviations_that_were_measured_anew_are_stale(folder, reads) -> None:
-    for path in list(folder.iterdir()):
-        save_scan(
-            folder / DEVIATIONS / path.name, small_volume(np.random.default_rng(3), 50), model_grid(VOXEL_SIZE).affine
-        )
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    store = ScanStore(VOXEL_SIZE, "native_sd", folder.parent / "native_cache")
-    assert store.prepare(paths) == []
-    reads.clear()
-    os.utime(folder / DEVIATIONS / "sub-4.nii.gz", (1, 1))
-    assert ScanStore(VOXEL_SIZE, "native_sd", folder.parent / "native_cache").prepare(paths) == []
-    assert [path.name for path in reads] == ["sub-4.nii.gz"]
+    # Who began with the scan as it was is not given another one.
+    with pytest.raises(InputError, match=r"sub-2\.nii\.gz: has changed since it was checked"):
+        before.read(folder / "sub-2.nii.gz")
+    assert before.prepare(sorted(folder.iterdir())) == []
+    assert same(before, folder)
 
 
 def test_each_normalization_and_folder_has_its_own(folder) -> None:
     brain, legacy = prepared(folder), prepared(folder, normalization="legacy")
     path = folder / "sub-1.nii.gz"
     assert brain.read(path).deviation < legacy.read(path).deviation
-    assert len(files(folder, "npy")) == 2
+    other = folder.parent / "other" / folder.name
+    save_small_scan(other / "sub-1.nii.gz", 20)
+    assert store(folder).prepare([path, other / path.name]) == []
+    assert len([cache for cache in (folder.parent / "cache").iterdir() if cache.is_dir()]) == 3
     assert same(prepared(folder), folder)
 
 
@@ -156,78 +177,83 @@ def test_unusable_scans_are_named_and_the_others_kept(folder, reads) -> None:
     assert len(problems) == 2
     assert "sub-5.nii.gz: not a readable NIfTI image" in problems[0]
     assert ScanStore(VOXEL_SIZE, "brain").prepare(sorted(folder.iterdir())) == problems
+    assert store(folder).prepare(sorted(folder.iterdir())) == problems
     reads.clear()
     for name in ("sub-5.nii.gz", "sub-6.nii.gz"):
         (folder / name).unlink()
-    assert same(prepared(folder), folder)
-    assert len(reads) == len(list(folder.iterdir()))  # by `same` alone
-
-
-@pytest.mark.parametrize("damage", ["cut", "longer", "missing", "index"])
-def test_a_damaged_cache_is_found_out(folder, reads, damage) -> None:
-    prepared(folder)
-    voxels, index = files(folder, "voxels")[0], files(folder, "npy")[0]
-    if damage == "cut":
-        os.truncate(voxels, voxels.stat().st_size - 1)
-    elif damage == "longer":
-        voxels.write_bytes(voxels.read_bytes() + b"0")
-    elif damage == "missing":
-        voxels.unlink()
-    else:
-        os.truncate(index, 200)
-    reads.clear()
-    assert same(prepared(folder), folder)
-    assert len(reads) == 9 + 9
-
-
-def test_a_cache_cut_short_while_it_is_used(folder) -> None:
     scans = prepared(folder)
-    os.truncate(files(folder, "voxels")[0], 20000)
-    with pytest.raises(InputError, match="the cache was cut short; start again"):
-        scans.read(folder / "sub-8.nii.gz")
+    assert not reads
+    assert same(scans, folder)
 
 
-def slowly(folder: Path, workers: int = 0) -> subprocess.Popen:
-    """Prepare the cache in another process, a third of a second for each scan."""
-    return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, folder, folder.parent / "cache", str(workers)],
-        stdout=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+@pytest.mark.parametrize("damage", ["cut", "cut in its header", "longer", "unknown type", "missing"])
+def test_a_damaged_entry_is_found_out_and_the_scan_read(folder, reads, damage) -> None:
+    scans, path = prepared(folder), entry(folder, "sub-8.nii.gz")
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(
+            {"cut": content[:-1], "cut in its header": content[:7], "longer": content + b"0",
+             "unknown type": b"\xff" + content[1:]}[damage]
+        )  # fmt: skip
+    reads.clear()
+    assert same(scans, folder)
+    assert reads.count("sub-8.nii.gz") == 2  # once more than `same` reads every file
+    assert len(reads) == 10
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
+@pytest.fixture
+def filling(folder):
+    """Start processes that fill the cache; see PREPARE."""
+    processes = []
+
+    def start(workers: int = 0) -> subprocess.Popen:
+        places = folder, folder.parent / "cache", folder.parent / "go", folder.parent / "stopped"
+        command = [sys.executable, "-u", "-c", PREPARE, *map(str, places), str(workers)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def wait_until_stopped(folder: Path, process: subprocess.Popen) -> None:
+    while not (folder.parent / "stopped").exists():
+        assert process.poll() is None, "the process ended before it had filled anything"
         time.sleep(0.01)
-    assert condition()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_build_leaves_nothing_that_is_read(folder, workers) -> None:
-    process = slowly(folder, workers)
-    wait_for(lambda: files(folder, "partial"))
-    time.sleep(0.5)
+def test_a_killed_process_leaves_nothing_that_is_read(folder, filling, workers, reads) -> None:
+    process = filling(workers)
+    wait_until_stopped(folder, process)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL
-    assert files(folder, "partial")
-    assert not files(folder, "npy")
-    assert same(prepared(folder), folder)
-    assert not files(folder, "partial")
+    assert process.wait() == -signal.SIGKILL
+    assert len(entries(folder)) == 2
+    assert len(unfinished(folder)) == 1
+    scans = prepared(folder)
+    assert len(reads) == 7
+    assert not unfinished(folder)
+    assert same(scans, folder)
 
 
-def test_two_processes_at_once(folder, reads) -> None:
+def test_two_processes_at_once(folder, filling, reads) -> None:
     """The second waits for the first, and then has nothing to do."""
-    first = slowly(folder)
-    wait_for(lambda: files(folder, "partial"))
-    second = slowly(folder)
-    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+    first = filling()
+    wait_until_stopped(folder, first)
+    second = filling()
+    assert "waiting for another process" in second.stdout.readline()
+    (folder.parent / "go").touch()
+    outputs = [process.communicate()[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0]
     assert "9 scans of" in outputs[0]
-    assert "waiting for another process" in outputs[1]
-    assert "9 scans of" not in outputs[1]
-    assert len(files(folder, "npy")) == len(files(folder, "voxels")) == 1
-    prepared(folder)
+    assert outputs[1] == ""
+    scans = prepared(folder)
     assert not reads
+    assert same(scans, folder)
 
 
 def test_where_no_cache_can_be_written_scans_are_read(folder, capsys) -> None:
@@ -235,27 +261,23 @@ def test_where_no_cache_can_be_written_scans_are_read(folder, capsys) -> None:
     (folder / "sub-5.nii.gz").write_bytes(b"no image")
     scans = store(folder)
     assert "sub-5.nii.gz" in scans.prepare(sorted(folder.iterdir()))[0]
-    assert "scans are read anew each time; set another CACHE_FOLDER (--cache_folder)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "note: " in shown
+    assert "set another CACHE_FOLDER (--cache_folder)" in shown
     (folder / "sub-5.nii.gz").unlink()
     assert same(scans, folder)
 
 
 def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch) -> None:
-    def fail(_: int) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(InputError, match="No space left on device.*set another CACHE_FOLDER"):
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(InputError, match=r"No space left on device.*set another CACHE_FOLDER"):
         store(folder).prepare(sorted(folder.iterdir()))
-    assert not files(folder, "partial") + files(folder, "npy") + files(folder, "voxels")
-
-
-def test_one_unusable_scan_does_not_write_everything_again(folder) -> None:
-    prepared(folder)
-    before = files(folder, "voxels")[0].stat().st_mtime_ns
-    (folder / "sub-z.nii.gz").write_bytes(b"no image")
-    assert len(store(folder).prepare(sorted(folder.iterdir()))) == 1
-    assert files(folder, "voxels")[0].stat().st_mtime_ns == before
+    assert not entries(folder)
+    assert not unfinished(folder)
 
 
 def test_a_store_can_be_sent_to_a_process_that_was_not_forked(folder) -> None:

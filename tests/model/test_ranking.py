@@ -1,12 +1,9 @@
 """The losses: the released code's numbers, and what ranks must obey."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from model.building import make_loss
 from model.ranking import CascadeLoss, SoftRank, age_difference_loss, tied_rank
 
 
@@ -86,17 +83,3 @@ def test_losses_are_float32_under_any_precision() -> None:
         torch.tensor([64.2, 30.0], dtype=torch.bfloat16), torch.tensor([60.0, 31.0]), torch.Generator()
     )
     assert {part.dtype for part in parts.values()} == {torch.float32}
-
-
-def flags(**changes: object) -> SimpleNamespace:
-    values = {"loss": "mse", "ranking": "soft", "sorter": None, "rank_temperature": 1.0}
-    return SimpleNamespace(**values | {"ranking_weight": 10.0, "age_difference_weight": 1.0} | changes)
-
-
-def test_make_loss() -> None:
-    assert isinstance(make_loss(flags()).ranker, SoftRank)
-    assert make_loss(flags(ranking="none")).ranker is None
-    with pytest.raises(ValueError, match="needs --sorter"):
-        make_loss(flags(ranking="sodeep"))
-    with pytest.raises(ValueError, match="positive"):
-        make_loss(flags(rank_temperature=0.0))

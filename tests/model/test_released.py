@@ -1,0 +1,106 @@
+"""Names of parameters: the authors', those of our earlier versions, and today's."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from model.building import load_network, make_network
+from model.released import convert_released, is_released, translate_name
+from model.scaledense import NetworkConfig, ScaleDense
+from tests.conftest import RELEASED_KEYS
+
+SHAPE = (20, 18, 21)
+# From today's names to those of our earlier versions.
+EARLIER = (
+    (r"^trunk\.stem\.convolution\.", r"trunk.stem.0."),
+    (r"\.convolution_1\.", r".0."),
+    (r"\.norm_1\.", r".1."),
+    (r"\.convolution_2\.", r".3."),
+    (r"\.norm_2\.", r".4."),
+    (r"\.excitation\.reduce\.", r".6.gate.0."),
+    (r"\.excitation\.expand\.", r".6.gate.2."),
+    (r"(\.branches\.\d)\.convolution\.", r"\1.0."),
+    (r"(\.branches\.\d)\.norm\.", r"\1.1."),
+)
+# From those to the authors'.
+RELEASED = (
+    (r"^trunk\.stem\.", r"module.pre."),
+    (r"^trunk\.blocks\.(\d)\.", r"module.block.\1.block."),
+    (r"\.branches\.(\d)\.", lambda match: f".conv{int(match[1]) + 1}."),
+    (r"\.gate\.0\.", r".FC1."),
+    (r"\.gate\.2\.", r".FC2."),
+    (r"^discretized_age_layer\.", r"module.dis_fc."),
+    (r"^sex_layer\.", r"module.male_fc."),
+    (r"^output_layer\.", r"module.end_fc_with_gender."),
+)
+
+
+def renamed(weights, renamings):
+    for pattern, replacement in renamings:
+        weights = {re.sub(pattern, replacement, name): value for name, value in weights.items()}
+    return weights
+
+
+def trained(stage: int, model: str = "scaledense") -> ScaleDense:
+    """A network in which nothing is as it was at the start."""
+    network = make_network(NetworkConfig(stage, model, True, SHAPE, blocks=2, filters=2), 0)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            nn.init.normal_(part.running_mean)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, 0.1, 0.3)
+    return network.eval()
+
+
+def estimate(network: ScaleDense) -> torch.Tensor:
+    volumes = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return network(volumes, torch.tensor([0, 1]), torch.tensor([40.0, 60.0]))
+
+
+@pytest.mark.parametrize("model", ["scaledense", "scaledense_paper"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_checkpoints_of_our_earlier_versions_load(stage, model) -> None:
+    network = trained(stage, model)
+    weights = renamed(network.state_dict(), EARLIER)
+    assert "trunk.blocks.1.0.branches.3.1.running_var" in weights
+    assert "trunk.blocks.0.6.gate.2.bias" in weights
+    assert ("trunk.stem.0.weight" in weights) == (model == "scaledense")
+    assert not set(weights) & {name for name in network.state_dict() if name.startswith("trunk.")}
+    loaded = load_network({"network": network.config.to_dict(), "state_dict": weights}, stage)
+    assert torch.equal(estimate(loaded), estimate(network))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_released_names_give_the_same_output(stage) -> None:
+    network = trained(stage)
+    image_layer = "module.fc." if stage == 2 else "module.deep_fc."
+    weights = renamed(network.state_dict(), (*EARLIER, *RELEASED, (r"^image_layer\.", image_layer)))
+    weights |= {f"module.end_fc_without_gender.{name}": torch.ones(1) for name in ("0.weight", "1.bias")}
+    assert is_released(weights)
+    assert not is_released(network.state_dict())
+    config, converted = convert_released(weights)
+    assert (config.stage, config.blocks, config.filters) == (stage, 2, 2)
+    assert converted.keys() == network.state_dict().keys()
+    loaded = ScaleDense(network.config)
+    loaded.load_state_dict(converted)
+    assert torch.equal(estimate(loaded.eval()), estimate(network))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("use_sex", [True, False])
+def test_every_released_name_loads(reference_folder, stage, use_sex) -> None:
+    shapes = json.loads((reference_folder / RELEASED_KEYS[stage]).read_text())
+    weights = {f"module.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    network = load_network({"state_dict": weights}, stage, use_sex)
+    unused = [key for key in shapes if key.startswith("end_fc_without" if use_sex else ("end_fc_with_", "male_fc"))]
+    assert len(network.state_dict()) == len(shapes) - len(unused)
+
+
+def test_todays_names_stay() -> None:
+    names = list(trained(2).state_dict())
+    assert [translate_name(name) for name in names] == names
