@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# Measure the speed of training, inference and loading: ours, the plain way, and the share of the hardware's floor.
-# Edit the variables, or set them in the environment; further flags are passed on:
-#   bash bash_throughput.sh --levers true
+# Measure the speed of training, inference and loading: ours, the plain way, and the share of the hardware's limit.
+# Edit the variables, or set them in the environment; further flags are passed on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
 MODEL="${MODEL:-both}"                                # scaledense, scaledense_paper or both
 PRECISION="${PRECISION:-both}"                        # of our way: float32, bfloat16 or both
 BATCH_SIZE="${BATCH_SIZE:-0}"                         # scans in a batch; 0: 32 on CUDA, 2 on a CPU
-VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm
-ROUNDS="${ROUNDS:-5}"                                 # measurements of each variant
+VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm, of the grid
+ROUNDS="${ROUNDS:-5}"                                 # how often each variant is built and measured
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-COHORT_SIZE="${COHORT_SIZE:-0}"                       # scans of a cohort to start, such as 100000; 0: none
+COHORT_SIZE="${COHORT_SIZE:-0}"                       # scans of a cohort whose start to measure, such as 100000; 0: none
 OUTPUT="${OUTPUT:-runs/throughput.json}"              # file for the figures
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 

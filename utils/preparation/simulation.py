@@ -280,7 +280,7 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
     try:
         # Threads of several workers would fight for the processors; "spawn" is safe beside torch.
         with ProcessPoolExecutor(max(1, workers), get_context("spawn"), ignore_interrupts) as pool:
-            jobs = pool.map(_write_subject, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
+            jobs = pool.map(write_scan, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
             list(tqdm(jobs, "simulating brains", len(subjects), unit="brain", disable=None, leave=False))
         frame = pd.DataFrame(content["subjects"])
         frame["sex"] = frame["sex"].map({0: "F", 1: "M"})
@@ -296,11 +296,14 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
     return True
 
 
-def _write_subject(subject: SimulatedSubject, folder: Path, seed: int, voxel_size: int) -> None:
-    """Simulate and write one scan."""
+def write_scan(subject: SimulatedSubject, folder: Path, seed: int, voxel_size: int) -> Path:
+    """Simulate a volume and write it into the folder of the subject's split; return the file."""
     image = nibabel.Nifti1Image(simulate_volume(subject, seed, voxel_size), model_grid(voxel_size).affine)
     image.header["descrip"] = b"SIMULATED brain, not a person"
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, "mni")
     image.set_qform(image.affine, "mni")
-    nibabel.save(image, folder / subject.split / f"{subject.subject_id}.nii.gz")
+    path = folder / subject.split / f"{subject.subject_id}.nii.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+    return path
