@@ -1,4 +1,4 @@
-"""Ridge regression of age on the voxels, on the folds of a cross-validation: what the networks must beat.
+"""Ridge regression of age on voxels, on the folds of a cross-validation: a baseline for the networks.
 
 python benchmarks/ridge_baseline.py --scan_folder preprocessed --cross_validation runs/cross_validation
 """
@@ -32,12 +32,12 @@ SMOOTHING = 1.0  # voxels of 2 mm
 
 
 def ridge() -> Any:
-    """Make the regression; its strength is chosen within the training subjects, by leaving one out."""
+    """Return the regression; its penalty is chosen on the training subjects by leave-one-out."""
     return make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
 
 
 def voxels_of(paths: Sequence[Path]) -> np.ndarray:
-    """Read scans as rows: z-scored, smoothed, averaged to 4 mm, inside the template's brain.
+    """Read the brain voxels of scans: z-scored, smoothed, averaged to 4 mm.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def main() -> None:
         )
     persons = np.array([person_of(name) for name in table["subject_id"]])
     metrics = evaluate_ages(ages, predicted, persons=persons)
-    print("ridge on the voxels\n  " + "\n  ".join(describe_metrics(metrics)))
+    print("ridge regression on voxels\n  " + "\n  ".join(describe_metrics(metrics)))
     own = read_columns(args.cross_validation / "predictions.csv", "subject_id", "brain_age")
     brain_ages = dict(zip(own["subject_id"], map(float, own["brain_age"]), strict=True))
     network = np.array([brain_ages[subject_id] for subject_id in table["subject_id"]])

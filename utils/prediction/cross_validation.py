@@ -22,8 +22,8 @@ from utils.data.dataset import ScanDataset, make_loader, to_device
 from utils.data.scans import ScanStore
 from utils.data.subjects import Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_radius, residual_sd_within_bins
-from utils.prediction.model_card import describe_weights
-from utils.prediction.weights import save_weights
+from utils.prediction.model_card import make_card, make_manifest
+from utils.prediction.weights import STAGES, save_weights
 from utils.training.stages import SecondStage
 from utils.training.state import FREE_ON_RESUME
 
@@ -34,7 +34,6 @@ TABLE = "folds.csv"
 ALL = "all"  # the fold without test subjects
 FEWEST_FOR_WEIGHTS = 10  # subjects; fewer give no 90 % interval
 LAST_LINES = 12  # of a log, shown when its script failed
-STAGES = {1: "first_stage", 2: "second_stage"}
 TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
 # Run a bash script with a PYTHON that prints its arguments instead of starting anything.
 SHOW_ARGUMENTS = 'show() { printf "%s\\0" "$@"; }; PYTHON=show; source "$0" "$@"'
@@ -63,7 +62,7 @@ class CrossValidation:
 
     def member_folder(self, fold: int | str, member: int) -> Path:
         """Return the folder of a fold's member; both are counted from 1, and `fold` may be `ALL`."""
-        return self.output_dir / (ALL if fold == ALL else f"fold_{fold}") / f"member_{member}"
+        return self.output_dir / (f"fold_{fold}" if isinstance(fold, int) else fold) / f"member_{member}"
 
 
 def write_folds(folder: Path, subjects: Sequence[Subject], folds: int, seed: int) -> np.ndarray:
@@ -115,9 +114,7 @@ def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
     InputError
         If the bash script fails, for example because there is no such recipe.
     """
-    _, script, flags = next(
-        step for step in _steps(1, 1, False, settings, "auto") if step[1] == f"bash_train_{STAGES[stage]}.sh"
-    )
+    _, script, flags = list(_steps(1, 1, False, settings, "auto"))[stage - 1]
     done = subprocess.run(
         ["bash", "-c", SHOW_ARGUMENTS, str(ROOT / script), *flags],
         env=_environment(), capture_output=True, text=True, check=False,
@@ -125,7 +122,7 @@ def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
     if done.returncode:
         raise InputError(done.stderr.strip().removeprefix("error: "))
     words = done.stdout.split("\0")[:-1]
-    return words[words.index(str(ROOT / f"train_{STAGES[stage]}.py")) + 1 :]
+    return words[words.index(str(ROOT / f"train_{STAGES[stage - 1]}.py")) + 1 :]
 
 
 def check_settings(settings: CrossValidation, trainings: Sequence[Mapping[str, Any]]) -> None:
@@ -145,7 +142,7 @@ def check_settings(settings: CrossValidation, trainings: Sequence[Mapping[str, A
     recorded: dict[str, Any] = {"SHA-256 of the label table": sha256_of(settings.label_table)}
     for stage, flags in enumerate(trainings, 1):
         chosen = {name: value for name, value in flags.items() if name not in FREE_ON_RESUME}
-        recorded |= {f"--{name} of the {STAGES[stage].replace('_', ' ')}": value for name, value in chosen.items()}
+        recorded |= {f"--{name} of the {STAGES[stage - 1].replace('_', ' ')}": value for name, value in chosen.items()}
     recorded = json.loads(json.dumps(recorded))
     path = settings.output_dir / "settings.json"
     if not path.exists():
@@ -177,7 +174,7 @@ def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the scripts: FOLDS there is a number of another kind, which only a recipe can set."""
+    """Return the environment of the scripts, without FOLDS, which means another number there."""
     kept = {name: value for name, value in os.environ.items() if name != "FOLDS"}
     return {**kept, "PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
 
@@ -185,7 +182,7 @@ def _environment() -> dict[str, str]:
 def _steps(
     fold: int | str, member: int, tested: bool, settings: CrossValidation, precision: str
 ) -> Iterator[tuple[Path, str, list[str]]]:
-    """Yield what one member of a fold runs, in order: the product that proves it finished, the script, its flags."""
+    """Yield what one member of a fold runs: the file that shows that it has finished, the script, its flags."""
     own = settings.member_folder(fold, member)
     first, second = own / "first_stage", own / "second_stage"
     machine = ["--label_table", settings.label_table, "--num_workers", settings.num_workers,
@@ -193,7 +190,7 @@ def _steps(
     train = [*machine, "--train_folder", own.parent / "train", "--valid_folder", "",
              "--seed", settings.seed + member - 1, "--resume"]  # fmt: skip
     test = [*machine, "--test_folder", own.parent / "test", "--output_dir", own / TESTS[settings.stages],
-            "--precision", precision, "--checkpoint", own / STAGES[settings.stages] / "best.pt"]  # fmt: skip
+            "--precision", precision, "--checkpoint", own / STAGES[settings.stages - 1] / "best.pt"]  # fmt: skip
     of_first = ["--first_stage_checkpoint", first / "best.pt"]
     flags = [*train, "--test_folder", "", "--output_dir", first]
     steps = [(first / "train_discretized_age.npy", "bash_train_first_stage.sh", flags)]
@@ -203,7 +200,7 @@ def _steps(
         test += of_first
     if tested:
         product = own / TESTS[settings.stages] / "predictions.csv"
-        steps.append((product, f"bash_test_{STAGES[settings.stages]}.sh", test))
+        steps.append((product, f"bash_test_{STAGES[settings.stages - 1]}.sh", test))
     for product, script, values in steps:
         yield product, script, [str(value) for value in values]
 
@@ -325,11 +322,10 @@ def write_weights(
     settings : CrossValidation
     """  # fmt: skip
     members = (settings.member_folder(ALL, number) for number in range(1, settings.members + 1))
-    checkpoints = [[load_checkpoint(own / stage / "best.pt") for stage in STAGES.values()] for own in members]
+    checkpoints = [[load_checkpoint(own / stage / "best.pt") for stage in STAGES] for own in members]
     first = checkpoints[0][0]
-    manifest, card = describe_weights(
-        subjects, predictions, metrics, first, settings.members, settings.folds, settings.data_notice, settings.remark
-    )
+    manifest = make_manifest(subjects, predictions, metrics, settings.data_notice, settings.remark)
+    card = make_card(manifest, subjects, first, settings.members, settings.folds)
     scans = ScanStore(first["voxel_size"], first["normalization"], None, settings.num_workers)
     cpu = torch.device("cpu")
     loader = make_loader(ScanDataset(subjects, scans), [[i] for i in range(len(subjects))], 0, cpu)

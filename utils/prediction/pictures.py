@@ -1,4 +1,4 @@
-"""Pictures and maps of scans with a brain age."""
+"""Pictures and maps of scans with brain ages."""
 
 from pathlib import Path
 
@@ -9,15 +9,17 @@ from matplotlib.figure import Figure
 
 from utils.common.files import replacing
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
+from utils.evaluation.metrics import INTERVAL_COVERAGE
 from utils.prediction.scan_ages import PredictedScan
 from utils.preparation.quality import TEMPLATE_COLOUR, slices
 from utils.preparation.template import load_template
 
 MARGIN = 5.0  # years shown on either side of the training ages
+AGE_COLOUR, TRUTH_COLOUR = "#4c72b0", "#c44e52"
 
 
 def draw_scan(path: Path, scan: PredictedScan) -> None:
-    """Draw the brain in slices with the template's outline, and its age on an axis.
+    """Draw slices of the brain with the template's outline, and the brain age on an axis.
 
     Parameters
     ----------
@@ -30,23 +32,17 @@ def draw_scan(path: Path, scan: PredictedScan) -> None:
     picture, axis = figure.subplots(2, 1, height_ratios=[6, 1])
     picture.imshow(slices(volume, volume, load_template().brain, TEMPLATE_COLOUR))
     picture.set_axis_off()
-    known = np.isfinite(scan.chronological_age)
     picture.set_title(f"{scan.name}: brain age {scan.estimate()}", loc="left", fontsize=13, fontweight="bold")
     axis.axvspan(*scan.age_range, color="0.92", label="training ages")
     axis.errorbar(
-        scan.brain_age,
-        0,
-        xerr=scan.radius,
-        fmt="o",
-        color="#4c72b0",
-        capsize=5,
-        markersize=9,
-        label="brain age, 90 % interval",
-    )
-    if known:
+        scan.brain_age, 0, xerr=scan.radius, fmt="o", color=AGE_COLOUR, capsize=5, markersize=9,
+        label=f"brain age, {100 * INTERVAL_COVERAGE:.0f} % interval",
+    )  # fmt: skip
+    if np.isfinite(scan.chronological_age):
         axis.plot(
-            scan.chronological_age, 0, "|", color="#c44e52", markersize=18, markeredgewidth=3, label="chronological age"
-        )
+            scan.chronological_age, 0, "|", color=TRUTH_COLOUR, markersize=18, markeredgewidth=3,
+            label="chronological age",
+        )  # fmt: skip
     low = min(scan.age_range[0], scan.brain_age - scan.radius)
     high = max(scan.age_range[1], scan.brain_age + scan.radius)
     axis.set(xlim=(low - MARGIN, high + MARGIN), ylim=(-1, 2), yticks=[], xlabel="years")
@@ -54,14 +50,14 @@ def draw_scan(path: Path, scan: PredictedScan) -> None:
     if scan.warnings:
         axis.annotate(
             "\n".join(f"warning: {warning}" for warning in scan.warnings), (0, -0.9), xycoords="axes fraction",
-            va="top", fontsize=9, color="#c44e52", annotation_clip=False, wrap=True,
+            va="top", fontsize=9, color=TRUTH_COLOUR, annotation_clip=False, wrap=True,
         )  # fmt: skip
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
 
 
 def write_map(folder: Path, scan: PredictedScan, values: np.ndarray, voxel_size: int) -> None:
-    """Write a map of where the network looks as NIfTI, and as a picture over the brain.
+    """Write a map of `utils.prediction.explaining.explain` as NIfTI and as a picture over the brain.
 
     Parameters
     ----------
@@ -82,7 +78,7 @@ def write_map(folder: Path, scan: PredictedScan, values: np.ndarray, voxel_size:
     plot_stat_map(
         image, bg_img=background, display_mode="mosaic", cut_coords=5, figure=figure, vmax=largest,
         threshold=0.2 * largest, black_bg=False, draw_cross=False, annotate=False,
-        title=f"{scan.name}: red looks older (years)",
+        title=f"{scan.name}: red where it looks older (years)",
     )  # fmt: skip
     with replacing(folder / f"{scan.name}_map.png") as temporary:
         figure.savefig(temporary, dpi=100, format="png")

@@ -1,4 +1,4 @@
-"""From scans of any kind to what predict.py reports of each."""
+"""Find scans of any kind, check them, and report the brain age and the warnings of each."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +9,15 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
 from utils.common.files import replacing
 from utils.data.images import model_grid, read_image
 from utils.data.scans import ScanStore
-from utils.data.subjects import DOUBTFUL, FAIL, Subject, person_of
+from utils.data.subjects import DOUBTFUL, FAIL, SEX_NAMES, UNKNOWN_AGE, Subject, person_of
 from utils.data.tables import SEXES, read_label_table
-from utils.evaluation.reports import SEX_NAMES
 from utils.prediction.model_card import preparation_of
-from utils.preparation.preprocessing_jobs import find_raw_scans, record_of
+from utils.preparation.preprocessing_jobs import RawFile, Settings, find_raw_scans, preprocess_all, record_of
 from utils.preparation.quality import misplacement
 from utils.preparation.splitting import FSL_PRODUCT, fsl_products
 from utils.preparation.template import load_template
@@ -29,81 +29,81 @@ LEAST_BACKGROUND = 0.5  # share of the voxels of a brain-extracted scan that are
 
 @dataclass
 class PredictedScan:
-    """A scan that is to get a brain age.
+    """A scan whose brain age is estimated, and what is known of it so far.
 
     Parameters
     ----------
     name : str
-        Subject, and session where there is one.
+        Of subject and session.
     source : Path
     prepared : Path or None
-        Its brain on the 2 mm grid, if there is one.
+        The brain on the 2 mm grid of MNI152, once there is one.
     chronological_age : float, years; NaN where unknown
     sex : int, 0 female, 1 male, -1 unknown
     failure : str
-        Why there is no brain age.
+        Why there is no brain age; empty otherwise.
     warnings : list of str
     brain_age : float, years; NaN where it failed
     radius : float, years
         Half the width of the brain age's 90 % interval.
     age_range : (low, high), years
-        Of the training of the networks that estimated it.
+        Ages of the training subjects.
     """
 
     name: str
     source: Path
     prepared: Path | None = None
-    chronological_age: float = float("nan")
-    sex: int = -1
+    chronological_age: float = UNKNOWN_AGE
+    sex: int = UNKNOWN_SEX
     failure: str = ""
     warnings: list[str] = field(default_factory=list)
-    brain_age: float = float("nan")
-    radius: float = float("nan")
+    brain_age: float = UNKNOWN_AGE
+    radius: float = UNKNOWN_AGE
     age_range: Sequence[float] = ()
 
     @property
     def subject(self) -> Subject:
-        """What the networks need of it."""
+        """The scan as the data set takes it."""
         return Subject(self.name, self.prepared or self.source, self.chronological_age, self.sex)
 
     def estimate(self) -> str:
-        """Say its brain age, the interval, and the gap where it is known."""
+        """Return brain age, interval and, where the age is known, gap in words."""
         age, radius = self.brain_age, self.radius
         gap = f", gap {age - self.chronological_age:+.1f}" if np.isfinite(self.chronological_age) else ""
         return f"{age:.1f} years ({age - radius:.0f} to {age + radius:.0f}){gap}"
 
 
 def prepared_voxel_size(path: Path) -> int | None:
-    """Return the voxel size, mm, of a brain with 0 around it on a grid of `model_grid`; None of any other file."""
+    """Return the voxel size in mm of a brain-extracted scan on a model grid; None for any other file."""
     try:
         image: Any = nibabel.load(path)
         for voxel_size in VOXEL_SIZES:
             if sorted(image.shape[:3]) == sorted(model_grid(voxel_size).shape):
                 background = (read_image(path, voxel_size)[0] == 0).mean()
                 return voxel_size if background >= LEAST_BACKGROUND else None
-    except Exception:  # damaged files raise many types; preprocessing says what is wrong with them
+    except Exception:  # damaged files raise many types; preprocessing reports them
         pass
     return None
 
 
 def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_all: str | None) -> None:
-    """Give scans the ages and sexes that a table tells of them.
+    """Set ages and sexes from a label table.
 
     Parameters
     ----------
     scans : sequence of PredictedScan, changed in place
     label_table : Path or None
     sex_of_all : str or None
-        Such as ``F``, where the table does not tell.
+        ``F`` or ``M``, for scans whose sex the table does not give.
 
     Raises
     ------
     InputError
-        If the table cannot be read, or has something wrong of these scans.
+        If the table cannot be read, or a scan's row has problems.
     """
     table = read_label_table(label_table) if label_table else None
     if table and table.complaint:
-        print(f"WARNING: {table.complaint}; without it there are no gaps")
+        print(f"WARNING: {table.complaint}; so there are no gaps")
     problems: list[str] = []
     for scan in scans:
         scan.sex = SEXES[sex_of_all.lower()] if sex_of_all else scan.sex
@@ -114,43 +114,66 @@ def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_
         scan.chronological_age = table.ages.get(known, scan.chronological_age)
         scan.sex = table.sexes.get(known, scan.sex)
         if not known:
-            scan.warnings.append(f"no row of {table.path.name} tells of it")
+            scan.warnings.append(f"no row in {table.path.name}")
     if problems:
         raise InputError(problems)
 
 
 def add_preparation(scans: Sequence[PredictedScan], expected: Sequence[Mapping[str, str] | None]) -> None:
-    """Warn of scans that were prepared otherwise than those that the weights were trained on."""
+    """Warn of scans that were prepared differently from the training scans."""
     for scan in scans:
         own = preparation_of(scan.subject.path)
         if own not in expected:
             how = (
                 f"with {own['registration']} registration, fingerprint {own['fingerprint']}"
                 if own
-                else "in a way that is not known (no dataset_description.json beside it)"
+                else "in an unknown way (no dataset_description.json beside it)"
             )
-            scan.warnings.append(f"prepared {how}, unlike the training scans: the estimate may be off")
+            scan.warnings.append(f"prepared {how}, unlike the training scans; the estimate may be off")
 
 
 def add_training(scans: Sequence[PredictedScan], training_persons: Sequence[str]) -> None:
-    """Warn of persons that the networks were trained on, whose ages they know."""
+    """Warn of persons on whom the networks were trained."""
     known = set(training_persons)
     for scan in scans:
         if person_of(scan.name) in known:
-            scan.warnings.append("was trained on, so this is no estimate: its age is known by heart")
+            scan.warnings.append("is of a training subject; the networks know the age, so the gap means nothing")
 
 
-def add_records(scans: Mapping[str, PredictedScan], records: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Take over what preprocessing made of raw scans, and what it thinks of them."""
-    for record in records:
-        scan = scans[record["name"]]
+def preprocess(
+    scans: Sequence[PredictedScan],
+    folder: Path,
+    expected: Sequence[Mapping[str, str] | None],
+    device: str,
+    timeout: float,
+) -> None:
+    """Preprocess the raw scans among `scans` as the training scans were.
+
+    Parameters
+    ----------
+    scans : sequence of PredictedScan
+        Get their prepared brains, and warnings and failures from quality control.
+    folder : Path
+        For the prepared brains.
+    expected : sequence of mapping or None
+        Preparations of the training scans, as `preparation_of` returns them.
+    device : {"auto", "cuda", "cpu"}
+    timeout : float, s, for each scan
+    """
+    raw = {scan.name: scan for scan in scans if not scan.prepared and not scan.failure}
+    if not raw:
+        return
+    registration = next(filter(None, expected), {"registration": "nonlinear"})["registration"]
+    files = [RawFile(scan.name, scan.source) for scan in raw.values()]
+    for record in preprocess_all(files, Settings(folder, registration, device, False, False), 0, timeout):
+        scan = raw[record["name"]]
         _add_verdict(scan, record)
         if not scan.failure:
             scan.prepared = folder / f"{scan.name}.nii.gz"
 
 
 def add_verdicts(scans: Sequence[PredictedScan]) -> None:
-    """Take over what preprocessing thought of prepared scans; where it has not made them, look where they lie."""
+    """Set the quality verdicts of prepared scans; without one, check that the brain is aligned with the template."""
     for scan in scans:
         if scan.prepared is None or scan.failure:
             continue
@@ -161,13 +184,13 @@ def add_verdicts(scans: Sequence[PredictedScan]) -> None:
         shift = np.abs(misplacement(read_image(scan.prepared, 2)[0], load_template())).max()
         if shift >= LARGEST_SHIFT:
             scan.warnings.append(
-                f"lies about {2 * shift} mm off the template of MNI152, or is turned: the estimate may be off by "
-                "many years; register it, or give the raw scan"
+                f"is about {2 * shift} mm off the MNI152 template, or rotated; the estimate may be off by many years: "
+                "register it, or give the raw scan"
             )
 
 
 def _add_verdict(scan: PredictedScan, record: Mapping[str, Any]) -> None:
-    """Note a verdict with its reasons."""
+    """Turn a verdict into a failure or a warning."""
     reasons = "; ".join(record["reasons"])
     if record["verdict"] == FAIL:
         scan.failure = reasons
@@ -176,7 +199,7 @@ def _add_verdict(scan: PredictedScan, record: Mapping[str, Any]) -> None:
 
 
 def check_scans(scans: Sequence[PredictedScan], store: ScanStore) -> list[PredictedScan]:
-    """Return the scans that can be read, and note why the others cannot."""
+    """Return the scans that can be read; set the failure of the others."""
     for scan in scans:
         if scan.prepared and not scan.failure:
             scan.failure = "; ".join(store.prepare([scan.prepared]))
@@ -184,7 +207,7 @@ def check_scans(scans: Sequence[PredictedScan], store: ScanStore) -> list[Predic
 
 
 def add_ages(scans: Sequence[PredictedScan], brain_ages: np.ndarray, radius: float, age_range: Sequence[float]) -> None:
-    """Give scans their brain ages, and warn of ages that training did not cover."""
+    """Set brain ages, in years; warn of ages outside the training range."""
     low, high = age_range
     for scan, brain_age in zip(scans, brain_ages, strict=True):
         scan.brain_age, scan.radius, scan.age_range = float(brain_age), radius, age_range
@@ -194,7 +217,7 @@ def add_ages(scans: Sequence[PredictedScan], brain_ages: np.ndarray, radius: flo
 
 
 def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
-    """Write ``predictions.csv``, a row for each scan; cells of unknown numbers are empty."""
+    """Write one row for each scan; unknown numbers are left empty."""
 
     def number(value: float) -> str:
         return f"{value:.2f}" if np.isfinite(value) else ""
@@ -215,29 +238,26 @@ def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
 
 
 def describe(scans: Sequence[PredictedScan]) -> Iterator[str]:
-    """Say of each scan a line, and of all of them one."""
+    """Yield a line for each scan and a summary."""
     width = max(len(scan.name) for scan in scans)
     for scan in scans:
-        if scan.failure:
-            yield f"{scan.name:<{width}}  failed: {scan.failure}"
-            continue
-        yield "; ".join([f"{scan.name:<{width}}  {scan.estimate()}", *scan.warnings])
+        outcome = [f"failed: {scan.failure}"] if scan.failure else [scan.estimate(), *scan.warnings]
+        yield f"{scan.name:<{width}}  {'; '.join(outcome)}"
     usable = [scan for scan in scans if not scan.failure]
     warned = sum(bool(scan.warnings) for scan in usable)
     yield (
-        f"{len(scans)} scan{'' if len(scans) == 1 else 's'}: {len(usable)} with a brain age, "
-        f"{warned} of them with a warning, "
-        f"{len(scans) - len(usable)} failed"
+        f"{len(scans)} scan{'' if len(scans) == 1 else 's'}: {len(usable)} with a brain age, {warned} of them with a "
+        f"warning, {len(scans) - len(usable)} failed"
     )
 
 
 def find_scans(source: Path) -> list[PredictedScan]:
-    """List the scans of a file, a folder, a BIDS data set or fsl_anat's folders, and which of them are prepared.
+    """Find the scans in a file, a folder, a BIDS data set or folders of fsl_anat, and which are prepared.
 
     Raises
     ------
     InputError
-        If there is none, or two would get the same name.
+        If there is none, or if two would have the same name.
     """
     fsl = fsl_products(source.parent.parent if source.name == FSL_PRODUCT else source)
     if fsl:
@@ -246,7 +266,7 @@ def find_scans(source: Path) -> list[PredictedScan]:
 
 
 def _scan(name: str, path: Path) -> PredictedScan:
-    """Tell a prepared scan from a raw one; note that averages of a prepared one serve as neither."""
+    """Tell whether a scan is raw or prepared; averages of a prepared one are of no use."""
     voxel_size = prepared_voxel_size(path)
     if voxel_size in (None, 2):
         return PredictedScan(name, path, path if voxel_size else None)

@@ -1,4 +1,4 @@
-"""Weights that are shipped: several trained cascades, and what one must know of them."""
+"""Weights as they are shipped: trained cascades, a manifest and a model card."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,10 @@ from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 
 MANIFEST = "weights.json"
 CARD = "MODEL_CARD.md"
-REFERENCE = "mean_volume.safetensors"
+MEAN_VOLUME = "mean_volume.safetensors"
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "weights"
 STAGES = ("first_stage", "second_stage")
-NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and whether one can be used
+NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and a check of each
     "members": lambda value: value >= 1,
     "networks": lambda value: set(value) == set(STAGES),
     "voxel_size": lambda value: value >= 2 and value % 2 == 0,
@@ -30,23 +30,23 @@ NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and whe
     "age_range": lambda value: value[0] < value[1],
     "out_of_fold_errors": lambda value: np.isfinite(interval_radius(value, INTERVAL_COVERAGE)),
     "training_persons": lambda value: isinstance(value, list),
-    "preprocessing": lambda value: isinstance(value, list),  # before, it was that of all scans
+    "preprocessing": lambda value: isinstance(value, list),
 }
 
 
 def _small(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return weights in half the bytes; the statistics of batch norm stay as they are, for they may be large."""
+    """Return weights in half precision; the statistics of batch norm, which may be large, stay as they are."""
     keep = not tensor.is_floating_point() or "running_" in name
     return tensor.contiguous() if keep else tensor.half().contiguous()
 
 
 def weights_file(folder: Path, member: int, stage: str) -> Path:
-    """Return where the weights of a stage of the member, counted from 1, lie."""
+    """Return the path of a member's weights of a stage; members are counted from 1."""
     return folder / f"member_{member}_{stage}.safetensors"
 
 
 def check_weights_folder(folder: Path) -> None:
-    """Refuse a folder for new weights that cannot be written, or holds some already.
+    """Refuse a folder for new weights that cannot be written or holds weights already.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def save_weights(
     members: Sequence[Sequence[Mapping[str, Any]]],
     manifest: Mapping[str, Any],
     card: str,
-    reference: torch.Tensor,
+    mean_volume: torch.Tensor,
 ) -> None:
     """Write the weights of trained cascades; the manifest comes last.
 
@@ -70,17 +70,16 @@ def save_weights(
     ----------
     folder : Path
     members : sequence of (first stage, second stage) checkpoints
-        Of `utils.common.checkpoints.load_checkpoint`; they differ in their weights
-        alone.
-    manifest : mapping
-        What else to tell of them, of plain values.
+        Of `utils.common.checkpoints.load_checkpoint`; members differ only in their weights.
+    manifest : mapping of plain values
+        Further entries of the manifest.
     card : str
         The model card, Markdown.
-    reference : (D, H, W) float32 tensor
+    mean_volume : (D, H, W) float32 tensor
         The mean of the training volumes, normalized.
     """
-    with replacing(folder / REFERENCE) as temporary:
-        temporary.write_bytes(save({"volume": reference.half().contiguous()}))
+    with replacing(folder / MEAN_VOLUME) as temporary:
+        temporary.write_bytes(save({"volume": mean_volume.half().contiguous()}))
     for number, checkpoints in enumerate(members, 1):
         for stage, checkpoint in zip(STAGES, checkpoints, strict=True):
             tensors = {name: _small(name, tensor) for name, tensor in checkpoint["state_dict"].items()}
@@ -94,18 +93,21 @@ def save_weights(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read what is said of weights, without the weights.
+    """Read the manifest of weights.
 
     Raises
     ------
     InputError
-        If the manifest is missing, damaged or of an older version.
+        If it is missing or damaged, or describes weights of a kind that was removed.
     """
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
         if manifest.get("normalization") in REMOVED:
-            raise ValueError("they are of version 0.1, which worked on local deviations; train new ones")
+            raise InputError(
+                f"{path}: these weights are of version 0.1 and work on local deviations, a kind that was removed; "
+                "set WEIGHTS_DIR (--weights_dir) to weights of this version"
+            )
         wrong = [name for name, usable in NEEDED.items() if name not in manifest or not _passes(usable, manifest[name])]
         if wrong:
             raise ValueError(f"lacks a usable {', '.join(wrong)}")
@@ -118,7 +120,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _passes(usable: Callable[[Any], bool], value: Any) -> bool:
-    """Tell whether a value, of whatever type, passes a check that is written for the right one."""
+    """Apply a check to a value that may be of any type."""
     try:
         return bool(usable(value))
     except (TypeError, ValueError, IndexError, KeyError):
@@ -126,7 +128,7 @@ def _passes(usable: Callable[[Any], bool], value: Any) -> bool:
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
-    """Read what `save_weights` wrote.
+    """Read weights and their manifest.
 
     Parameters
     ----------
@@ -160,12 +162,12 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
     return manifest, members
 
 
-def load_reference(folder: Path) -> torch.Tensor:
+def load_mean_volume(folder: Path) -> torch.Tensor:
     """Return the mean of the training volumes, (1, 1, D, H, W) float32 tensor, normalized."""
     try:
-        volume = load_file(folder / REFERENCE)["volume"]
+        volume = load_file(folder / MEAN_VOLUME)["volume"]
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(
-            f"{folder / REFERENCE}: cannot be read ({error}); fetch the folder of weights again"
+            f"{folder / MEAN_VOLUME}: cannot be read ({error}); fetch the folder of weights again, with all its files"
         ) from error
     return volume.float()[None, None]
