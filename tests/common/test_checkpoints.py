@@ -1,22 +1,14 @@
 """Checkpoints: safe to load, never half-written."""
 
 import os
-from argparse import Namespace
 from collections import OrderedDict
 
 import pytest
 import torch
 
-from utils.common.checkpoints import (
-    data_settings,
-    describe_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    seen_in_training,
-)
+from utils.common.checkpoints import data_settings, load_checkpoint, save_checkpoint
 from utils.common.errors import InputError
 from utils.common.files import replacing, sha256_of
-from utils.data.subjects import Subject
 
 
 class Harmful:
@@ -66,33 +58,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_subjects_of_the_training_are_told(tmp_path, capsys) -> None:
-    subjects = [Subject(name, tmp_path) for name in ("a", "b", "c", "sub-1_ses-2")]
-    checkpoint = {"train_subjects": ["b", "sub-1_ses-1"], "valid_subjects": ["c"]}
-    assert seen_in_training(subjects, tmp_path / "best.pt", checkpoint).tolist() == [False, True, False, True]
-    shown = capsys.readouterr().out
-    assert "2 of 4 subjects, such as b, were used to train" in shown
-    assert "1 of 4 subjects, such as c, were used to choose the epoch of" in shown
-    assert seen_in_training(subjects[:1], tmp_path / "best.pt", checkpoint).tolist() == [False]
-    assert capsys.readouterr().out == ""
-    assert seen_in_training(subjects, tmp_path / "released.pth.tar", {}).all()
-
-
-@pytest.mark.parametrize(
-    ("keep", "scheduler", "chose"), [("last", "cosine", []), ("best", "cosine", ["b"]), ("last", "plateau", ["b"])]
-)
-def test_only_validation_subjects_that_chose_something_are_remembered(tmp_path, keep, scheduler, chose) -> None:
-    args = Namespace(voxel_size=4, normalization="brain", age_interval=5, keep=keep, scheduler=scheduler)
-    checkpoint = describe_checkpoint({}, args, [Subject("a", tmp_path)], [Subject("b", tmp_path)])
-    assert checkpoint["valid_subjects"] == chose
-
-
 def test_data_settings() -> None:
     assert data_settings({}, None) == (2, "brain")
     assert data_settings({}, "legacy") == (2, "legacy")
     own = {"voxel_size": 4, "normalization": "legacy"}
-    assert data_settings(own, None) == (4, "legacy")
-    with pytest.raises(ValueError, match="of an earlier version"):
-        data_settings({"voxel_size": 4, "normalization": "local_sd"}, None)
-    with pytest.raises(ValueError, match="leave the flag out"):
+    assert data_settings(own, None) == data_settings(own, "legacy") == (4, "legacy")
+    with pytest.raises(ValueError, match="was trained with NORMALIZATION=legacy"):
         data_settings(own, "brain")

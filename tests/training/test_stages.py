@@ -44,15 +44,15 @@ def test_predictions_of_both_stages() -> None:
     assert FirstStage().report({}) == ({}, "")
 
 
-def test_the_age_jitter_leaves_honest_ages_alone() -> None:
+def test_the_age_jitter_leaves_out_of_fold_ages_alone() -> None:
     batch = {
         "first_stage_age": torch.full((400,), 52.0),
         "discretized_age": torch.full((400,), 50.0),
         "out_of_fold": torch.arange(400) % 2 == 0,
     }
-    changed = SecondStage(5.0, 6.0).disturb(batch, (0, 1))["discretized_age"]
+    changed = SecondStage(5.0, 6.0).perturb(batch, (0, 1))["discretized_age"]
     assert (changed[::2] == 50).all()
     assert ((changed % 5) == 0).all()
     assert changed[1::2].std() == pytest.approx(np.hypot(6.0, 5 / np.sqrt(12)), rel=0.15)
-    assert torch.equal(changed, SecondStage(5.0, 6.0).disturb(batch, (0, 1))["discretized_age"])
-    assert SecondStage(5.0).disturb(batch, (0, 1)) is batch
+    assert torch.equal(changed, SecondStage(5.0, 6.0).perturb(batch, (0, 1))["discretized_age"])
+    assert SecondStage(5.0).perturb(batch, (0, 1)) is batch

@@ -1,0 +1,66 @@
+"""How problems are reported, and with which exit status."""
+
+import errno
+import os
+
+import pytest
+
+from utils.common.errors import InputError, run_command, user_errors
+
+
+def fails_with(error: BaseException, capsys) -> tuple[int, list[str]]:
+    """Return the exit status and the lines of an entry point that ends in `error`."""
+
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    return stop.value.code, capsys.readouterr().err.splitlines()
+
+
+def test_problems_are_listed_and_after_twenty_counted(capsys) -> None:
+    assert fails_with(InputError("a.nii: is empty; repeat it"), capsys) == (2, ["error: a.nii: is empty; repeat it"])
+    status, lines = fails_with(InputError([f"scan {number}" for number in range(27)]), capsys)
+    assert status == 2
+    assert "27 problems" in lines[0]
+    assert lines[20].endswith("scan 19")
+    assert "7 more" in lines[21]
+    assert len(lines) == 22
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ModuleNotFoundError(name="sklearn"), MemoryError(), OSError(errno.ENOSPC, "No space left on device", "runs/x.pt"),
+     PermissionError(errno.EACCES, "Permission denied", "runs/x.pt")],
+)  # fmt: skip
+def test_what_a_user_can_solve_is_one_line(error, capsys) -> None:
+    status, lines = fails_with(error, capsys)
+    assert status == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+
+
+def test_an_interruption_has_a_status_of_its_own(capsys) -> None:
+    status, lines = fails_with(KeyboardInterrupt(), capsys)
+    assert status == 130
+    assert "--resume" in lines[0]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("a bug"), KeyError("a bug")])
+def test_anything_else_keeps_its_traceback(error) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_command(main)
+
+
+def test_the_first_of_several_processes_reports(capsys, monkeypatch) -> None:
+    monkeypatch.setitem(os.environ, "RANK", "1")
+    assert fails_with(InputError("wrong"), capsys) == (2, [])
+
+
+def test_user_errors_name_the_place() -> None:
+    with pytest.raises(InputError, match=r"^best\.pt: is broken$"), user_errors("best.pt"):
+        raise ValueError("is broken")

@@ -1,0 +1,99 @@
+"""Prediction: every subject once and in order, its precision, and subjects that were trained on."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from model.scaledense import NetworkConfig, ScaleDense
+from tests.conftest import VOXEL_SIZE
+from utils.data.dataset import ScanDataset
+from utils.data.scans import ScanStore
+from utils.data.subjects import Subject
+from utils.evaluation.predicting import autocast, predict, seen_in_training
+from utils.options import testing
+from utils.options.training import parse_training_flags
+from utils.training.stages import FirstStage, SecondStage
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def dataset(synthetic_cohort) -> ScanDataset:
+    paths = sorted((synthetic_cohort / "train").iterdir())
+    subjects = [Subject(path.name, path, 30.0 + i, i % 2, 31.0 + i, 30.0) for i, path in enumerate(paths)]
+    return ScanDataset(subjects, ScanStore(VOXEL_SIZE, "brain"))
+
+
+def network(stage: int) -> ScaleDense:
+    torch.manual_seed(0)
+    made = ScaleDense(NetworkConfig(stage, "scaledense_paper", True, (23, 28, 23), 3, 4, 50.0, 20.0))
+    torch.nn.init.normal_(made.output_layer[-1].weight)
+    return made
+
+
+def test_prediction_sees_each_subject_once_in_order(dataset) -> None:
+    one, how = network(1), {"num_workers": 0, "precision": "float32", "label": ""}
+    predictions = predict(one, FirstStage(), dataset, CPU, batch_size=5, **how)
+    alone = predict(one, FirstStage(), dataset, CPU, batch_size=1, **how)
+    assert len(set(predictions["brain_age"].tolist())) == 12
+    np.testing.assert_allclose(predictions["brain_age"], alone["brain_age"], rtol=1e-4)
+    np.testing.assert_array_equal(predictions["chronological_age"], [s.chronological_age for s in dataset.subjects])
+    second = predict(network(2), SecondStage(5.0), dataset, CPU, batch_size=5, **how)
+    np.testing.assert_array_equal(second["first_stage_age"], [s.first_stage_age for s in dataset.subjects])
+    np.testing.assert_allclose(second["brain_age"], 30 + second["residual_age"], rtol=1e-6)
+
+
+@pytest.fixture
+def faked_gpu(monkeypatch) -> torch.device:
+    """A CUDA device, as far as autocast asks."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    return torch.device("cuda")
+
+
+def precision_on(device: torch.device, precision: str) -> torch.dtype:
+    """Return the type in which a network runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with autocast(device, precision):
+            enabled = torch.is_autocast_enabled(device.type)
+            return torch.get_autocast_dtype(device.type) if enabled else torch.float32
+
+
+def test_bfloat16_on_cuda_by_default_and_float32_elsewhere(faked_gpu) -> None:
+    defaults = {parse_training_flags(stage, []).precision for stage in (1, 2)}
+    defaults |= {testing.testing_parser(stage).parse_args([]).precision for stage in (1, 2)}
+    assert len(defaults) == 1
+    (default,) = defaults
+    assert precision_on(faked_gpu, default) == torch.bfloat16
+    assert precision_on(CPU, default) == torch.float32
+    for device in (faked_gpu, CPU):
+        assert precision_on(device, "bfloat16") == torch.bfloat16
+        assert precision_on(device, "float32") == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_network_runs_in_that_precision(dataset, monkeypatch, precision, kind) -> None:
+    seen = []
+    torchs = torch.nn.functional.elu
+    monkeypatch.setattr(
+        torch.nn.functional, "elu", lambda x, *how, **more: (seen.append(x.dtype), torchs(x, *how, **more))[1]
+    )
+    few = ScanDataset(dataset.subjects[:2], dataset.scans)
+    ages = predict(network(1), FirstStage(), few, CPU, batch_size=2, num_workers=0, precision=precision, label="")
+    assert seen[0] == kind
+    assert ages["brain_age"].dtype == np.float32
+
+
+def test_subjects_of_the_training_are_told(tmp_path, capsys) -> None:
+    subjects = [Subject(name, tmp_path) for name in ("a", "b", "c", "sub-1_ses-2")]
+    checkpoint = {"train_subjects": ["b", "sub-1_ses-1"], "valid_subjects": ["c"]}
+    assert seen_in_training(subjects, tmp_path / "best.pt", checkpoint).tolist() == [False, True, False, True]
+    shown = capsys.readouterr().out
+    assert "2 of 4 subjects, such as b, were used to train" in shown
+    assert "1 of 4 subjects, such as c, were used to choose the epoch of" in shown
+    assert seen_in_training(subjects[:1], tmp_path / "best.pt", checkpoint).tolist() == [False]
+    assert capsys.readouterr().out == ""
+    assert seen_in_training(subjects, tmp_path / "released.pth.tar", {}).all()
