@@ -1,4 +1,4 @@
-"""Take raw T1-weighted scans to brain-extracted scans on the model's grid."""
+"""Preprocess raw T1-weighted scans: brains in MNI152 space on the model's grid."""
 
 import sys
 
@@ -9,7 +9,9 @@ from utils.options.preparation import preprocessing_parser
 def main() -> None:
     args = preprocessing_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
-    from utils.preparation.preprocessing_jobs import Settings, find_raw_scans, preprocess_all, summarize
+    from utils.preparation.overview import summarize
+    from utils.preparation.preprocessing_jobs import Settings, preprocess_all
+    from utils.preparation.raw_scans import find_raw_scans
 
     part, parts = args.shard
     scans = find_raw_scans(args.input)[part - 1 :: parts]

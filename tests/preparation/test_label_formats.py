@@ -54,13 +54,13 @@ TABLES = {
             "sub-OAS30002_ses-d2345": ("OAS30002", 67.25 + 2345 / 365.25, 1),
             "OAS30002_MR_d10234": ("OAS30002", 67.25 + 10234 / 365.25, 1),
             "sub-OAS30002_sess-d0653": ("OAS30002", 67.25 + 653 / 365.25, 1),
-            "OAS30001": "names no person and day", "OAS30003_MR_d0001": "no row",
+            "OAS30001": "does not name person and day", "OAS30003_MR_d0001": "no row",
         },
     ),
     "OASIS-3 sessions": (
         "mr_sessions.csv",
         [["MR ID", "Subject", "M/F", "Age", "Scanner"], ["OAS30001_MR_d0129", "OAS30001", "F", 65.5, "3.0T"], ["OAS30001_MR_d0757", "OAS30001", "F", 67.2, "3.0T"]],
-        {"OAS30001_MR_d0757": ("OAS30001", 67.2, 0), "sub-OAS30001_ses-d0129": ("OAS30001", 65.5, 0), "OAS30001_MR_d0001": "no row is for day 1"},
+        {"OAS30001_MR_d0757": ("OAS30001", 67.2, 0), "sub-OAS30001_ses-d0129": ("OAS30001", 65.5, 0), "OAS30001_MR_d0001": "no row for day 1"},
     ),
     "ADNI": (
         "ADNIMERGE.csv",
@@ -125,7 +125,7 @@ def test_each_form_is_recognized_and_read(form, tmp_path) -> None:
             np.testing.assert_allclose(label.age, wanted[1], atol=1e-9, err_msg=scan)
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("a,b\n1,2\n", "are of no form"), ("subject_id,age\n", "no rows")])
+@pytest.mark.parametrize(("text", "complaint"), [("a,b\n1,2\n", "are of no known form"), ("subject_id,age\n", "no rows")])
 def test_other_tables_are_refused(text, complaint, tmp_path) -> None:
     path = tmp_path / "table.csv"
     path.write_text(text)

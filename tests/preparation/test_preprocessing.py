@@ -10,8 +10,9 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from utils.data.images import MNI152_T1_2MM
 from utils.preparation import preprocessing
-from utils.preparation.preprocessing import UnusableScanError, correct_bias_field, preprocess_scan, read_raw_scan
+from utils.preparation.preprocessing import correct_bias_field, preprocess_scan
 from utils.preparation.quality import judge
+from utils.preparation.raw_scans import UnusableScanError, read_raw_scan
 from utils.preparation.template import load_template
 
 
@@ -79,7 +80,7 @@ def test_stray_negative_voxels_shift_nothing(simulated_head, tmp_path) -> None:
         (np.ones((40, 40, 40, 2)), "expected one 3-D volume"),
         (np.ones((40, 40)), "expected one 3-D volume"),
         (np.ones((40, 40, 5)), "too coarse"),
-        (np.ones((40, 40, 40), np.complex64), "no plain numbers"),
+        (np.ones((40, 40, 40), np.complex64), "not real numbers"),
     ],
 )
 def test_what_is_no_head_is_refused(data, complaint, tmp_path) -> None:

@@ -12,8 +12,9 @@ from pebble import ProcessExpired
 
 from tests.conftest import run_script
 from utils.common.errors import InputError
-from utils.data.images import MNI152_T1_2MM, local_deviation, read_image
-from utils.preparation.preprocessing_jobs import RawFile, Settings, _result, find_raw_scans
+from utils.data.images import MNI152_T1_2MM, read_image
+from utils.preparation.preprocessing_jobs import Settings, _result
+from utils.preparation.raw_scans import RawFile, find_raw_scans
 
 FLAGS = ("--registration", "affine", "--device", "cpu", "--num_workers", 1)
 
@@ -76,7 +77,7 @@ def run(simulated_head, tmp_path_factory) -> Path:
 def test_failures_do_not_stop_the_others(run) -> None:
     out = run / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "dataset_description.json", "index.html", "local_sd", "masks", "qc", "qc.csv", "sub-1.nii.gz",
+        "dataset_description.json", "index.html", "masks", "qc", "qc.csv", "sub-1.nii.gz",
     ]  # fmt: skip
     with (out / "qc.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
@@ -105,11 +106,6 @@ def test_the_result_is_what_training_reads(run) -> None:
     volume = read_image(run / "out" / "sub-1.nii.gz", 2)[0]
     assert volume.min() == 0
     assert (run / "out" / "sub-1.nii.gz").stat().st_size < 1e6
-    measured = read_image(run / "out" / "sub-1.nii.gz", 2, "native_sd")[0]
-    after = local_deviation(volume)
-    assert [path.name for path in (run / "out" / "local_sd").iterdir()] == ["sub-1.nii.gz"]
-    inside = volume > 0
-    assert np.corrcoef(measured[inside], after[inside])[0, 1] > 0.8  # the same, but for what interpolation took
     mask = nibabel.load(run / "out" / "masks" / "sub-1.nii.gz")
     raw = nibabel.load(run / "raw" / "sub-1_T1w.nii.gz")
     assert mask.shape == raw.shape
@@ -139,14 +135,14 @@ def test_the_page_shows_every_scan_and_trusts_no_name(run) -> None:
 def test_a_second_run_does_only_what_changed(run, simulated_head) -> None:
     out, flags = run / "out", ("--input", run / "raw", "--output_dir", run / "out", *FLAGS)
     stamp = (out / "sub-1.nii.gz").stat().st_mtime_ns
-    assert "4 of 4 scans are finished already" in run_script("preprocess.py", *flags, status=1).stdout
+    assert "4 of 4 scans are already finished" in run_script("preprocess.py", *flags, status=1).stdout
     assert (out / "sub-1.nii.gz").stat().st_mtime_ns == stamp
     (out / "sub-1.nii.gz").unlink()
     nibabel.save(simulated_head, run / "raw" / "sub-3_T1w.nii.gz")
     shard = run_script("preprocess.py", *flags, "--shard", "2/2", status=1).stdout
-    assert "2 of 2 scans are finished already" in shard  # sub-2 and the last one
+    assert "2 of 2 scans are already finished" in shard  # sub-2 and the last one
     again = run_script("preprocess.py", *flags, "--shard", "1/2", "--keep_failed", "true").stdout
-    assert "finished already" not in again
+    assert "already finished" not in again
     assert (out / "sub-1.nii.gz").is_file()
     assert (out / "sub-3.nii.gz").is_file()
 
@@ -155,10 +151,10 @@ def test_a_scan_is_never_replaced_by_its_brain(run, simulated_head, tmp_path) ->
     nibabel.save(simulated_head, tmp_path / "sub-1.nii.gz")
     before = (tmp_path / "sub-1.nii.gz").read_bytes()
     error = run_script("preprocess.py", "--input", tmp_path, "--output_dir", tmp_path, *FLAGS, status=2).stderr
-    assert "exists already and was not made here" in error
+    assert "already exists and was not made here" in error
     assert (tmp_path / "sub-1.nii.gz").read_bytes() == before
     error = run_script("preprocess.py", "--input", tmp_path, "--output_dir", run / "out", *FLAGS, status=2).stderr
-    assert "was made of" in error
+    assert "was made from" in error
 
 
 def test_a_process_that_dies_is_only_one_failure(tmp_path) -> None:
@@ -172,12 +168,12 @@ def test_a_process_that_dies_is_only_one_failure(tmp_path) -> None:
     assert not record["finished"]
 
 
-def test_a_process_that_hangs_is_only_one_failure(tmp_path, simulated_head) -> None:
-    nibabel.save(simulated_head, tmp_path / "a.nii.gz")
+def test_a_process_that_hangs_is_only_one_failure(tmp_path) -> None:
+    """Importing what preprocessing needs takes longer than this limit on any machine."""
+    touch(tmp_path / "a.nii.gz")
     flags = ("--input", tmp_path / "a.nii.gz", "--output_dir", tmp_path / "out", *FLAGS)
-    log = run_script("preprocess.py", *flags, "--timeout", 0.5, status=1).stdout
-    assert "given up after 0.5 s; raise --timeout" in log
-    assert not (tmp_path / "out" / "a.nii.gz").exists()
+    log = run_script("preprocess.py", *flags, "--timeout", 0.01, status=1).stdout
+    assert "took more than 0.01 s; increase --timeout" in log
     record = json.loads((tmp_path / "out" / "qc" / "a.json").read_text())
     assert not record["finished"]  # so that a second run tries again
 

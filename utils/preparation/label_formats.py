@@ -1,4 +1,4 @@
-"""Find the person, age and sex of a scan in the tables of public data sets, by the scan's name."""
+"""Find the person, age and sex of a scan, by its name, in the tables of public data sets."""
 
 import re
 from collections.abc import Callable
@@ -8,48 +8,49 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
 from utils.data.subjects import person_of
 from utils.data.tables import SEXES, read_cells, subject_id_of, to_age
 
-DAYS = 365.25  # of a year
-SEX_CODES = {"1": 1, "2": 0}  # male and female, where a data set says so
+DAYS = 365.25  # in a year
+SEX_CODES = {"1": 1, "2": 0}  # male and female, in some data sets
 ADNI_DATE_TOLERANCE = 183  # days between a scan and the nearest visit
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a table says of a scan.
+    """What a table says about a scan.
 
     Parameters
     ----------
     person : str
-    age : float, years, at the scan; NaN where it is not given
-    sex : int or None, 0 female, 1 male
+    age : float, years, at the scan; NaN if unknown
+    sex : int, 0 female, 1 male, -1 unknown
     row : dict of column to str
-        The row that it was taken from.
+        The row of the table.
     """
 
     person: str
     age: float
-    sex: int | None
+    sex: int
     row: dict[str, str] = field(repr=False)
 
 
-Find = Callable[[str], Label | str]  # a scan's name to its label, or to why there is none
+Find = Callable[[str], Label | str]  # from the name of a scan to its label, or to the reason why it has none
 
 
 @dataclass(frozen=True)
 class Format:
-    """A table's form.
+    """A known form of table.
 
     Parameters
     ----------
     name : str
     columns : tuple of str
-        Lower-case columns by which the form is known.
+        Lower-case columns by which the form is recognized.
     make : callable
-        Turns the table into a function from scan names to labels.
+        Turns a table into a function from scan names to labels.
     """
 
     name: str
@@ -67,16 +68,16 @@ def open_labels(path: Path) -> tuple[str, Find, list[str]]:
     Returns
     -------
     name : str
-        Of the form.
+        Name of the form.
     find : callable
-        From the name of a scan to its `Label`, or to a str that says why
-        there is none.
+        Maps the name of a scan to its `Label`, or to the reason, a str, why
+        it has none.
     columns : list of str
 
     Raises
     ------
     InputError
-        If the table cannot be read or its form is not known.
+        If the table cannot be read, or its form is unknown.
     """
     cells = read_cells(path)
     if len(cells) < 2:
@@ -88,13 +89,13 @@ def open_labels(path: Path) -> tuple[str, Find, list[str]]:
         if set(known.columns) <= set(table.columns):
             return known.name, known.make(table), list(table.columns)
     raise InputError(
-        f"{path}: its columns ({', '.join(header[:12])}) are of no form known here; give the table of IXI, "
+        f"{path}: its columns ({', '.join(header[:12])}) are of no known form; give the table of IXI, "
         "OASIS, ADNI, Cam-CAN or BIDS, or one with the columns subject_id, age, sex"
     )
 
 
 def _years(text: str) -> float:
-    """Return a usable age, or NaN."""
+    """Return an age, NaN if it is unusable."""
     age = to_age(text)
     return np.nan if age is None else age
 
@@ -106,14 +107,14 @@ def _number(text: str) -> float:
         return np.nan
 
 
-def _sex(row: dict[str, str], *columns: str, codes: dict[str, int] | None = None) -> int | None:
-    """Return the sex that the first column with one gives."""
+def _sex(row: dict[str, str], *columns: str, codes: dict[str, int] | None = None) -> int:
+    """Return the sex from the first column that gives one."""
     for column in columns:
         text = re.sub(r"\.0+$", "", row.get(column, "").lower())
         sex = (SEXES if codes is None else {**SEXES, **codes}).get(text)
         if sex is not None:
             return sex
-    return None
+    return UNKNOWN_SEX
 
 
 def _rows_by(table: pd.DataFrame, key: Callable[[dict[str, str]], str]) -> dict[str, list[dict[str, str]]]:
@@ -124,10 +125,8 @@ def _rows_by(table: pd.DataFrame, key: Callable[[dict[str, str]], str]) -> dict[
     return groups
 
 
-def _only(
-    person: str, rows: list[dict[str, str]], age: Callable[[dict[str, str]], float], sex: int | None
-) -> Label | str:
-    """Make the label of a person whose rows must agree."""
+def _only(person: str, rows: list[dict[str, str]], age: Callable[[dict[str, str]], float], sex: int) -> Label | str:
+    """Make a label from rows, whose ages must agree."""
     ages = {value for value in map(age, rows) if not np.isnan(value)}
     if max(ages, default=0.0) - min(ages, default=0.0) > 1:
         return f"{person} has {len(rows)} rows with different ages ({', '.join(f'{a:g}' for a in sorted(ages))})"
@@ -135,7 +134,7 @@ def _only(
 
 
 def _plain(id_column: str) -> Callable[[pd.DataFrame], Find]:
-    """Make the reader of tables with a row for each scan, or for each person of BIDS and Cam-CAN."""
+    """Make a reader of tables with a row for each scan or each person, such as those of BIDS and Cam-CAN."""
 
     def make(table: pd.DataFrame) -> Find:
         codes = SEX_CODES if "gender_code" in table.columns or id_column in ("ccid", "observations") else None
@@ -152,7 +151,7 @@ def _plain(id_column: str) -> Callable[[pd.DataFrame], Find]:
             keys = [_bare(name), *([f"{_bare(person)}_{session[1]}"] if session else []), _bare(person)]
             rows = next((groups[key] for key in keys if key in groups), None)
             if rows is None:
-                return f"no row is for {person}"
+                return f"there is no row for {person}"
             sex = _sex(rows[0], "sex", "gender", "gender_text", "gender_code", codes=codes)
             return _only(person, rows, lambda row: _years(row["age"]), sex)
 
@@ -162,12 +161,12 @@ def _plain(id_column: str) -> Callable[[pd.DataFrame], Find]:
 
 
 def _bare(subject_id: str) -> str:
-    """Return an id without BIDS's ``sub-`` and without extension."""
+    """Return an identifier without BIDS's ``sub-`` and without extension."""
     return subject_id_of(subject_id).removeprefix("sub-")
 
 
 def _ixi(table: pd.DataFrame) -> Find:
-    """IXI.xls: a number for each person, sex 1 male and 2 female."""
+    """Read IXI.xls, which numbers the persons and codes sex as 1 male, 2 female."""
     groups = _rows_by(table, lambda row: f"IXI{int(_number(row['ixi_id']) if _number(row['ixi_id']) > 0 else 0):03d}")
     sex_column = next((name for name in table.columns if name.startswith("sex_id")), "")
 
@@ -175,7 +174,7 @@ def _ixi(table: pd.DataFrame) -> Find:
         found = re.search(r"IXI(\d{3})", name)
         person = f"IXI{found[1]}" if found else name
         if person not in groups:
-            return f"no row is for {person}"
+            return f"there is no row for {person}"
         sex = _sex(groups[person][0], sex_column, codes=SEX_CODES)
         return _only(person, groups[person], lambda row: _years(row["age"]), sex)
 
@@ -183,7 +182,7 @@ def _ixi(table: pd.DataFrame) -> Find:
 
 
 def _oasis(id_column: str) -> Callable[[pd.DataFrame], Find]:
-    """OASIS-1 and -2: a row for each session, named as its scans begin."""
+    """Make a reader of the tables of OASIS-1 and -2: a row for each session, named like its scans."""
 
     def make(table: pd.DataFrame) -> Find:
         groups = _rows_by(table, lambda row: row[id_column])
@@ -192,7 +191,7 @@ def _oasis(id_column: str) -> Callable[[pd.DataFrame], Find]:
             found = re.search(r"(OAS[12])_?(\d{4})_?(?:ses-)?(MR\d+)", name)
             session = f"{found[1]}_{found[2]}_{found[3]}" if found else name
             if session not in groups:
-                return f"no row is for {session}"
+                return f"there is no row for {session}"
             row = groups[session][0]
             return _only(f"{found[1]}_{found[2]}" if found else session, groups[session],
                          lambda row: _years(row["age"]), _sex(row, "m/f"))  # fmt: skip
@@ -203,7 +202,7 @@ def _oasis(id_column: str) -> Callable[[pd.DataFrame], Find]:
 
 
 def _oasis3(id_column: str, age_column: str) -> Callable[[pd.DataFrame], Find]:
-    """OASIS-3: a row for each person or session; sessions are days since the person's entry."""
+    """Make a reader of the tables of OASIS-3: a row for each person or session; sessions count days since entry."""
 
     def make(table: pd.DataFrame) -> Find:
         groups = _rows_by(table, lambda row: row[id_column].split("_")[0])
@@ -211,17 +210,17 @@ def _oasis3(id_column: str, age_column: str) -> Callable[[pd.DataFrame], Find]:
         def find(name: str) -> Label | str:
             found = re.search(r"(OAS3\d{4})_(?:MR_|ses{1,2}-)?d(\d{4,})(?!\d)", name)
             if not found:
-                return f"{name} names no person and day, such as OAS30001_MR_d0129"
+                return f"{name} does not name person and day, as OAS30001_MR_d0129 does"
             person, day = found[1], int(found[2])
             rows = groups.get(person)
             if rows is None:
-                return f"no row is for {person}"
+                return f"there is no row for {person}"
             sex = _sex(rows[0], "gender", "m/f", "sex", codes=SEX_CODES)
             if age_column == "ageatentry":
                 return _only(person, rows, lambda row: _years(row[age_column]) + day / DAYS, sex)
             sessions = [row for row in rows if re.search(rf"_d{day:04d}$", row[id_column])]
             if not sessions:
-                return f"no row is for day {day} of {person}"
+                return f"there is no row for day {day} of {person}"
             return _only(person, sessions, lambda row: _years(row[age_column]), sex)
 
         return find
@@ -230,7 +229,7 @@ def _oasis3(id_column: str, age_column: str) -> Callable[[pd.DataFrame], Find]:
 
 
 def _adni(table: pd.DataFrame) -> Find:
-    """ADNIMERGE.csv: a row for each visit; AGE is the age at the first one."""
+    """Read ADNIMERGE.csv: a row for each visit; AGE is the age at the first."""
     groups = _rows_by(table, lambda row: row["ptid"].upper())
 
     def age(row: dict[str, str]) -> float:
@@ -243,7 +242,7 @@ def _adni(table: pd.DataFrame) -> Find:
         person = f"{found[1]}_S_{found[2]}" if found else name
         rows = groups.get(person)
         if found is None or rows is None:
-            return f"no row is for {person}"
+            return f"there is no row for {person}"
         rest = name[found.end() :]
         visit = re.search(r"_(?:ses-)?(bl|sc|m\d{1,3})(?:_|$)", rest, re.IGNORECASE)
         date = re.search(r"_(?:ses-)?((?:19|20)\d{2})-?(\d{2})-?(\d{2})", rest)
@@ -252,14 +251,14 @@ def _adni(table: pd.DataFrame) -> Find:
             code = "bl" if month == 0 else f"m{month:02d}"
             chosen = [row for row in rows if row["viscode"].lower() == code]
             if not chosen:
-                return f"no row is for visit {code} of {person}"
+                return f"there is no row for visit {code} of {person}"
             return _only(person, chosen, age, _sex(chosen[0], "ptgender"))
         if date:
             day = pd.to_datetime("-".join(date.groups()), errors="coerce")
             distances = [abs((pd.to_datetime(row["examdate"], errors="coerce") - day).days) for row in rows]
             nearest = int(np.nanargmin(distances)) if not np.isnan(distances).all() else 0
             if not distances[nearest] <= ADNI_DATE_TOLERANCE:
-                return f"no visit of {person} lies within {ADNI_DATE_TOLERANCE} days of the scan"
+                return f"{person} has no visit within {ADNI_DATE_TOLERANCE} days of the scan"
             row = rows[nearest]
             years = (day - pd.to_datetime(row["examdate"])).days / DAYS
             return Label(person, age(row) + years, _sex(row, "ptgender"), row)
@@ -270,7 +269,7 @@ def _adni(table: pd.DataFrame) -> Find:
     return find
 
 
-# The first whose columns are all there is taken.
+# The first form whose columns all exist is taken.
 FORMATS = (
     Format("ADNI", ("ptid", "viscode", "age", "ptgender"), _adni),
     Format("IXI", ("ixi_id", "age"), _ixi),

@@ -1,28 +1,26 @@
-"""Make a data set that training takes: labels found, persons split, scans linked."""
+"""Make a data set for training: find labels, split persons, link scans."""
 
 import csv
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
+from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
 from utils.common.files import check_writable
-from utils.data.images import is_nifti, model_grid
-from utils.data.subjects import DOUBTFUL, FAIL, QC_FOLDER
+from utils.data.images import is_nifti
+from utils.data.subjects import SEX_NAMES
 from utils.data.tables import scan_name
 from utils.preparation.label_formats import open_labels
+from utils.preparation.records import DOUBTFUL, FAIL, QC_FOLDER, read_record
 
 SPLITS = ("train", "valid", "test")
-GRID_SIZES = (2, 4, 6, 8)  # mm
-FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # of fsl_anat, in a folder for each subject
-SEX_NAMES = {0: "F", 1: "M", None: ""}
+FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # what fsl_anat writes into the folder of a subject
 
 
 @dataclass(frozen=True)
@@ -35,87 +33,69 @@ class LabelledScan:
     path : Path
     person : str
     age : float, years
-    sex : int or None, 0 female, 1 male
+    sex : int, 0 female, 1 male, -1 unknown
     site : str
     split : str
-        ``train``, ``valid`` or ``test``; empty before it is known.
+        ``train``, ``valid`` or ``test``; empty until it is chosen.
     """
 
     subject_id: str
     path: Path
     person: str
     age: float
-    sex: int | None
+    sex: int
     site: str
     split: str = ""
 
 
 def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]:
-    """List preprocessed scans by subject id: of `preprocess.py`, or folders of FSL's ``fsl_anat``.
+    """List preprocessed scans by subject id, from ``preprocess.py`` or FSL's ``fsl_anat``.
 
     Parameters
     ----------
     folder : Path
     include_doubtful : bool
-        Whether scans count whose verdict is doubtful.
+        Whether to take scans whose verdict is doubtful.
 
     Raises
     ------
     InputError
-        If there is none, or they were not all prepared alike.
+        If there is no scan, or the scans were not all prepared in the same way.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; set PREPROCESSED (--preprocessed) to preprocessed scans")
     scans = {scan_name(path.name): path for path in sorted(folder.iterdir()) if is_nifti(path)}
     fsl = fsl_products(folder)
     if scans and fsl:
-        raise InputError(f"{folder}: holds scans and fsl_anat's folders; two preprocessings do not mix, so give one")
+        raise InputError(f"{folder}: holds both scans and fsl_anat's folders; give a folder of only one kind")
     if not scans and not fsl:
         raise InputError(f"{folder}: holds no .nii or .nii.gz file, and no */{FSL_PRODUCT}")
-    problems = [
-        f"{path}: {shape} voxels; expected preprocessed scans, 91x109x91" for path, shape in _other_grids(scans | fsl)
-    ]
-    if problems:
-        raise InputError(problems)
     if not (folder / QC_FOLDER).is_dir():
         return scans or fsl
     return _without_bad(scans, folder, include_doubtful)
 
 
 def fsl_products(folder: Path) -> dict[str, Path]:
-    """List the brains in folders of FSL's ``fsl_anat`` by subject id."""
+    """List the brains that FSL's ``fsl_anat`` wrote, by subject id."""
     return {scan_name(path.parent.name): path for path in sorted(folder.glob(f"*/{FSL_PRODUCT}"))}
 
 
-def _other_grids(scans: dict[str, Path]) -> Iterator[tuple[Path, str]]:
-    """Find scans that lie on no grid of the model's, by their headers alone; others are read in training."""
-    known = {tuple(sorted(model_grid(size).shape)) for size in GRID_SIZES}
-    for path in scans.values():
-        try:
-            shape = nibabel.load(path).shape  # type: ignore[attr-defined]
-        except Exception as error:  # damaged files raise many types
-            yield path, f"not a readable NIfTI image ({error}), so it has no"
-            continue
-        if tuple(sorted(shape[:3])) not in known:
-            yield path, f"has {'x'.join(map(str, shape))}"
-
-
 def _without_bad(scans: dict[str, Path], folder: Path, include_doubtful: bool) -> dict[str, Path]:
-    """Leave out what the records of `preprocess.py` call bad; refuse what has no record."""
+    """Leave out scans with a bad verdict; refuse scans without a record."""
     out = {FAIL} if include_doubtful else {FAIL, DOUBTFUL}
     problems, left_out, fingerprints = [], [], set()
     for name, path in scans.items():
-        try:
-            record = json.loads((folder / QC_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        record = read_record(folder, name)
+        if record is None:
             problems.append(f"{path}: has no record in {folder / QC_FOLDER}; run preprocess.py again")
-            continue
-        if record["verdict"] in out:
+        elif record["verdict"] in out:
             left_out.append(name)
         else:
             fingerprints.add(record["fingerprint"])
     if len(fingerprints) > 1:
-        problems.append(f"{folder}: holds scans of {len(fingerprints)} preprocessings; run preprocess.py on all again")
+        problems.append(
+            f"{folder}: was preprocessed in {len(fingerprints)} ways; run preprocess.py on all its scans again"
+        )
     if problems:
         raise InputError(problems)
     if left_out:
@@ -141,16 +121,16 @@ def label_scans(
     scans : dict of subject id to Path
     label_table : Path
     person_column, site_column, split_column : str or None
-        Columns of the table with the person, the site, and a split that is given.
+        Columns of the table that hold the person, the site, and a given split.
     where : sequence of (column, values)
         Scans whose row has another value are left out.
     skip_unlabelled : bool
-        Leave out, rather than refuse, scans without a row or an age.
+        Leave out scans without a row or an age, instead of refusing them.
 
     Raises
     ------
     InputError
-        With every scan that has no label, or if a column is missing.
+        With every scan that has no label; or if a column is missing.
     """
     form, find, columns = open_labels(label_table)
     for column in filter(None, (person_column, site_column, split_column, *(name for name, _ in where))):
@@ -164,7 +144,7 @@ def label_scans(
         elif any(label.row[name.lower()] not in values for name, values in where):
             others += 1
         elif np.isnan(label.age):
-            problems.append(f"{path}: {label_table} gives no age of {label.person} in years")
+            problems.append(f"{path}: {label_table} gives no age in years for {label.person}")
         else:
             person, site, split = (
                 label.row[name.lower()] if name else other
@@ -172,18 +152,18 @@ def label_scans(
             )
             found.append(LabelledScan(subject_id, path, person, label.age, label.sex, site, split))
     if problems and not skip_unlabelled:
-        raise InputError([*problems, "correct the table, or leave such scans out with --skip_unlabelled true"])
+        raise InputError([*problems, "correct the table, or leave these scans out with --skip_unlabelled true"])
     if not found:
-        why = f"{others} scans have other values than --where asks for" if others else "no scan has an age"
+        why = f"--where selects none of {others} scans" if others else "no scan has an age"
         raise InputError([f"{label_table}: {why}", *problems])
-    print(f"{label_table} is read as a table of the form {form}")
+    print(f"{label_table}: read as a table of the form {form}")
     repeated = Counter((scan.person, scan.age) for scan in found)
     same_age = len({person for (person, _), count in repeated.items() if count > 1})
     for count, what in (
         (len(problems), "scans without a label are left out"),
-        (others, "scans of other rows than --where asks for are left out"),
-        (sum(scan.sex is None for scan in found), "scans have no known sex; train with USE_SEX=false, or add it"),
-        (same_age, "persons have several scans of one age; if these are years apart, give each its own row"),
+        (others, "scans that --where does not select are left out"),
+        (sum(scan.sex == UNKNOWN_SEX for scan in found), "scans lack the sex; add it, or train with USE_SEX=false"),
+        (same_age, "persons have several scans at the same age; if these are years apart, give each its own row"),
     ):
         if count:
             print(f"note: {count} {what}")
@@ -191,13 +171,13 @@ def label_scans(
 
 
 def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], seed: int) -> list[LabelledScan]:
-    """Put each person into a split, so that ages and sites are spread alike.
+    """Assign each person to a split, so that the splits have similar ages and sites.
 
     Parameters
     ----------
     scans : sequence of LabelledScan
     fractions : sequence of 3 float
-        Of the persons, for training, validation and testing.
+        Shares of the persons for training, validation and testing.
     seed : int
 
     Returns
@@ -211,9 +191,9 @@ def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], s
 
     Notes
     -----
-    The persons of a site are sorted by age, and neighbours are shuffled
-    within windows of as many as the smallest split needs for one; each goes
-    to the split that lags most behind its share.
+    Persons are sorted by site and age, and shuffled within windows in which
+    the smallest split gets one person. Each in turn goes to the split that
+    is furthest below its share.
     """
     rng = np.random.default_rng(seed)
     first: dict[str, LabelledScan] = {}
@@ -240,7 +220,7 @@ def split_by_person(scans: Sequence[LabelledScan], fractions: Sequence[float], s
 
 
 def check_given_splits(scans: Sequence[LabelledScan], label_table: Path) -> None:
-    """Refuse splits of a table that are unknown, or that put one person into two.
+    """Refuse a table with an unknown split, or with one person in two splits.
 
     Raises
     ------
@@ -256,7 +236,7 @@ def check_given_splits(scans: Sequence[LabelledScan], label_table: Path) -> None
     for scan in scans:
         persons.setdefault(scan.person, set()).add(scan.split)
     problems += [
-        f"{label_table}: {person} is in the splits {' and '.join(sorted(splits))}; keep a person in one"
+        f"{label_table}: {person} is in the splits {' and '.join(sorted(splits))}; keep each person in one"
         for person, splits in sorted(persons.items())
         if len(splits) > 1
     ]
@@ -270,7 +250,7 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
     Raises
     ------
     InputError
-        If the folder holds anything already, or cannot be written.
+        If the folder is not empty, or cannot be written.
     """
     folder = folder.resolve()
     check_writable(folder.parent)
@@ -299,7 +279,7 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
                 writer = csv.DictWriter(file, columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-        partial.rename(folder)  # in place of an empty folder, if there is one
+        partial.rename(folder)  # replaces an empty folder
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); set another OUTPUT_DIR (--output_dir)") from error
     finally:

@@ -1,0 +1,225 @@
+"""Find raw scans, and read them: checked, in the standard orientation, cropped to the head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.orientations import aff2axcodes
+
+from utils.common.errors import InputError
+from utils.data.images import is_nifti
+from utils.data.tables import scan_name
+
+LEAST_VOXELS = 16  # along each axis
+LARGEST_VOXEL = 10.0  # mm
+FILLED_SHARE = 0.01  # share of the voxels from which a negative number counts as background
+FOREGROUND_LEVEL = 0.1  # share of the 99th percentile
+FOREGROUND_AREA = 200.0  # square mm; a plane with more foreground belongs to the head
+MARGIN = 10.0  # mm around the head
+
+
+class UnusableScanError(Exception):
+    """A scan that cannot be preprocessed, and why."""
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A raw scan and the name of its result.
+
+    Parameters
+    ----------
+    name : str
+        Subject, and session where there is one.
+    path : Path
+    """
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class RawScan:
+    """A raw scan, cropped to the head.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float32 array, 0 or more; axes point right, anterior, superior
+    affine, header : (4, 4) float arrays, voxel to mm
+        As used here, and as the file gives it, in case the two differ.
+    notes : list of str
+        What the header leaves uncertain.
+    to_native : callable
+        Puts a volume of this shape back on the file's grid.
+    """
+
+    volume: np.ndarray
+    affine: np.ndarray
+    header: np.ndarray
+    notes: list[str]
+    to_native: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def voxel_size(self) -> np.ndarray:
+        """Size of a voxel along each axis, (3,) float array, mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+def find_raw_scans(source: Path) -> list[RawFile]:
+    """List the scans of a file, a folder or a BIDS data set.
+
+    Parameters
+    ----------
+    source : Path
+
+    Returns
+    -------
+    list of RawFile, sorted by name
+
+    Raises
+    ------
+    InputError
+        If there is no scan, or two scans would get the same name.
+    """
+    if source.is_file():
+        paths = [source] if is_nifti(source) else []
+    elif source.is_dir():
+        paths = sorted(path for path in source.iterdir() if is_nifti(path))
+        for pattern in ("", "ses-*/", "sub-*/", "sub-*/ses-*/"):
+            paths += sorted(path for path in source.glob(f"{pattern}anat/*_T1w.nii*") if is_nifti(path))
+    else:
+        raise InputError(f"{source}: no such file or folder; set INPUT (--input) to T1-weighted scans")
+    if not paths:
+        raise InputError(
+            f"{source}: holds no scan; expected .nii or .nii.gz files, or the root of a BIDS data set with "
+            "sub-*/[ses-*/]anat/*_T1w.nii.gz"
+        )
+    found: dict[str, Path] = {}
+    problems = []
+    for path in paths:
+        name = scan_name(path.name)
+        if found.setdefault(name, path) != path:
+            problems.append(f"{path}: would be written to the same file as {found[name]}; rename one of them")
+    if problems:
+        raise InputError(problems)
+    return [RawFile(name, found[name]) for name in sorted(found)]
+
+
+def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
+    """Read a scan, check it, bring it to RAS orientation by its header, and crop it to the head.
+
+    Parameters
+    ----------
+    path : Path
+    turn : (3, 3) float array or None
+        How the head is rotated in the header's world, if the header is wrong
+        about that; see `utils.preparation.registration.find_start`.
+
+    Raises
+    ------
+    UnusableScanError
+        If it is not a single volume of real numbers that could show a head.
+    """
+    data, image = _load(path)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    voxel_size = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * max(voxel_size.prod(), 1e-9):
+        raise UnusableScanError("its header gives no usable axes (the affine is singular or not finite)")
+    if min(data.shape) < LEAST_VOXELS or voxel_size.max() > LARGEST_VOXEL:
+        size = " x ".join(f"{v:.2g}" for v in voxel_size)
+        raise UnusableScanError(
+            f"has {'x'.join(map(str, data.shape))} voxels of {size} mm, too coarse for a whole head"
+        )
+    notes = _header_notes(image)
+    if turn is not None:
+        notes.append("the header is wrong about the orientation of the head; left and right cannot be known")
+        affine = nibabel.affines.from_matvec(turn.T) @ affine
+    upright = nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine))
+    volume = np.asarray(upright.dataobj, dtype=np.float32)
+    finite = np.isfinite(volume)
+    if not finite.any() or np.ptp(volume[finite]) == 0:
+        raise UnusableScanError("its voxels are constant or not finite")
+    volume = _with_zero_background(volume, finite)
+    box = _head_box(volume, np.linalg.norm(upright.affine[:3, :3], axis=0))
+    corner = np.array([part.start for part in box])
+    cropped = upright.affine @ nibabel.affines.from_matvec(np.eye(3), corner)
+    header = cropped if turn is None else nibabel.affines.from_matvec(turn) @ cropped
+
+    def to_native(part: np.ndarray) -> np.ndarray:
+        whole = np.zeros(volume.shape, part.dtype)
+        whole[box] = part
+        back = nibabel.orientations.ornt_transform(
+            nibabel.orientations.axcodes2ornt("RAS"), nibabel.io_orientation(affine)
+        )
+        return nibabel.apply_orientation(whole, back)
+
+    return RawScan(np.ascontiguousarray(volume[box]), cropped, header, notes, to_native)
+
+
+def _load(path: Path) -> tuple[np.ndarray, Any]:
+    """Read a single volume of real numbers, as float32, and its image."""
+    if not path.is_file():
+        raise UnusableScanError("does not exist: a broken link, or a file that was removed")
+    try:
+        image: Any = nibabel.load(path)
+        data = np.asarray(image.dataobj, dtype=np.float32) if image.get_data_dtype().kind in "iuf" else None
+    except Exception as error:  # damaged files raise many types
+        raise UnusableScanError(f"not a readable NIfTI image ({error})") from error
+    if data is None:
+        raise UnusableScanError("its voxels are not real numbers")
+    if data.ndim > 3 and set(data.shape[3:]) == {1}:
+        data = data.reshape(data.shape[:3])
+    if data.ndim != 3:
+        raise UnusableScanError(f"has the shape {'x'.join(map(str, data.shape))}; expected one 3-D volume")
+    return data, image
+
+
+def _header_notes(image: Any) -> list[str]:
+    """Say what the header leaves uncertain about left and right."""
+    header = image.header
+    if not {"qform_code", "sform_code"} <= set(header):
+        return []
+    if not header["qform_code"] and not header["sform_code"]:
+        return ["the header has no orientation (qform and sform codes are 0); left and right cannot be known"]
+    if header["qform_code"] and header["sform_code"]:
+        try:
+            codes = ["".join(aff2axcodes(form)) for form in (header.get_qform(), header.get_sform())]
+        except ValueError:
+            return ["its qform is not a rotation; the sform was used"]
+        if codes[0] != codes[1]:
+            return [f"qform and sform disagree ({codes[0]}, {codes[1]}); the sform was used"]
+    return []
+
+
+def _with_zero_background(volume: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Set the background to 0: what is not finite, a negative number that fills it, or else the lowest intensity."""
+    lowest = volume[finite].min()
+    filled = ~finite
+    if lowest < 0 and (volume == lowest).mean() > FILLED_SHARE:
+        filled = filled | (volume == lowest)
+    rest = volume[~filled]
+    low = rest.min()
+    if low < 0:
+        if (rest < 0).mean() < FILLED_SHARE:
+            low = 0.0  # a few stray negative voxels
+        elif lowest < low and abs(low - lowest) < abs(low):
+            low = lowest  # all intensities are negative, and the background is their zero
+    elif filled.any():
+        low = 0.0
+    return np.where(filled, 0, np.maximum(volume - low, 0)).astype(np.float32)
+
+
+def _head_box(volume: np.ndarray, voxel_size: np.ndarray) -> tuple[slice, ...]:
+    """Find the box of the head, with a margin; wide padding would mislead the brain extraction."""
+    bright = volume > FOREGROUND_LEVEL * np.percentile(volume[volume > 0], 99)
+    box = []
+    for axis, size in enumerate(volume.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        area = bright.sum(axis=others) * voxel_size[list(others)].prod()
+        found = np.flatnonzero(area > FOREGROUND_AREA)
+        margin = int(np.ceil(MARGIN / voxel_size[axis]))
+        low, high = (found[0], found[-1]) if len(found) else (0, size - 1)
+        box.append(slice(max(0, low - margin), min(size, high + margin + 1)))
+    return tuple(box)
