@@ -1,12 +1,10 @@
 """Fixtures: small seeded cohorts, and where reference numbers and real scans lie."""
 
-import json
+import importlib
 import os
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import nibabel
@@ -44,33 +42,6 @@ def shared_folder(name: str, what: str) -> Path:
 @pytest.fixture(scope="session")
 def reference_folder() -> Path:
     return shared_folder("reference", "reference numbers")
-
-
-@pytest.fixture(scope="session")
-def released_state_dict(reference_folder: Path) -> Callable[[int], dict[str, torch.Tensor]]:
-    """A released state dict of a stage, filled as the reference's README says; not to be changed."""
-
-    @cache
-    def fill(stage: int) -> dict[str, torch.Tensor]:
-        weights = {}
-        for key, shape in json.loads((reference_folder / RELEASED_KEYS[stage]).read_text()).items():
-            rng = np.random.default_rng(zlib.crc32(key.encode()))
-            last = key.rsplit(".", 1)[1]
-            if last == "num_batches_tracked":
-                values = np.zeros(shape)
-            elif last == "running_mean" or last.startswith("bias"):
-                values = 0.1 * rng.standard_normal(shape)
-            elif last == "running_var" or len(shape) < 2:
-                values = rng.uniform(0.5, 1.5, shape)
-            else:
-                values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-            weights[key] = torch.from_numpy(np.asarray(values, dtype=np.float32))
-        if stage == 1:
-            for head in ("with", "without"):
-                weights[f"end_fc_{head}_gender.1.bias"] = torch.full((1,), 60.0)
-        return weights
-
-    return fill
 
 
 @pytest.fixture(scope="session")
@@ -148,6 +119,20 @@ def run_script(script: str, *flags: object, status: int = 0) -> subprocess.Compl
     assert result.returncode == status, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return result
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run an entry point in this process, which is faster, and return what it prints."""
+    monkeypatch.setattr("utils.common.distributed.keep_freed_memory", lambda: None)
+
+    def run(script: str, *flags: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        capsys.readouterr()
+        importlib.import_module(script.removesuffix(".py")).main()
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="session")

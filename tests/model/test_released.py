@@ -1,7 +1,6 @@
 """Names of parameters: the authors', those of our earlier versions, and today's."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -11,37 +10,9 @@ from model.building import load_network, make_network
 from model.released import convert_released, is_released, translate_name
 from model.scaledense import NetworkConfig, ScaleDense
 from tests.conftest import RELEASED_KEYS
+from tests.model.helpers import earlier_names, released_names
 
 SHAPE = (20, 18, 21)
-# From today's names to those of our earlier versions.
-EARLIER = (
-    (r"^trunk\.stem\.convolution\.", r"trunk.stem.0."),
-    (r"\.convolution_1\.", r".0."),
-    (r"\.norm_1\.", r".1."),
-    (r"\.convolution_2\.", r".3."),
-    (r"\.norm_2\.", r".4."),
-    (r"\.excitation\.reduce\.", r".6.gate.0."),
-    (r"\.excitation\.expand\.", r".6.gate.2."),
-    (r"(\.branches\.\d)\.convolution\.", r"\1.0."),
-    (r"(\.branches\.\d)\.norm\.", r"\1.1."),
-)
-# From those to the authors'.
-RELEASED = (
-    (r"^trunk\.stem\.", r"module.pre."),
-    (r"^trunk\.blocks\.(\d)\.", r"module.block.\1.block."),
-    (r"\.branches\.(\d)\.", lambda match: f".conv{int(match[1]) + 1}."),
-    (r"\.gate\.0\.", r".FC1."),
-    (r"\.gate\.2\.", r".FC2."),
-    (r"^discretized_age_layer\.", r"module.dis_fc."),
-    (r"^sex_layer\.", r"module.male_fc."),
-    (r"^output_layer\.", r"module.end_fc_with_gender."),
-)
-
-
-def renamed(weights, renamings):
-    for pattern, replacement in renamings:
-        weights = {re.sub(pattern, replacement, name): value for name, value in weights.items()}
-    return weights
 
 
 def trained(stage: int, model: str = "scaledense") -> ScaleDense:
@@ -66,7 +37,7 @@ def estimate(network: ScaleDense) -> torch.Tensor:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_checkpoints_of_our_earlier_versions_load(stage, model) -> None:
     network = trained(stage, model)
-    weights = renamed(network.state_dict(), EARLIER)
+    weights = earlier_names(network.state_dict())
     assert "trunk.blocks.1.0.branches.3.1.running_var" in weights
     assert "trunk.blocks.0.6.gate.2.bias" in weights
     assert ("trunk.stem.0.weight" in weights) == (model == "scaledense")
@@ -78,9 +49,7 @@ def test_checkpoints_of_our_earlier_versions_load(stage, model) -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_released_names_give_the_same_output(stage) -> None:
     network = trained(stage)
-    image_layer = "module.fc." if stage == 2 else "module.deep_fc."
-    weights = renamed(network.state_dict(), (*EARLIER, *RELEASED, (r"^image_layer\.", image_layer)))
-    weights |= {f"module.end_fc_without_gender.{name}": torch.ones(1) for name in ("0.weight", "1.bias")}
+    weights = released_names(network.state_dict())
     assert is_released(weights)
     assert not is_released(network.state_dict())
     config, converted = convert_released(weights)

@@ -1,5 +1,11 @@
 """The network: shapes, sizes, a live first stage, and the released code's numbers."""
 
+import json
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +14,34 @@ from torch import nn
 from model.building import age_scale, load_network, make_network
 from model.released import convert_released, translate_name
 from model.scaledense import NetworkConfig, ScaleDense
+from tests.conftest import RELEASED_KEYS
+
+
+@pytest.fixture(scope="module")
+def released_state_dict(reference_folder: Path) -> Callable[[int], dict[str, torch.Tensor]]:
+    """A released state dict of a stage, filled as the reference's README says; not to be changed."""
+
+    @cache
+    def fill(stage: int) -> dict[str, torch.Tensor]:
+        weights = {}
+        for key, shape in json.loads((reference_folder / RELEASED_KEYS[stage]).read_text()).items():
+            rng = np.random.default_rng(zlib.crc32(key.encode()))
+            last = key.rsplit(".", 1)[1]
+            if last == "num_batches_tracked":
+                values = np.zeros(shape)
+            elif last == "running_mean" or last.startswith("bias"):
+                values = 0.1 * rng.standard_normal(shape)
+            elif last == "running_var" or len(shape) < 2:
+                values = rng.uniform(0.5, 1.5, shape)
+            else:
+                values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+            weights[key] = torch.from_numpy(np.asarray(values, dtype=np.float32))
+        if stage == 1:
+            for head in ("with", "without"):
+                weights[f"end_fc_{head}_gender.1.bias"] = torch.full((1,), 60.0)
+        return weights
+
+    return fill
 
 
 @pytest.fixture(scope="module")
