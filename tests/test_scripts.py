@@ -53,7 +53,7 @@ def test_the_cascade_through_its_bash_scripts(synthetic_cohort, tmp_path) -> Non
     first, second = tmp_path / "first", tmp_path / "second"
     common = {"DATA": synthetic_cohort, "BATCH_SIZE": 4, "NUM_WORKERS": 0}
     training = {**common, "MODEL": "scaledense_paper", "EPOCHS": 2, "WARMUP_EPOCHS": 0}
-    bash("train_first_stage", "--blocks", 3, OUTPUT_DIR=first, VOXEL_SIZE=VOXEL_SIZE, FOLDS=2, **training)
+    bash("train_first_stage", "--blocks", 3, OUTPUT_DIR=first, VOXEL_SIZE=VOXEL_SIZE, **training)
     checkpoint = {"FIRST_STAGE_CHECKPOINT": first / "best.pt"}
     output = bash("train_second_stage", "--blocks", 3, OUTPUT_DIR=second, **checkpoint, **training)
     assert "residual_sd" in output

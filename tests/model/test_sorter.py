@@ -11,7 +11,7 @@ import torch
 
 from model.ranking import CascadeLoss, tied_rank
 from model.sorter import Sorter, draw_scores, evaluate_sorter, fit_sorter, load_sorter
-from tests.conftest import run_script
+from utils.common.errors import InputError
 
 
 @pytest.fixture
@@ -94,10 +94,11 @@ def test_training_improves_a_sorter() -> None:
     assert torch.vmap(tied_rank)(torch.tensor([[3.0, 1.0, 2.0, 2.0]])).tolist() == [[0.25, 1.0, 0.625, 0.625]]
 
 
-def test_the_script_writes_a_sorter_that_loads(tmp_path) -> None:
+def test_the_script_writes_a_sorter_that_loads(tmp_path, run_here) -> None:
     flags = ["--model_type", "lstm", "--length", 4, "--steps", 5, "--output", tmp_path / "sorter.pt"]
-    assert "correlation" in run_script("train_sorter.py", *flags).stdout
+    assert "correlation" in run_here("train_sorter.py", *flags)
     assert load_sorter(tmp_path / "sorter.pt").length == 4
-    assert "exists already" in run_script("train_sorter.py", *flags, status=2).stderr
+    with pytest.raises(InputError, match="exists already"):
+        run_here("train_sorter.py", *flags)
     with pytest.raises(ValueError, match="sorter of length 4"):
         load_sorter(tmp_path / "sorter.pt")(torch.ones(5))

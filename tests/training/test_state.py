@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.scaledense import ScaleDense
-from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags, run_script
+from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags
 from tests.training.helpers import CONFIG, flags, same, states, train
 from utils.common.errors import InputError
 from utils.data.subjects import Subject
@@ -37,7 +37,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_killed_and_resumed_equals_uninterrupted(synthetic_cohort, first_stage, tmp_path, stage) -> None:
+def test_killed_and_resumed_equals_uninterrupted(synthetic_cohort, first_stage, tmp_path, run_here, stage) -> None:
     """SIGKILL in the middle of an epoch; then --resume; every bit of the state is the same."""
     if stage == 1:
         script = "train_first_stage.py"
@@ -48,7 +48,7 @@ def test_killed_and_resumed_equals_uninterrupted(synthetic_cohort, first_stage, 
         extra = ["--first_stage_checkpoint", first_stage / "best.pt", *data_flags(synthetic_cohort, "train", "valid")]
     common = [*SMALL_NETWORK, *QUICK, *extra, "--batch_size", 1, "--epochs", EPOCHS, "--warmup_epochs", 1,
               "--save_every_steps", 5]  # fmt: skip
-    run_script(script, *common, "--output_dir", tmp_path / "whole")
+    run_here(script, *common, "--output_dir", tmp_path / "whole")
 
     killed = tmp_path / "killed"
     result = subprocess.run(
@@ -58,7 +58,7 @@ def test_killed_and_resumed_equals_uninterrupted(synthetic_cohort, first_stage, 
     assert result.returncode == -signal.SIGKILL, result.stderr
     last = torch.load(killed / "last.pt", weights_only=True)
     assert (last["epoch"], last["step"]) == (1, 5)
-    run_script(script, *common, "--output_dir", killed, "--resume")
+    run_here(script, *common, "--output_dir", killed, "--resume")
     uninterrupted, resumed = states(tmp_path / "whole"), states(killed)
     assert same(uninterrupted, resumed)
     assert resumed[0]["epoch"] == EPOCHS
