@@ -1,4 +1,4 @@
-"""Turn brain ages into evidence: accuracy, bias correction, diagnosis, uncertainty, repeats, one report."""
+"""Analyse brain ages: accuracy, correction for age, diagnosis, uncertainty, repeated scans; write one report."""
 
 from utils.common.errors import run_command
 from utils.options.analysis import parse_gap_flags
@@ -6,7 +6,7 @@ from utils.options.analysis import parse_gap_flags
 
 def main() -> None:
     args = parse_gap_flags()
-    # Imported here, so that --help and wrong flags answer at once.
+    # Imported here, so that --help and errors in flags appear at once.
     from utils.analysis.gap_analysis import analyse, provenance_of
     from utils.analysis.gap_correction import describe_corrections
     from utils.analysis.gap_report import check_analysis_folder, write_analysis
@@ -22,7 +22,7 @@ def main() -> None:
         args, tables, healthy, patient_labels, read_manifest(args.weights_dir) if args.weights_dir else None
     )
     fitted = {"corrections.json": describe_corrections(corrections)} if corrections else {}
-    write_analysis(args.output_dir, "Brain-age gap", sections, subjects, provenance_of(args), fitted)
+    write_analysis(args.output_dir, sections, subjects, provenance_of(), fitted)
     for section in sections:
         for line in [*section.alarms, *section.headlines]:
             print(line)

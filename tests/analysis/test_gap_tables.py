@@ -41,7 +41,7 @@ def test_scans_that_failed_are_left_out_with_a_note(tmp_path, capsys) -> None:
     (tmp_path / "predictions.csv").write_text(text)
     table = read_tables({"test": [tmp_path / "predictions.csv"]}, None, {})["test"]
     assert table["subject_id"].tolist() == ["sub-1"]
-    assert "1 scans that failed" in capsys.readouterr().out
+    assert "left out 1 scans that failed" in capsys.readouterr().out
 
 
 def test_a_named_column_is_never_replaced_by_another(tmp_path) -> None:
@@ -78,17 +78,17 @@ def test_every_problem_is_named(tmp_path) -> None:
     text = str(error.value)
     assert len(error.value.problems) == 8
     for words in ("row 2: chronological age '' of a", "row 3: brain age '' of b", "'soon' of c", "'500' of d", "'inf' of e",
-                  "row 8: f stands", "--site_column hospital", "l.csv, row 3: a stands"):  # fmt: skip
+                  "row 8: f is in an earlier row", "--site_column hospital", "l.csv, row 3: a is in an earlier row"):  # fmt: skip
         assert words in text, words
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("subject_id,age,brain_age\na,40,42\n", "row for none of the subjects"),
+        ("subject_id,age,brain_age\na,40,42\n", "no row for any subject"),
         ("", "no rows"),
         ("subject_id,age,brain_age\n", "no rows"),
-        ("who,age,brain_age\na,1,2\n", "no subject column"),
+        ("who,age,brain_age\na,1,2\n", "no column for the subject id"),
     ],
 )
 def test_unusable_tables(tmp_path, text, message) -> None:
@@ -115,7 +115,7 @@ def test_what_makes_a_test_set() -> None:
         (cohort(3), [], "hold 3 persons"),
         (cohort(brain_age=np.linspace(31, 81, 12)), [], "every brain-age gap is 1.00"),
         (cohort(brain_age=50.0), [], "every brain age is 50.00"),
-        (cohort(), ["AD"], "no table tells a diagnosis"),
+        (cohort(), ["AD"], "no table has a diagnosis"),
         (cohort(diagnosis=[*groups[:-1], ""]), [], "s11 has no diagnosis"),
         (cohort(diagnosis="HC"), ["AD"], "one class only"),
         (cohort(diagnosis="AD"), [], "no subject has this diagnosis"),
@@ -127,4 +127,4 @@ def test_what_makes_a_test_set() -> None:
 
 def test_patients_are_not_fitted_on() -> None:
     (problem,) = check_healthy(cohort(diagnosis=["HC"] * 10 + ["", "AD"]), "HC", "--fit_predictions")
-    assert "s11 has the diagnosis AD; --fit_predictions must hold healthy subjects alone" in problem
+    assert "s11 has the diagnosis AD; --fit_predictions must hold healthy subjects only" in problem

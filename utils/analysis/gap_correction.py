@@ -1,196 +1,168 @@
-"""Take out of the brain-age gap what age alone explains, by a fit on healthy subjects outside the test set."""
+"""Remove from the brain-age gap what age alone explains, by a fit on healthy subjects outside the test set."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from utils.analysis.gap_tables import ages_of, one_scan_each
+from utils.common.choices import CORRECTIONS
 from utils.common.errors import InputError
 from utils.common.files import sha256_of
 from utils.data.subjects import person_of
 
+UNCORRECTED = "uncorrected"
+COVARIATE = "covariate"  # gives no corrected brain age, only a gap for comparing groups
 FEWEST_FOR_A_FIT = 10
-FEWEST_AGES = 3  # that differ; a square is fitted
+FEWEST_AGES = 3  # different ones; a quadratic term is fitted
 FEWEST_FOR_TRUST = 40
-FLATTEST = 0.05  # years of brain age per year; an inverted fit that is flatter than this is noise
-
-
-COEFFICIENTS = {  # of each kind; a covariate may have the sex too
-    "linear-gap": {"alpha", "beta"},
-    "linear-prediction": {"a", "b"},
-    "covariate": {"centre", "intercept", "age", "age_squared"},
-}
+FLATTEST = 0.05  # years of brain age per year; a line flatter than this cannot be inverted
 
 
 @dataclass(frozen=True)
 class Correction:
-    """A fitted correction, and what it was fitted on.
+    """A linear model of the gap, and the healthy subjects it was fitted on."""
 
-    Parameters
-    ----------
-    kind : {"linear-gap", "linear-prediction", "covariate"}
-    coefficients : dict of str to float
-    n : int, healthy subjects of the fit
-    age_min, age_max : float, years
-    persons : list of str
-        All their names.
-    files : dict of path to SHA-256
-    """
-
-    kind: str
-    coefficients: dict[str, float]
-    n: int
-    age_min: float
+    kind: str  # one of `CORRECTIONS`
+    coefficients: dict[str, float]  # by the name of the regressor
+    n: int  # subjects
+    age_min: float  # years
     age_max: float
-    persons: list[str]
-    files: dict[str, str]
-
-    @property
-    def gives_ages(self) -> bool:
-        """Whether there is a corrected brain age too, not only a gap for comparing groups."""
-        return self.kind != "covariate"
+    persons: list[str]  # all names of these subjects
+    files: dict[str, str]  # SHA-256 of each
 
     def corrected_gap(self, table: pd.DataFrame) -> np.ndarray:
-        """Correct the gap of other subjects.
-
-        Parameters
-        ----------
-        table : DataFrame with ``chronological_age``, ``brain_age`` (years), ``sex`` (``F``, ``M``)
-
-        Returns
-        -------
-        (N,) float64 array, years
+        """Return the corrected gap of other subjects, (N,) float64 array, years.
 
         Raises
         ------
         InputError
-            If the fit knew the sex, and a subject's is not known.
+            If the fit included the sex, and that of a subject is unknown.
         """
-        age, brain_age = (table[name].to_numpy(np.float64) for name in ("chronological_age", "brain_age"))
-        c = self.coefficients
-        if self.kind == "linear-gap":
-            return brain_age - age - (c["alpha"] * age + c["beta"])
-        if self.kind == "linear-prediction":
-            return (brain_age - c["a"]) / c["b"] - age
-        if "sex" in c and (table["sex"] == "").any():
+        unknown = (table["sex"] == "").sum()
+        if "sex" in self.coefficients and unknown:
             raise InputError(
-                f"--correction covariate: was fitted with the sex, which is not known of {(table['sex'] == '').sum()} "
-                "subjects; add it to --label_table, or leave it out of the fit"
+                f"--correction {self.kind}: was fitted with the sex, which is unknown for {unknown} subjects; add it "
+                "to --label_table, or leave it out of the fit"
             )
-        design = _covariates(table, c["centre"], "sex" in c)
-        return brain_age - age - sum(c[name] * values for name, values in design.items())
+        age, brain_age = ages_of(table)
+        regressors = _regressors(table)
+        residual = brain_age - age - sum(value * regressors[name] for name, value in self.coefficients.items())
+        return residual / (1 + self.coefficients["age"]) if self.kind == "linear-prediction" else residual
 
 
-def _covariates(table: pd.DataFrame, centre: float, with_sex: bool) -> dict[str, np.ndarray]:
-    """Return the columns that the gap is regressed on, by name."""
-    age = table["chronological_age"].to_numpy(np.float64) - centre
-    columns = {"intercept": np.ones(len(age)), "age": age, "age_squared": age**2}
-    return columns | ({"sex": (table["sex"] == "M").to_numpy(np.float64)} if with_sex else {})
+def gaps_of(table: pd.DataFrame, corrections: Sequence[Correction]) -> dict[str, np.ndarray]:
+    """Return the uncorrected gap, followed by each corrected one, (N,) float64 arrays, years."""
+    age, brain_age = ages_of(table)
+    return {UNCORRECTED: brain_age - age} | {c.kind: c.corrected_gap(table) for c in corrections}
+
+
+def _regressors(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return all possible regressors of the gap by name."""
+    age, _ = ages_of(table)
+    sex = (table["sex"] == "M").to_numpy(np.float64)
+    return {"intercept": np.ones(len(age)), "age": age, "age_squared": age**2, "sex": sex}
 
 
 def fit_correction(kind: str, healthy: pd.DataFrame, files: Sequence[Path], with_sex: bool = False) -> Correction:
-    """Fit a correction on healthy subjects that are not tested.
+    """Fit a correction on healthy subjects outside the test set.
 
     Parameters
     ----------
-    kind : {"linear-gap", "linear-prediction", "covariate"}
-    healthy : DataFrame with ``person``, ``subject_id``, ``chronological_age``, ``brain_age`` (years), ``sex``
-        One scan of each person.
-    files : sequence of Path
-        Where they come from.
-    with_sex : bool
-        Whether the covariates hold the sex, which must be known of all.
+    kind : one of `CORRECTIONS`
+    healthy : DataFrame of `read_tables`, one scan of each person
+    files : sequence of Path, the tables they were read from
+    with_sex : bool, whether covariate includes the sex
 
     Notes
     -----
-    linear-gap, as the released code: gap = alpha age + beta; corrected brain
-    age = brain age - (alpha age + beta). It needs the age of those it is
-    applied to, so its errors say nothing of how well a new subject's age is told.
+    linear-gap, as in the released code: gap = alpha age + beta; corrected
+    brain age = brain age - (alpha age + beta). It uses the chronological age
+    of each subject, so its error says nothing about the accuracy in a new subject.
 
-    linear-prediction: brain age = a + b age; corrected = (brain age - a) / b.
+    linear-prediction: brain age = a + b age, which is the same line with
+    a = beta and b = 1 + alpha; corrected brain age = (brain age - a) / b, so
+    that its gap is that of linear-gap divided by b.
 
-    covariate: gap on age, its square, and sex; what is left over serves to compare groups, and there is no corrected brain age.
+    covariate: residual of the gap after regression on age, its square and sex.
 
     References
     ----------
-    Cole et al., NeuroImage 2017, and Molecular Psychiatry 2018 (linear-prediction);
-    Smith et al., "Estimation of brain age delta from brain imaging", NeuroImage 2019;
-    de Lange and Cole, "Commentary: Correction procedures in brain-age prediction",
-    NeuroImage: Clinical 2020.
+    Cole et al., Molecular Psychiatry 2018 (linear-prediction);
+    Smith et al., NeuroImage 2019 (covariate);
+    de Lange and Cole, NeuroImage: Clinical 2020 (comparison).
 
     Raises
     ------
     InputError
-        If there are too few subjects, or their ages or estimates do not allow a fit.
+        If there are too few subjects or ages, or the line cannot be inverted.
     """
-    age, brain_age = (healthy[name].to_numpy(np.float64) for name in ("chronological_age", "brain_age"))
+    age, brain_age = ages_of(healthy)
     if len(age) < FEWEST_FOR_A_FIT or len(np.unique(age)) < FEWEST_AGES:
         raise InputError(
             f"--fit_predictions: {len(age)} healthy persons of {len(np.unique(age))} ages do not allow a fit; give at "
             f"least {FEWEST_FOR_A_FIT} of different ages, better {FEWEST_FOR_TRUST}"
         )
-    if kind == "linear-gap":
-        alpha, beta = np.polyfit(age, brain_age - age, 1)
-        coefficients = {"alpha": float(alpha), "beta": float(beta)}
-    elif kind == "linear-prediction":
-        b, a = np.polyfit(age, brain_age, 1)
-        if b < FLATTEST:
-            raise InputError(
-                f"--correction linear-prediction: brain age rises by {b:.3f} years per year of age in the fit, too flat to "
-                "be inverted; the estimates hardly tell the age"
-            )
-        coefficients = {"a": float(a), "b": float(b)}
-    else:
-        centre = float(age.mean())
-        design = _covariates(healthy, centre, with_sex)
-        solution = np.linalg.lstsq(np.column_stack(list(design.values())), brain_age - age, rcond=None)[0]
-        coefficients = {"centre": centre, **dict(zip(design, solution.tolist(), strict=True))}
-    return Correction(
-        kind, coefficients, len(age), float(age.min()), float(age.max()), sorted({*healthy["person"], *map(person_of, healthy["subject_id"])}),
-        {str(path): sha256_of(path) for path in files},
-    )  # fmt: skip
-
-
-def doubts(correction: Correction, test_age: np.ndarray) -> list[str]:
-    """Return warnings about a correction that rests on too little."""
-    warnings = []
-    if correction.n < FEWEST_FOR_TRUST:
-        warnings.append(
-            f"The correction was fitted on {correction.n} healthy subjects; below {FEWEST_FOR_TRUST} its slope is "
-            "uncertain, and so is everything corrected."
+    names = ["intercept", "age"] + (["age_squared"] if kind == COVARIATE else [])
+    names += ["sex"] if kind == COVARIATE and with_sex else []
+    regressors = _regressors(healthy)
+    solution = np.linalg.lstsq(np.column_stack([regressors[name] for name in names]), brain_age - age, rcond=None)[0]
+    coefficients = dict(zip(names, solution.tolist(), strict=True))
+    slope = 1 + coefficients["age"]
+    if kind == "linear-prediction" and slope < FLATTEST:
+        raise InputError(
+            f"--correction linear-prediction: brain age rises by {slope:.3f} years per year of age in the fit, which "
+            "is too flat to be inverted; these estimates hardly depend on age"
         )
-    outside = (test_age < correction.age_min) | (test_age > correction.age_max)
-    if outside.any():
-        warnings.append(
-            f"The correction was fitted on ages {correction.age_min:.1f} to {correction.age_max:.1f}; "
-            f"{outside.sum()} of {len(test_age)} test subjects are outside, where it extrapolates."
-        )
-    return warnings
+    persons = sorted({*healthy["person"], *map(person_of, healthy["subject_id"])})
+    hashes = {str(path): sha256_of(path) for path in files}
+    return Correction(kind, coefficients, len(age), float(age.min()), float(age.max()), persons, hashes)
 
 
-def describe_corrections(corrections: Sequence[Correction]) -> str:
-    """Return coefficients and what they were fitted on, for later data, as JSON."""
-    return json.dumps([asdict(correction) for correction in corrections], indent=2)
-
-
-def load_corrections(path: Path) -> list[Correction]:
-    """Read what `describe_corrections` gave.
+def prepare_corrections(
+    kinds: Sequence[str], fit: pd.DataFrame, files: Sequence[Path], file: Path | None, test: pd.DataFrame
+) -> list[Correction]:
+    """Fit the corrections, with the sex if it is known for everybody; or read those of an earlier analysis.
 
     Raises
     ------
     InputError
-        If the file is missing or is something else.
+        If a fit is not possible, or the file lacks a correction.
+    """
+    if file is None:
+        with_sex = set(fit["sex"]) == {"F", "M"} and bool((test["sex"] != "").all())
+        return [fit_correction(kind, one_scan_each(fit), files, with_sex) for kind in kinds]
+    saved = load_corrections(file)
+    missing = set(kinds) - {c.kind for c in saved}
+    if missing:
+        raise InputError(f"{file}: holds no {', '.join(sorted(missing))}; leave --correction out")
+    return [c for c in saved if not kinds or c.kind in kinds]
+
+
+def describe_corrections(corrections: Sequence[Correction]) -> str:
+    """Return corrections as JSON, to be applied to later data."""
+    return json.dumps([asdict(correction) for correction in corrections], indent=2)
+
+
+def load_corrections(path: Path) -> list[Correction]:
+    """Read the file made by `describe_corrections`.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or of another kind.
     """
     try:
-        content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        corrections = [Correction(**fields) for fields in content]
-        if not corrections or any(not COEFFICIENTS[c.kind] <= c.coefficients.keys() for c in corrections):
+        corrections = [Correction(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+        names = {"intercept", "age", "age_squared", "sex"}
+        if not corrections or not all(
+            c.kind in CORRECTIONS and {"intercept", "age"} <= c.coefficients.keys() <= names for c in corrections
+        ):
             raise ValueError
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: holds no corrections ({type(error).__name__}); give the corrections.json of an earlier analysis"
         ) from error

@@ -1,6 +1,7 @@
-"""Find persons who stand on both sides of a line that must part them."""
+"""Find persons of the test set who also took part in training, correction or calibration."""
 
 import re
+from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,45 +9,38 @@ from typing import Any
 
 import pandas as pd
 
+from utils.analysis.gap_correction import Correction
+from utils.analysis.gap_report import Section
 from utils.common.checkpoints import load_checkpoint
+from utils.common.errors import InputError
 from utils.data.subjects import person_of
 
-SHOWN = 20  # names in a line
+SHOWN = 20  # names per line
 
 
 @dataclass
 class Seen:
-    """Whom networks have seen.
-
-    Parameters
-    ----------
-    training, validation : dict of str to set of str
-        Persons, by the network in words. Of the validation only those that
-        chose the epoch or the learning rate.
-    age_ranges : list of (float, float), years, of each network's training
-    warnings : list of str
-        Of networks that do not say whom they have seen.
-    """
+    """Persons that networks were trained or validated on, by a description of the network."""
 
     training: dict[str, set[str]] = field(default_factory=dict)
-    validation: dict[str, set[str]] = field(default_factory=dict)
-    age_ranges: list[tuple[float, float]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    validation: dict[str, set[str]] = field(default_factory=dict)  # who determined the epoch or the learning rate
+    age_ranges: list[tuple[float, float]] = field(default_factory=list)  # years, of each training set
+    warnings: list[str] = field(default_factory=list)  # checkpoints that do not record these persons
 
 
 def seen_by_checkpoints(checkpoints: Sequence[Path]) -> Seen:
-    """Read whom the networks of checkpoints, of one stage or both, have seen."""
+    """Read which persons the networks of checkpoints, of one stage or both, have seen."""
     seen = Seen()
     for path in checkpoints:
         content = load_checkpoint(path)
         if "train_subjects" not in content:
-            seen.warnings.append(f"{path} does not record its training subjects, so leakage from it cannot be seen")
+            seen.warnings.append(f"{path} does not record its training subjects, so leakage from it cannot be excluded")
             continue
         stage = {1: "first stage's ", 2: "second stage's "}.get(content.get("network", {}).get("stage"), "")
         seen.training[f"the {stage}training of {path}"] = set(map(person_of, content["train_subjects"]))
-        chose = set(map(person_of, content.get("valid_subjects", [])))
-        if chose:
-            seen.validation[f"the {stage}validation of {path}"] = chose
+        validation = set(map(person_of, content.get("valid_subjects", [])))
+        if validation:
+            seen.validation[f"the {stage}validation of {path}"] = validation
         ages = content.get("train_ages", [])
         if ages:
             seen.age_ranges.append((min(ages), max(ages)))
@@ -54,13 +48,13 @@ def seen_by_checkpoints(checkpoints: Sequence[Path]) -> Seen:
 
 
 def seen_by_weights(folder: Path, manifest: Mapping[str, Any]) -> Seen:
-    """Return whom the networks in a folder of weights, with this manifest, have seen."""
+    """Return which persons the networks in a folder of weights, with this manifest, were trained on."""
     low, high = manifest["age_range"]
     return Seen({f"the training of {folder}": set(manifest["training_persons"])}, age_ranges=[(low, high)])
 
 
 def names_of(table: pd.DataFrame) -> dict[str, set[str]]:
-    """Return all names of each person of a table: that which the table gives, and that of the naming of scans."""
+    """Return the names of each person: that in the table, and those that the subject ids contain."""
     names: dict[str, set[str]] = {}
     for person, subject_id in zip(table["person"], table["subject_id"], strict=True):
         names.setdefault(person, {person}).add(person_of(subject_id))
@@ -68,64 +62,84 @@ def names_of(table: pd.DataFrame) -> dict[str, set[str]]:
 
 
 def plain_person(name: str) -> str:
-    """Return a person's name without what is often written in two ways.
+    """Return a person's name without case, punctuation and leading zeros.
 
     >>> plain_person("sub-HOSP_007"), plain_person("hosp7"), plain_person("1_23")
-    ('hosp7', 'hosp7', '1-23')
+    ('hosp-7', 'hosp-7', '1-23')
     """
-    plain = re.sub(r"(?<!\d)0+(?=\d)", "", name.lower().removeprefix("sub-"))
-    return re.sub(r"(?<=\d)[\W_]+(?=\d)", "-", re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", plain))
+    parts = re.findall(r"\d+|[^\W\d_]+", name.lower().removeprefix("sub-"))
+    return "-".join(part.lstrip("0") or "0" for part in parts)
 
 
-def find_leaks(
-    tested: Mapping[str, Collection[str]], others: Mapping[str, Collection[str]], tested_name: str
-) -> list[str]:
-    """Return a line for each set of persons that shares some with the tested ones, with their names.
-
-    Parameters
-    ----------
-    tested : mapping of str to collection of str
-        All names of each person.
-    others : mapping of str to collection of str
-        Names of persons, by what they are.
-    tested_name : str
+def find_leaks(tested: Mapping[str, set[str]], others: Mapping[str, Collection[str]], tested_name: str) -> list[str]:
+    """Return one line for each set of names, by its description, that has one of the names of a tested person.
 
     >>> find_leaks({"sub-1": {"sub-1"}, "sub-2": {"sub-2"}}, {"the fit": {"sub-2", "sub-3"}}, "the test set")
     ['1 person of the test set is in the fit too: sub-2']
     """
     lines = []
-    for name, known in ((name, set(known)) for name, known in others.items()):
-        shared = sorted(person for person, names in tested.items() if not known.isdisjoint(names))
+    for name, known in others.items():
+        shared = [person for person, names in tested.items() if not names.isdisjoint(known)]
         if shared:
             be = "is" if len(shared) == 1 else "are"
-            lines.append(f"{_count(shared)} of {tested_name} {be} in {name} too: {_list(shared)}")
+            persons = "person" if len(shared) == 1 else "persons"
+            lines.append(f"{len(shared)} {persons} of {tested_name} {be} in {name} too: {shortened(shared)}")
     return lines
 
 
-def suspect_leaks(tested: Mapping[str, Collection[str]], others: Mapping[str, Collection[str]]) -> list[str]:
-    """Return a line for each set with persons whose names are not, but nearly, those of tested ones."""
-    lines = []
-    for name, known in ((name, set(known)) for name, known in others.items()):
-        plain = {plain_person(other) for other in known} - {""}
-        alike = sorted(
-            person for person, names in tested.items()
-            if known.isdisjoint(names) and not plain.isdisjoint(map(plain_person, names))
-        )  # fmt: skip
-        if alike:
-            have = "has" if len(alike) == 1 else "have"
-            lines.append(
-                f"{_count(alike)} of the test set {have} nearly the same name as one in {name}: {_list(alike)}. If "
-                "they are the same, the figures are too good: spell names alike."
-            )
-    return lines
+def suspect_leaks(tested: Mapping[str, set[str]], others: Mapping[str, Collection[str]]) -> list[str]:
+    """Return one line for each set with persons whose names are nearly those of tested persons."""
+    known = set().union(*others.values())
+    remaining = {person: set(map(plain_person, names)) for person, names in tested.items() if names.isdisjoint(known)}
+    lines = find_leaks(remaining, {name: set(map(plain_person, own)) for name, own in others.items()}, "the test set")
+    return [f"Names that are nearly the same: {line}. If they are the same persons, this is leakage." for line in lines]
 
 
-def _count(persons: Sequence[str]) -> str:
-    """Say how many persons."""
-    return f"{len(persons)} person{'' if len(persons) == 1 else 's'}"
+def shortened(names: Collection[str]) -> str:
+    """List the first names in order, and count the rest."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(sorted(names)[:SHOWN]) + more
 
 
-def _list(persons: Sequence[str]) -> str:
-    """Name persons, not too many."""
-    more = f" and {len(persons) - SHOWN} more" if len(persons) > SHOWN else ""
-    return ", ".join(persons[:SHOWN]) + more
+def leakage_section(
+    args: Namespace, tables: dict[str, pd.DataFrame], corrections: Sequence[Correction], shipped: Seen
+) -> tuple[Section, list[tuple[float, float]]]:
+    """Compare persons between sets, with those of the shipped weights; also return the training age ranges.
+
+    Raises
+    ------
+    InputError
+        If there is leakage and ``--allow_leakage`` is not set.
+    """
+    seen = seen_by_checkpoints(args.checkpoints)
+    names = {role: names_of(table) for role, table in tables.items()}
+    if args.correction_file:
+        names["fit"] = {person: {person} for c in corrections for person in c.persons}
+    others: dict[str, set[str]] = {f"the fit of {c.kind}": set(c.persons) for c in corrections}
+    if names["calibration"]:
+        others["the calibration set"] = set().union(*names["calibration"].values())
+    others |= seen.training | seen.validation | shipped.training
+    leaks = find_leaks(names["test"], others, "the test set")
+    warnings = [*seen.warnings, *suspect_leaks(names["test"], others)]
+    if not args.checkpoints and not args.weights_dir:
+        warnings.append(
+            "The training subjects of the networks are unknown (--checkpoints, --weights_dir), so leakage from "
+            "training cannot be excluded."
+        )
+    for role, what in (("fit", "the correction's fit"), ("calibration", "the calibration set")):
+        leaks += find_leaks(names[role], seen.training, what)
+        # Out-of-fold brain ages of the training subjects of ready weights may serve for both.
+        warnings += [
+            f"{line}. Their brain ages must come from networks that never saw them (out of fold)."
+            for line in find_leaks(names[role], shipped.training, what)
+        ]
+        unknown = (tables[role]["diagnosis"] == "").sum()
+        if unknown:
+            warnings.append(f"{unknown} scans of {what} have no diagnosis; they are taken to be of healthy subjects.")
+    if leaks and not args.allow_leakage:
+        raise InputError([f"leakage: {leak}; remove them, or accept it with --allow_leakage true" for leak in leaks])
+    text = "No person of the test set may have taken part in training, correction or calibration. "
+    text += f"Compared with the test set: {'; '.join(others)}." if others else "There was nothing to compare with."
+    alarms = [f"LEAKAGE, allowed by --allow_leakage: {leak}. Results that depend on it are too good." for leak in leaks]
+    headlines = ["No leakage was found in the sets that were compared"] if others and not leaks else []
+    return Section("leakage", "Leakage", text, headlines, warnings, alarms), [*seen.age_ranges, *shipped.age_ranges]
