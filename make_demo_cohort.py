@@ -14,7 +14,7 @@ def main() -> None:
         model_grid(args.voxel_size)
     subjects = draw_subjects(args.subjects, args.patients, args.seed, patient_gaps=args.patient_gaps)
     written = write_cohort(args.output_dir, subjects, args.seed, args.voxel_size, args.num_workers)
-    print(f"{len(subjects)} simulated brains {'written to' if written else 'are already in'} {args.output_dir}")
+    print(f"{len(subjects)} simulated brains {'were written to' if written else 'are already in'} {args.output_dir}")
 
 
 if __name__ == "__main__":

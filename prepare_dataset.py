@@ -1,4 +1,4 @@
-"""Make a data set for training of preprocessed scans and a label table: train, validation, test."""
+"""Make a data set for training from preprocessed scans and a label table."""
 
 from utils.common.errors import run_command
 from utils.options.preparation import dataset_parser

@@ -125,7 +125,9 @@ def test_each_form_is_recognized_and_read(form, tmp_path) -> None:
             np.testing.assert_allclose(label.age, wanted[1], atol=1e-9, err_msg=scan)
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("a,b\n1,2\n", "are of no known form"), ("subject_id,age\n", "no rows")])
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("a,b\n1,2\n", "are of no known form"), ("subject_id,age\n", "no rows")]
+)
 def test_other_tables_are_refused(text, complaint, tmp_path) -> None:
     path = tmp_path / "table.csv"
     path.write_text(text)

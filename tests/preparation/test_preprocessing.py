@@ -114,9 +114,10 @@ def test_a_known_bias_field_is_removed(simulated_head) -> None:
     mask = np.zeros(volume.shape, bool)
     mask[12:-12, 12:-12, 12:-12] = load_template().brain
     mask &= volume > 0
+    volume, mask = (part[::2, ::2, ::2] for part in (volume, mask))
     axis = np.linspace(-1, 1, volume.shape[1])[:, None]
     field = np.exp(0.8 * axis + 0.5 * axis**2).astype(np.float32)
-    sizes = np.full(3, 2.0)
+    sizes = np.full(3, 4.0)
     plain, corrected = (correct_bias_field(part, mask, sizes) for part in (volume, volume * field))
     before = np.log(np.broadcast_to(field, volume.shape))[mask].std()
     after = np.log(np.maximum(corrected, 1) / np.maximum(plain, 1))[mask].std()

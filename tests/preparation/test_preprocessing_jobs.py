@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from pebble import ProcessExpired
 from tests.conftest import run_script
 from utils.common.errors import InputError
 from utils.data.images import MNI152_T1_2MM, read_image
-from utils.preparation.preprocessing_jobs import Settings, _result
+from utils.preparation.preprocessing_jobs import Settings, _finished, _result, preprocess_all
 from utils.preparation.raw_scans import RawFile, find_raw_scans
+from utils.preparation.records import read_record
 
 FLAGS = ("--registration", "affine", "--device", "cpu", "--num_workers", 1)
 
@@ -60,16 +62,9 @@ def run(simulated_head, tmp_path_factory) -> Path:
     (folder / "raw" / "sub-3_T1w.nii.gz").write_bytes(b"no image")
     (folder / "raw" / "tail <b>.nii.gz").symlink_to(folder / "nowhere.nii.gz")
     result = run_script(
-        "preprocess.py",
-        "--input",
-        folder / "raw",
-        "--output_dir",
-        folder / "out",
-        *FLAGS,
-        "--save_masks",
-        "true",
+        "preprocess.py", "--input", folder / "raw", "--output_dir", folder / "out", *FLAGS, "--save_masks", "true",
         status=1,
-    )
+    )  # fmt: skip
     (folder / "log.txt").write_text(result.stdout)
     return folder
 
@@ -81,12 +76,9 @@ def test_failures_do_not_stop_the_others(run) -> None:
     ]  # fmt: skip
     with (out / "qc.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert [rows[name]["verdict"] for name in ("sub-1", "sub-2", "sub-3", "tail <b>")] == [
-        "pass",
-        "fail",
-        "fail",
-        "fail",
-    ]
+    assert {name: row["verdict"] for name, row in rows.items()} == {
+        "sub-1": "pass", "sub-2": "fail", "sub-3": "fail", "tail <b>": "fail",
+    }  # fmt: skip
     assert "outside_field_of_view" in rows["sub-2"]["reasons"]
     assert "not a readable NIfTI" in rows["sub-3"]["reasons"]
     assert float(rows["sub-1"]["dice"]) > 0.9
@@ -132,37 +124,49 @@ def test_the_page_shows_every_scan_and_trusts_no_name(run) -> None:
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_a_second_run_does_only_what_changed(run, simulated_head) -> None:
-    out, flags = run / "out", ("--input", run / "raw", "--output_dir", run / "out", *FLAGS)
+def settings_of(folder: Path, keep_failed: bool = False) -> Settings:
+    return Settings(folder, "affine", "cpu", keep_failed, True)
+
+
+def test_a_second_run_does_only_what_changed(run, capsys) -> None:
+    out, scans = run / "out", find_raw_scans(run / "raw")
+    shard = run_script("preprocess.py", "--input", run / "raw", "--output_dir", out, *FLAGS, "--shard", "2/2", status=1)
+    assert "2 of 2 scans are already finished" in shard.stdout
     stamp = (out / "sub-1.nii.gz").stat().st_mtime_ns
-    assert "4 of 4 scans are already finished" in run_script("preprocess.py", *flags, status=1).stdout
+    (run / "raw" / "sub-3_T1w.nii.gz").write_bytes(b"another file that is no image")
+    records = preprocess_all(scans, settings_of(out), 1, 600)
+    assert "3 of 4 scans are already finished" in capsys.readouterr().out
+    assert [record["verdict"] for record in records] == ["pass", "fail", "fail", "fail"]
     assert (out / "sub-1.nii.gz").stat().st_mtime_ns == stamp
-    (out / "sub-1.nii.gz").unlink()
-    nibabel.save(simulated_head, run / "raw" / "sub-3_T1w.nii.gz")
-    shard = run_script("preprocess.py", *flags, "--shard", "2/2", status=1).stdout
-    assert "2 of 2 scans are already finished" in shard  # sub-2 and the last one
-    again = run_script("preprocess.py", *flags, "--shard", "1/2", "--keep_failed", "true").stdout
-    assert "already finished" not in again
-    assert (out / "sub-1.nii.gz").is_file()
-    assert (out / "sub-3.nii.gz").is_file()
 
 
-def test_a_scan_is_never_replaced_by_its_brain(run, simulated_head, tmp_path) -> None:
-    nibabel.save(simulated_head, tmp_path / "sub-1.nii.gz")
-    before = (tmp_path / "sub-1.nii.gz").read_bytes()
-    error = run_script("preprocess.py", "--input", tmp_path, "--output_dir", tmp_path, *FLAGS, status=2).stderr
-    assert "already exists and was not made here" in error
-    assert (tmp_path / "sub-1.nii.gz").read_bytes() == before
-    error = run_script("preprocess.py", "--input", tmp_path, "--output_dir", run / "out", *FLAGS, status=2).stderr
-    assert "was made from" in error
+def test_a_scan_is_done_again_if_anything_about_it_differs(run) -> None:
+    out, (scan, cut, *_) = run / "out", find_raw_scans(run / "raw")
+    key = read_record(out, scan.name)["fingerprint"]
+    assert _finished(scan, settings_of(out), key)
+    assert _finished(scan, settings_of(out), "other parameters") is None
+    assert _finished(cut, settings_of(out), key)
+    assert _finished(cut, settings_of(out, keep_failed=True), key) is None  # its brain was not written
+    for part in ("sub-1.nii.gz", "masks/sub-1.nii.gz"):
+        (out / part).rename(run / "away")
+        assert _finished(scan, settings_of(out), key) is None
+        (run / "away").rename(out / part)
+
+
+def test_a_scan_is_never_replaced_by_its_brain(run, tmp_path) -> None:
+    scan = shutil.copy(run / "raw" / "sub-1_T1w.nii.gz", tmp_path / "sub-1.nii.gz")
+    before = scan.read_bytes()
+    for folder, complaint in ((tmp_path, "already exists and was not made here"), (run / "out", "was made from")):
+        with pytest.raises(InputError, match=complaint):
+            preprocess_all(find_raw_scans(tmp_path), settings_of(folder), 1, 600)
+    assert scan.read_bytes() == before
 
 
 def test_a_process_that_dies_is_only_one_failure(tmp_path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "out/qc/x")
     future: Future[None] = Future()
     future.set_exception(ProcessExpired("killed", code=-9))
-    settings = Settings(tmp_path / "out", "affine", "cpu", False, False)
-    record = _result(future, RawFile("a", tmp_path / "a.nii"), settings, "key", 600)
+    record = _result(future, RawFile("a", tmp_path / "a.nii"), settings_of(tmp_path / "out"), "key", 600)
     assert record["verdict"] == "fail"
     assert "died with exit code -9" in record["reasons"][0]
     assert not record["finished"]
@@ -170,11 +174,9 @@ def test_a_process_that_dies_is_only_one_failure(tmp_path) -> None:
 
 def test_a_process_that_hangs_is_only_one_failure(tmp_path) -> None:
     """Importing what preprocessing needs takes longer than this limit on any machine."""
-    touch(tmp_path / "a.nii.gz")
-    flags = ("--input", tmp_path / "a.nii.gz", "--output_dir", tmp_path / "out", *FLAGS)
-    log = run_script("preprocess.py", *flags, "--timeout", 0.01, status=1).stdout
-    assert "took more than 0.01 s; increase --timeout" in log
-    record = json.loads((tmp_path / "out" / "qc" / "a.json").read_text())
+    touch(tmp_path / "a.nii")
+    (record,) = preprocess_all([RawFile("a", tmp_path / "a.nii")], settings_of(tmp_path / "out"), 1, timeout=0.01)
+    assert record["reasons"] == ["took more than 0.01 s; increase --timeout"]
     assert not record["finished"]  # so that a second run tries again
 
 
@@ -183,12 +185,7 @@ def test_wrong_flags_end_with_status_2(flag) -> None:
     assert "error:" in run_script("preprocess.py", *flag.split(), status=2).stderr
 
 
-def test_input_and_output_are_checked_first(tmp_path) -> None:
-    assert "no such file or folder" in run_script("preprocess.py", "--input", tmp_path / "none", status=2).stderr
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "a.nii").touch()
-    (tmp_path / "file").touch()
-    error = run_script(
-        "preprocess.py", "--input", tmp_path / "raw", "--output_dir", tmp_path / "file" / "out", status=2
-    ).stderr
-    assert "cannot be written" in error
+def test_the_output_folder_is_checked_first(tmp_path) -> None:
+    touch(tmp_path / "file", tmp_path / "a.nii")
+    with pytest.raises(InputError, match="cannot be written"):
+        preprocess_all(find_raw_scans(tmp_path / "a.nii"), settings_of(tmp_path / "file" / "out"), 1, 600)

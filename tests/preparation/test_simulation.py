@@ -1,4 +1,4 @@
-"""Simulated brains: repeatable, visibly ageing, not trivial, and never mistaken for persons."""
+"""Simulated brains: repeatable, visibly ageing, not trivial, and never mistaken for real persons."""
 
 import json
 from dataclasses import replace
@@ -7,10 +7,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage, stats
-from sklearn.linear_model import LinearRegression
-from sklearn.metrics import r2_score
-from sklearn.model_selection import KFold, cross_val_predict
+from scipy import ndimage
 
 from tests.conftest import run_script
 from utils.common.errors import InputError
@@ -21,15 +18,15 @@ SUBJECT = SimulatedSubject("simulated-0001", 50.0, 50.0, 0, "HC", "train")
 
 
 def test_ageing_shows_in_the_same_person() -> None:
-    """The same draw of everything individual at six ages: fluid replaces tissue around the ventricles."""
+    """Everything individual is the same at three ages: fluid replaces tissue around the ventricles."""
     box = tuple(slice(a, b) for a, b in ((30, 61), (40, 75), (32, 53)))
     fractions = []
-    for age in (25, 38, 51, 64, 77, 88):
-        volume = simulate_volume(replace(SUBJECT, age=age, true_brain_age=float(age)), seed=0).astype(float)
+    for age in (25.0, 55.0, 85.0):
+        volume = simulate_volume(replace(SUBJECT, age=age, true_brain_age=age), seed=0).astype(float)
         middle = ndimage.gaussian_filter(volume, 1)[box]
         fractions.append((middle < 0.5 * np.percentile(volume[volume > 0], 90)).mean())
-    assert stats.spearmanr(range(6), fractions).statistic > 0.9
-    assert fractions[-1] > 1.5 * fractions[0]
+    assert fractions[0] < fractions[1] < fractions[2]
+    assert fractions[2] > 1.5 * fractions[0]
 
 
 def test_a_volume_depends_on_seed_and_subject_alone() -> None:
@@ -37,25 +34,21 @@ def test_a_volume_depends_on_seed_and_subject_alone() -> None:
     assert first.dtype == np.uint8
     assert first.shape == model_grid(4).shape
     np.testing.assert_array_equal(first, simulate_volume(SUBJECT, seed=3, voxel_size=4))
-    assert (first != simulate_volume(SUBJECT, seed=4, voxel_size=4)).mean() > 0.2
-    assert (first != simulate_volume(replace(SUBJECT, subject_id="simulated-0002"), seed=3, voxel_size=4)).mean() > 0.2
+    for subject, seed in ((SUBJECT, 4), (replace(SUBJECT, subject_id="simulated-0002"), 3)):
+        assert (first != simulate_volume(subject, seed, voxel_size=4)).mean() > 0.2
 
 
-def intensity_statistics(volume: np.ndarray) -> list[float]:
-    inside = volume[volume > 0].astype(float)
-    levels = np.percentile(inside, [1, 5, 10, 25, 50, 75, 90, 95, 99])
-    return [inside.mean(), inside.std(), *levels, volume.mean(), volume.std(), (volume > 0).mean()]
-
-
-def test_intensity_statistics_alone_explain_less_than_half_of_age() -> None:
-    subjects = draw_subjects(100, seed=1)
-    ages = np.array([subject.age for subject in subjects])
-    features = np.array([intensity_statistics(simulate_volume(subject, 1, 4)) for subject in subjects])
-    folds = KFold(10, shuffle=True, random_state=0)
-    estimates = cross_val_predict(LinearRegression(), features, ages, cv=folds)
-    assert r2_score(ages, estimates) < 0.5
-    # In-sample, a linear regression can only look better than it is.
-    assert LinearRegression().fit(features, ages).score(features, ages) < 0.65
+def test_no_intensity_statistic_tells_the_age() -> None:
+    subjects = draw_subjects(16, seed=1)
+    statistics = []
+    for subject in subjects:
+        volume = simulate_volume(subject, 1, 4)
+        inside = volume[volume > 0].astype(float)
+        levels = np.percentile(inside, [1, 5, 10, 25, 50, 75, 90, 95, 99])
+        statistics.append([inside.mean(), inside.std(), *levels, volume.mean(), volume.std(), (volume > 0).mean()])
+    ages = [subject.age for subject in subjects]
+    for values in np.transpose(statistics):
+        assert abs(np.corrcoef(values, ages)[0, 1]) < 0.8
 
 
 def test_subjects_are_spread_over_splits_ages_and_sexes() -> None:
@@ -77,32 +70,33 @@ def test_subjects_are_spread_over_splits_ages_and_sexes() -> None:
 
 
 def test_the_script_writes_a_cohort_that_says_what_it_is(tmp_path) -> None:
-    flags = ["--output_dir", tmp_path / "data", "--subjects", 7, "--patients", 1, "--voxel_size", 4, "--num_workers", 1]
-    assert "9 simulated brains written" in run_script("make_demo_cohort.py", *flags).stdout
-    assert "SIMULATED" in (tmp_path / "data" / "README.txt").read_text()
-    assert json.loads((tmp_path / "data" / "cohort.json").read_text())["simulated"] is True
-    table = pd.read_csv(tmp_path / "data" / "labels.csv")
+    data = tmp_path / "data"
+    flags = ["--output_dir", data, "--subjects", 3, "--patients", 1, "--voxel_size", 4, "--num_workers", 1]
+    assert "5 simulated brains were written to" in run_script("make_demo_cohort.py", *flags).stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert "SIMULATED" in (data / "README.txt").read_text()
+    assert json.loads((data / "cohort.json").read_text())["simulated"] is True
+    table = pd.read_csv(data / "labels.csv")
     assert table["subject_id"].str.startswith("simulated-").all()
+    assert set(table["sex"]) <= {"F", "M"}
     for subject in table.itertuples():
-        path = tmp_path / "data" / subject.split / f"{subject.subject_id}.nii.gz"
+        path = data / subject.split / f"{subject.subject_id}.nii.gz"
         assert b"SIMULATED" in nibabel.load(path).header["descrip"].item()
         assert read_image(path, 4)[0].max() > 0
-    assert "are already in" in run_script("make_demo_cohort.py", *flags).stdout
-    other = run_script("make_demo_cohort.py", *flags, "--seed", 1, status=2).stderr
-    assert "holds other files already" in other
+    subjects = draw_subjects(3, 1)
+    assert not write_cohort(data, subjects, 0, 4, 1)  # it is there already
+    with pytest.raises(InputError, match="holds other files"):
+        write_cohort(data, subjects, 1, 4, 1)
+
+
+def test_a_wrong_voxel_size_is_refused() -> None:
     assert "multiple of 2" in run_script("make_demo_cohort.py", "--voxel_size", 3, status=2).stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_failed_cohort_leaves_nothing(tmp_path) -> None:
-    broken = replace(SUBJECT, subject_id="simulated-x")
     with pytest.raises(ValueError):
-        write_cohort(tmp_path / "data", [broken], 0, 4, 1)
+        write_cohort(tmp_path / "data", [replace(SUBJECT, subject_id="simulated-x")], 0, 4, 1)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "file").touch()
-    with pytest.raises(InputError, match="holds other files"):
-        write_cohort(tmp_path / "mine", [SUBJECT], 0, 4, 1)
 
 
 def test_anatomy_lies_on_the_grid_of_mni152() -> None:
