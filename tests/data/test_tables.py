@@ -1,11 +1,16 @@
 """Label tables in every form, and what can be wrong with them."""
 
+import math
+
 import pandas as pd
 import pytest
 import xlwt
 
 from utils.common.errors import InputError
+from utils.data.cohort import load_cohort
 from utils.data.tables import read_label_table
+from utils.prediction.scan_ages import add_labels, find_scans
+from utils.preparation.splitting import FSL_PRODUCT
 
 ROWS = [["sub-1", "61.25", "F"], ["sub-10.nii.gz", "23", "male"], ["1003", "80.5", "0"], ["x/sub-4.nii", "44", "1"]]
 AGES = {"sub-1": 61.25, "sub-10": 23.0, "1003": 80.5, "sub-4": 44.0}
@@ -100,3 +105,47 @@ def test_a_first_row_without_an_age_is_no_header(tmp_path) -> None:
 def test_a_missing_table(tmp_path) -> None:
     with pytest.raises(InputError, match="no such table"):
         read_label_table(tmp_path / "none.csv")
+
+
+ROWS_OF_SCANS = {  # file: the rows that could be meant, the right one first; "" for none
+    "sub-1.nii.gz": ("sub-1", "sub-10", "sub-1_T1w"),
+    "sub-10_T1w.nii": ("sub-10_T1w", "sub-10", "sub-1"),
+    "sub-2_T1w.nii.gz": ("sub-2", "sub-20"),
+    "sub-3.nii": ("sub-3_T1w", "sub-30"),
+    "sub-4_ses-1_T1w.nii.gz": ("sub-4_ses-1", "sub-4", "sub-4_ses-10"),
+    "sub-5_ses-1_run-2.nii.gz": ("sub-5", "sub-5_ses-1"),
+    "IXI012-HH-1211-T1.nii.gz": ("IXI012", "IXI0123"),
+    "brain_7.nii.gz": ("", "brain_70", "brain"),
+}
+
+
+@pytest.mark.parametrize(("file", "rows"), ROWS_OF_SCANS.items())
+@pytest.mark.parametrize("in_order", [True, False])
+def test_training_and_prediction_match_the_same_row(tmp_path, file, rows, in_order) -> None:
+    right = rows[0]
+    labels = [[name, str(40 + number), "FM"[number % 2]] for number, name in enumerate(rows) if name]
+    path = write(tmp_path / "labels.csv", labels if in_order else labels[::-1], None)
+    assert read_label_table(path).find(file) == (right or None)
+
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / file).touch()
+    (scan,) = find_scans(tmp_path / "scans")
+    add_labels([scan], path, None)
+    if not right:
+        assert math.isnan(scan.chronological_age)
+        with pytest.raises(InputError, match="no row of"):
+            load_cohort({"train": tmp_path / "scans"}, path, None)
+        return
+    (subject,) = load_cohort({"train": tmp_path / "scans"}, path, None)["train"]
+    assert subject.subject_id == right
+    assert (scan.chronological_age, scan.sex) == (subject.chronological_age, subject.sex) == (40.0, 0)
+
+
+def test_scans_in_folders_of_fsl_anat_have_the_names_of_the_folders(tmp_path) -> None:
+    for name in ("sub-1_T1w.anat", "sub-10.anat"):
+        (tmp_path / "fsl" / name).mkdir(parents=True)
+        (tmp_path / "fsl" / name / FSL_PRODUCT).touch()
+    path = write(tmp_path / "labels.csv", [["sub-10", "70", "M"], ["sub-1", "40", "F"]], None)
+    scans = find_scans(tmp_path / "fsl")
+    add_labels(scans, path, None)
+    assert {(scan.name, scan.chronological_age, scan.sex) for scan in scans} == {("sub-1", 40, 0), ("sub-10", 70, 1)}
