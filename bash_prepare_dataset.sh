@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Split preprocessed scans into train, validation and test, by person, with their labels.
+# Split preprocessed scans by person into training, validation and test sets, with their labels.
 # Edit the variables, or set them in the environment; further flags are passed on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
-PREPROCESSED="${PREPROCESSED:-preprocessed}"          # folder of bash_preprocess.sh, or of fsl_anat; or several: "one other"
-LABEL_TABLE="${LABEL_TABLE:-labels.csv}"              # of IXI, OASIS, ADNI, Cam-CAN, BIDS; or subject_id, age, sex
+PREPROCESSED="${PREPROCESSED:-preprocessed}"          # folder of bash_preprocess.sh or of fsl_anat
+LABEL_TABLE="${LABEL_TABLE:-labels.csv}"              # table of IXI, OASIS, ADNI, Cam-CAN or BIDS; or one with subject_id, age, sex
 OUTPUT_DIR="${OUTPUT_DIR:-data}"                      # folder for train/, valid/, test/, labels.csv, splits.csv
-FRACTIONS="${FRACTIONS:-70,15,15}"                    # of the persons: train, validation, test
-SITE_COLUMN="${SITE_COLUMN:-}"                        # column of the table to spread evenly too; empty: none
-SEED="${SEED:-0}"                                     # of the split
+FRACTIONS="${FRACTIONS:-70,15,15}"                    # percent of the persons: training, validation, test
+SITE_COLUMN="${SITE_COLUMN:-}"                        # column of the table to balance over the splits, too; empty: none
+SEED="${SEED:-0}"                                     # random seed of the split
 
 "$PYTHON" "$HERE/prepare_dataset.py" \
   --preprocessed "$PREPROCESSED" \

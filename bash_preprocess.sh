@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Take raw T1-weighted scans to the network: brain extracted, in MNI152 space, 2 mm.
+# Preprocess raw T1-weighted scans: brains in MNI152 space, 2 mm.
 # Edit the variables, or set them in the environment; further flags are passed on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, or a BIDS data set
 OUTPUT_DIR="${OUTPUT_DIR:-preprocessed}"              # folder for the brains, qc.csv, index.html
 REGISTRATION="${REGISTRATION:-nonlinear}"             # nonlinear or affine
-NUM_WORKERS="${NUM_WORKERS:-0}"                       # scans at a time; 0: as processors and memory allow
+NUM_WORKERS="${NUM_WORKERS:-0}"                       # scans at a time; 0: as many as cores and memory allow
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
 "$PYTHON" "$HERE/preprocess.py" \

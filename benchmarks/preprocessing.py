@@ -1,4 +1,4 @@
-"""Measure the preprocessing on real scans: brain masks, damaged scans, and how well ridge regression tells the age."""
+"""Measure preprocessing on real scans: brain masks, age by ridge regression, and damaged scans."""
 
 import argparse
 import itertools
@@ -13,18 +13,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import nibabel
 import numpy as np
 import pandas as pd
-from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import mean_absolute_error
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from tqdm import tqdm
 
 from benchmarks.ridge_baseline import ridge, voxels_of
 from utils.data.images import is_nifti, read_image
 from utils.data.tables import read_label_table, subject_id_of
 
-SEPARATOR = "__"  # between the scan and what was done to it
+SEPARATOR = "__"  # between the name of a scan and its damage
 FOLDS = 10
 SEEDS = 3
 
@@ -40,7 +38,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def measure_masks(preprocessed: Path, segmentations: Path) -> dict[str, Any]:
-    """Compare native brain masks with segmentations, of which labels above 0 are brain."""
+    """Compare native brain masks with segmentations, whose labels above 0 are brain."""
     inside, overlap, names = [], [], []
     for path in sorted(filter(is_nifti, segmentations.iterdir())):
         mask_file = preprocessed / "masks" / path.name
@@ -58,7 +56,7 @@ def measure_masks(preprocessed: Path, segmentations: Path) -> dict[str, Any]:
 
 
 def measure_ridge(preprocessed: Path, label_table: Path) -> dict[str, Any]:
-    """Cross-validate ridge regression of age on smoothed voxels at 4 mm inside the template's brain, z-scored within each scan."""
+    """Cross-validate ridge regression of age on smoothed voxels of 4 mm, z-scored within each scan."""
     labels = read_label_table(label_table)
     paths = [
         path for path in sorted(filter(is_nifti, preprocessed.iterdir())) if subject_id_of(path.name) in labels.ages
@@ -81,7 +79,7 @@ def damage(image: Any, mask: np.ndarray, rng: np.random.Generator) -> Iterator[t
     Parameters
     ----------
     image : nibabel image of the raw scan
-    mask : (D, H, W) bool array, its brain
+    mask : (D, H, W) bool array, its brain mask
     rng : numpy Generator
 
     Yields
@@ -136,7 +134,7 @@ def damage(image: Any, mask: np.ndarray, rng: np.random.Generator) -> Iterator[t
 
 
 def _rotate(volume: np.ndarray, angles: tuple[float, ...]) -> np.ndarray:
-    """Turn the head within its field of view, which is made larger."""
+    """Rotate the head within a larger field of view."""
     padded = np.pad(volume, 12)
     matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     centre = (np.array(padded.shape) - 1) / 2
@@ -144,7 +142,7 @@ def _rotate(volume: np.ndarray, angles: tuple[float, ...]) -> np.ndarray:
 
 
 def _resampled(volume: np.ndarray, affine: np.ndarray, step: np.ndarray) -> Any:
-    """Sample with other voxels, which are `step` of the old ones large."""
+    """Resample to voxels that are `step` times as large along each axis."""
     smooth = ndimage.gaussian_filter(volume, np.sqrt(np.maximum(step**2 - 1, 0)) / np.sqrt(8 * np.log(2)))
     shape = [int(size / s) for size, s in zip(volume.shape, step, strict=True)]
     offset = (step - 1) / 2
@@ -153,30 +151,11 @@ def _resampled(volume: np.ndarray, affine: np.ndarray, step: np.ndarray) -> Any:
 
 
 def _bias_field(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Draw a field of second order whose logarithm has a deviation of 0.3."""
+    """Draw a second-order field whose logarithm has a standard deviation of 0.3."""
     axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     terms = [*axes, *(one * other for one, other in itertools.combinations_with_replacement(axes, 2))]
     field = sum(weight * term for weight, term in zip(rng.normal(size=len(terms)), terms, strict=True))
     return np.exp(0.3 * (field - field.mean()) / field.std()).astype(np.float32)
-
-
-def same_in_every_orientation(path: Path, scratch: Path) -> bool:
-    """Tell whether all 48 orders and directions of the axes are read as the same volume on the same place."""
-    from utils.preparation.preprocessing import read_raw_scan
-
-    image, wanted = load(path), read_raw_scan(path)
-    data = np.asarray(image.dataobj)
-    for order in itertools.permutations(range(3)):
-        for signs in itertools.product((1, -1), repeat=3):
-            turn = np.stack([order, signs], 1)
-            turned = nibabel.Nifti1Image(apply_orientation(data, turn), image.affine @ inv_ornt_aff(turn, data.shape))
-            nibabel.save(turned, scratch)
-            found = read_raw_scan(scratch)
-            if not (
-                np.array_equal(found.volume, wanted.volume) and np.allclose(found.affine, wanted.affine, atol=1e-3)
-            ):
-                return False
-    return True
 
 
 def write_damaged(raw: Path, preprocessed: Path, output: Path, count: int) -> None:
@@ -190,7 +169,7 @@ def write_damaged(raw: Path, preprocessed: Path, output: Path, count: int) -> No
 
 
 def compare_damaged(preprocessed: Path, damaged: Path) -> list[dict[str, Any]]:
-    """Correlate what came of damaged scans with what came of the scans themselves, in either brain."""
+    """Correlate the results of damaged scans with those of the undamaged scans, inside either brain."""
     rows = pd.read_csv(damaged / "qc.csv")
     rows["damage"] = rows["name"].str.split(SEPARATOR).str[1]
     result = []
@@ -220,25 +199,17 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    kinds = ("masks", "ridge", "damage", "compare")
+    parser.add_argument("what", choices=kinds, help="what to measure; damage writes damaged scans, for compare")
     parser.add_argument(
-        "what",
-        choices=("masks", "ridge", "orientations", "damage", "compare"),
-        help="what to measure; damage writes damaged scans",
-    )
-    parser.add_argument(
-        "--preprocessed",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="folders of preprocess.py; for masks and damage made with --save_masks true",
-    )
-    parser.add_argument("--raw", type=Path, help="folder of raw scans, for orientations and damage")
+        "--preprocessed", type=Path, nargs="+", required=True,
+        help="folders of preprocess.py; for masks and damage, made with --save_masks true",
+    )  # fmt: skip
+    parser.add_argument("--raw", type=Path, help="folder of raw scans, for damage")
     parser.add_argument("--segmentations", type=Path, help="folder of native segmentations, for masks")
     parser.add_argument("--label_table", type=Path, help="table of subject and age, for ridge")
-    parser.add_argument(
-        "--damaged", type=Path, help="folder for damaged scans, for damage; what came of them, for compare"
-    )
-    parser.add_argument("--count", type=int, default=10, help="scans to damage or turn")
+    parser.add_argument("--damaged", type=Path, help="folder for damaged scans (damage), or of their results (compare)")
+    parser.add_argument("--count", type=int, default=10, help="scans to damage")
     args = parser.parse_args()
     for folder in args.preprocessed:
         if args.what == "masks":
@@ -248,16 +219,8 @@ def main() -> None:
         elif args.what == "damage":
             write_damaged(args.raw, folder, args.damaged, args.count)
             found = f"written to {args.damaged}; now preprocess them with --keep_failed true"
-        elif args.what == "compare":
-            found = compare_damaged(folder, args.damaged)
         else:
-            paths = sorted(filter(is_nifti, args.raw.iterdir()))
-            chosen = paths[:: max(1, len(paths) // args.count)][: args.count]
-            scratch = folder / ".turned.nii"
-            found = {
-                path.name: same_in_every_orientation(path, scratch) for path in tqdm(chosen, leave=False, disable=None)
-            }
-            scratch.unlink()
+            found = compare_damaged(folder, args.damaged)
         print(folder, json.dumps(found, indent=1))
 
 

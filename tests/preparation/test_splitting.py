@@ -111,7 +111,7 @@ def test_the_script_makes_what_training_takes(prepared) -> None:
         "--voxel_size", VOXEL_SIZE, "--output_dir", prepared / "run", "--epochs", 1, "--warmup_epochs", 0, "--batch_size", 4,
         "--num_workers", 0, "--device", "cpu", "--cache_folder", "",
     )  # fmt: skip
-    assert "holds other files already" in run_script("prepare_dataset.py", *flags, status=2).stderr
+    assert "holds other files" in run_script("prepare_dataset.py", *flags, status=2).stderr
     flags[-1] = prepared / "copies"
     run_script("prepare_dataset.py", *flags, "--copy", "true", "--include_doubtful", "true")
     copies = list((prepared / "copies").glob("*/*.nii.gz"))

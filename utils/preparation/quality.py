@@ -1,4 +1,4 @@
-"""What tells a good result of the preprocessing from a bad one: quantities, verdict, picture."""
+"""Quality control of preprocessing: quantities, verdict and picture of a scan."""
 
 import textwrap
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage, signal
 
-from utils.data.subjects import DOUBTFUL, FAIL, PASS
+from utils.preparation.records import DOUBTFUL, FAIL, PASS
 from utils.preparation.template import Template, sample, voxel_coordinates
 
 
 class Limits(NamedTuple):
-    """Between which values a quantity is good, and outside which it is hopeless."""
+    """The meaning of a quantity, and the values beyond which a scan is doubtful or fails."""
 
     meaning: str
     fail_below: float = -np.inf
@@ -23,38 +23,38 @@ class Limits(NamedTuple):
     fail_above: float = np.inf
 
 
-# Set by the damaged scans of docs/preprocessing.md.
+# Chosen by the damaged scans of docs/preprocessing.md.
 LIMITS = {
-    "brain_volume": Limits("brain with its fluid, ml", 600, 900, 2200, 2600),
+    "brain_volume": Limits("brain with cerebrospinal fluid, ml", 600, 900, 2200, 2600),
     "dice": Limits("Dice overlap with the template's brain", 0.88, 0.92),
     "coverage": Limits("share of the template's brain that the brain covers", 0.85, 0.93),
-    "correlation": Limits("with the template, inside its brain", 0.30, 0.45),
+    "correlation": Limits("correlation with the template inside its brain", 0.30, 0.45),
     "outside_field_of_view": Limits(
-        "share of the template's brain that was not scanned", doubt_above=0.005, fail_above=0.1
+        "share of the template's brain outside the scan", doubt_above=0.005, fail_above=0.1
     ),
-    "rotation": Limits("against the header's axes, degrees", doubt_above=60),
-    "smallest_scale": Limits("least stretch of the affine", 0.5, 0.7),
-    "largest_scale": Limits("greatest stretch of the affine", doubt_above=1.25, fail_above=1.6),
-    "signal_to_noise": Limits("bright brain over the noise between neighbouring voxels", 2, 5),
-    "cut_area": Limits("brain at the border of what was scanned, square cm", doubt_above=8, fail_above=50),
-    "affine_dice": Limits("Dice overlap before the nonlinear part", 0.80, 0.88),
-    "smallest_jacobian": Limits("least change of volume by the nonlinear part; 0 or less: folded", doubt_below=0.0),
-    "largest_jacobian": Limits("greatest change of volume by the nonlinear part", doubt_above=6),
+    "rotation": Limits("rotation against the header's axes, degrees", doubt_above=60),
+    "smallest_scale": Limits("smallest scaling of the affine", 0.5, 0.7),
+    "largest_scale": Limits("largest scaling of the affine", doubt_above=1.25, fail_above=1.6),
+    "signal_to_noise": Limits("bright tissue, in standard deviations of the noise", 2, 5),
+    "cut_area": Limits("brain at the border of the scan, square cm", doubt_above=8, fail_above=50),
+    "affine_dice": Limits("Dice overlap before nonlinear registration", 0.80, 0.88),
+    "smallest_jacobian": Limits("smallest change of volume by nonlinear registration; 0: folded", doubt_below=0.0),
+    "largest_jacobian": Limits("largest change of volume by nonlinear registration", doubt_above=6),
 }
 NONLINEAR_ONLY = ("affine_dice", "smallest_jacobian", "largest_jacobian")
 
 PICTURE_ZOOM = 2
 COLOURS = 96  # of a picture
-LINE = 6  # slices beside each other
-SURROUNDINGS = 6  # voxels around the brain that a picture shows; a face lies further away
+LINE = 6  # slices side by side
+SURROUNDINGS = 6  # voxels around the brain that a picture shows; the face is further away
 AXIAL, CORONAL, SAGITTAL = (24, 34, 44, 54, 64), (32, 48, 64, 80), (30, 45, 60)  # voxels of the 2 mm grid
-PICTURE_SIZE = (1224, 936)  # pixels, of the slices above and their zoom
+PICTURE_SIZE = (1224, 936)  # pixels; follows from these slices and their zoom
 TEMPLATE_COLOUR, MASK_COLOUR = (255, 80, 80), (80, 220, 120)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the voxels of the template's grid are found in a native volume.
+    """Where the voxels of the template's grid are in a native volume.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Alignment:
 def measure_quality(
     volume: np.ndarray, native: np.ndarray, native_mask: np.ndarray, alignment: Alignment, template: Template
 ) -> dict[str, float]:
-    """Measure what `judge` needs.
+    """Measure the quantities that `judge` needs.
 
     Parameters
     ----------
@@ -85,13 +85,13 @@ def measure_quality(
 
     Returns
     -------
-    dict of quantity to float, as `LIMITS` explains them
+    dict of quantity to float; see `LIMITS`
     """
     brain, inside = template.brain, volume > 0
     both = (inside & brain).sum()
     where = voxel_coordinates(alignment.affine, alignment.matrix, alignment.displacement)[:, brain]
     outside = np.any((where < -0.5) | (where > np.array(native.shape)[:, None] - 0.5), axis=0)
-    # What the affine does to the header's own axes, also where the header was overruled.
+    # What the affine does to the header's own axes, even if the header is wrong.
     whole = alignment.header @ np.linalg.inv(alignment.affine) @ alignment.matrix
     left, scales, right = np.linalg.svd(whole[:3, :3])
     turn = left @ right
@@ -117,13 +117,13 @@ def measure_quality(
 
 
 def judge(quality: dict[str, float], notes: list[str]) -> tuple[str, list[str]]:
-    """Give a verdict and the reasons for it.
+    """Give a verdict and its reasons.
 
     Parameters
     ----------
     quality : dict of quantity to float
     notes : list of str
-        Further grounds for doubt.
+        Further reasons for doubt.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def judge(quality: dict[str, float], notes: list[str]) -> tuple[str, list[str]]:
 
 
 def misplacement(volume: np.ndarray, template: Template) -> np.ndarray:
-    """Tell how far a brain lies from the template's, by the shift at which they correlate best.
+    """Estimate how far a brain is shifted from the template's, by the maximum of their cross-correlation.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def misplacement(volume: np.ndarray, template: Template) -> np.ndarray:
 
 
 def cut_area(native: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> float:
-    """Return the largest area of brain on a side of the box that holds what was scanned, square cm."""
+    """Return the largest area of brain on a face of the scanned box, square cm."""
     box = ndimage.find_objects((native > 0).astype(np.int8))[0]
     areas = []
     for axis in range(3):
@@ -185,7 +185,7 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _signal_and_noise(native: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Measure the bright tissue, and the noise by differences of second order along the first axis."""
+    """Measure the brightness of bright tissue, and the noise by second-order differences along the first axis."""
     signal = np.percentile(native[mask], 75)
     core = ndimage.binary_erosion(mask, iterations=2)
     whole = core[:-2] & core[2:] & core[1:-1]
@@ -197,8 +197,8 @@ def _signal_and_noise(native: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
 
 def _jacobian(displacement: np.ndarray) -> np.ndarray:
-    """Return the change of volume at each voxel, (91, 109, 91) array."""
-    signs = np.array([-1.0, 1.0, 1.0])  # the first axis runs to the left
+    """Return the Jacobian determinant at each voxel, (91, 109, 91) array."""
+    signs = np.array([-1.0, 1.0, 1.0])  # the first axis points left
     gradients = [np.gradient(displacement[..., axis], 2.0) for axis in range(3)]
     matrix = np.eye(3) + np.stack([np.stack(part, -1) * signs for part in gradients], -2)
     return np.linalg.det(matrix)
@@ -207,18 +207,18 @@ def _jacobian(displacement: np.ndarray) -> np.ndarray:
 def draw_picture(
     path: Path, head: np.ndarray, volume: np.ndarray, template: Template, name: str, verdict: str, reasons: list[str]
 ) -> None:
-    """Draw slices: above, the brain with the template's outline; below, where it was cut out.
+    """Draw slices of a result: at the top with the template's outline, at the bottom with that of the brain mask.
 
     Parameters
     ----------
     path : Path of the PNG file
     head : (91, 109, 91) float32 array
-        The scan on the template's grid, with what surrounds the brain.
+        The scan on the template's grid, with the tissue around the brain.
     volume : (91, 109, 91) float32 array
         The result, 0 outside the brain.
     template : Template
     name, verdict, reasons : str, str, list of str
-        Written above.
+        Written at the top.
     """
     inside = volume > 0
     near = ndimage.binary_dilation(inside, iterations=SURROUNDINGS)
@@ -241,14 +241,14 @@ def draw_picture(
 
 
 def slices(volume: np.ndarray, brain: np.ndarray, outline: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Lay slices of the three directions side by side, in lines, with an outline.
+    """Arrange slices of the three directions in lines, with an outline.
 
     Parameters
     ----------
     volume : (91, 109, 91) float32 array
-        What is shown.
+        The volume to show.
     brain : (91, 109, 91) float32 array, 0 outside the brain
-        Its brightest voxels are white.
+        Its brightest voxels are shown in white.
     outline : (91, 109, 91) bool array
     colour : tuple of 3 int
 

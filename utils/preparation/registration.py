@@ -1,4 +1,4 @@
-"""Align a brain with the template: where to start, affine, nonlinear; and sample it there."""
+"""Register a brain to the template: a start, an affine, a nonlinear displacement."""
 
 import io
 import itertools
@@ -19,16 +19,16 @@ from utils.data.images import MNI152_T1_2MM
 from utils.preparation.template import Template, sample, smooth_to
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
-SEARCH_STEP = 4  # of the template's voxels, between the points of the search
+SEARCH_STEP = 4  # voxels of the template between the points of the search
 SEARCH_TILTS = (-20.0, 0.0, 20.0)  # degrees, about each axis
-HEADER_TRUST = 0.05  # how much more correlation another orientation must reach to overrule the header
+HEADER_TRUST = 0.05  # gain in correlation from which on another orientation overrules the header
 AFFINE = "-a -dof 12 -m NCC 2x2x2 -n 100x50x10"
 NONLINEAR = "-m NCC 4x4x4 -s 4vox 2vox -n 100x50x10 -wp 0"
 SEED = 1  # greedy jitters its samples
 
 
 def to_sitk(volume: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
-    """Make a SimpleITK image of a volume; its world is LPS, so x and y change sign.
+    """Make a SimpleITK image, whose world is LPS: x and y change sign.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def to_sitk(volume: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
 
 
 def without_shear(affine: np.ndarray) -> np.ndarray:
-    """Return the nearest affine whose axes are orthogonal; voxel sizes stay."""
+    """Return the nearest affine with orthogonal axes and the same voxel sizes."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     result = affine.copy()
@@ -55,7 +55,7 @@ def without_shear(affine: np.ndarray) -> np.ndarray:
 def find_start(
     brain: np.ndarray, mask: np.ndarray, affine: np.ndarray, template: Template
 ) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """Find a rigid start by trying many rotations about the centre of the brain.
+    """Find a rigid start by trying many rotations about the center of the brain.
 
     Parameters
     ----------
@@ -70,17 +70,17 @@ def find_start(
     start : (4, 4) float array
         From mm of the template to mm of the brain.
     turn : (3, 3) float array or None
-        Which of the 24 orientations of a cube the brain has in the header's
-        world; None for that which the header gives.
+        How the head is rotated in the header's world, one of the 24
+        rotations of a cube; None if the header is right.
     score : float
-        The correlation at the start.
+        Correlation with the template at the start.
 
     Notes
     -----
     Each of the 24 orientations is tried with tilts of 20 degrees about each
     axis; the score is the correlation at points 8 mm apart. Mirrored
-    orientations are not tried: the template is symmetric, so that each is as
-    good as one of the 24.
+    orientations are not tried: because the template is symmetric, each fits
+    as well as one of the 24.
     """
     points = np.stack(
         np.meshgrid(*(np.arange(0, size, SEARCH_STEP) for size in template.brain.shape), indexing="ij"), -1
@@ -129,12 +129,12 @@ def cube_rotations() -> list[np.ndarray]:
 def register_affine(
     brain: np.ndarray, affine: np.ndarray, template: Template, start: np.ndarray, threads: int
 ) -> np.ndarray:
-    """Register a brain to the template with 12 parameters.
+    """Register a brain to the template by an affine of 12 parameters.
 
     Parameters
     ----------
     brain : (D, H, W) float32 array
-        Of the order of 1, and 0 outside the brain.
+        About 1 in bright tissue, 0 outside the brain.
     affine : (4, 4) float array, voxel to mm
     template : Template
     start : (4, 4) float array, rigid, from mm of the template to mm of the brain
@@ -146,21 +146,23 @@ def register_affine(
 
     References
     ----------
-    Yushkevich et al., greedy (picsl-greedy).
+    Yushkevich et al., "Fast automatic segmentation of hippocampal subfields
+    and medial temporal lobe subregions in 3 Tesla and 7 Tesla T2-weighted
+    MRI", Alzheimer's & Dementia 2016 (the registration tool greedy).
     """
     moving = without_shear(np.linalg.inv(start) @ affine)
     greedy = _run_greedy(
         f"{AFFINE} -i fixed moving -o found",
         threads, fixed=to_sitk(template.volume, MNI152_T1_2MM.affine), moving=to_sitk(brain, moving), found=None,
     )  # fmt: skip
-    # Through the voxels, so that a shear of the header is not lost.
+    # By way of the voxels, so that a shear in the header is not lost.
     return affine @ np.linalg.inv(moving) @ greedy["found"]
 
 
 def register_nonlinear(
     brain: np.ndarray, affine: np.ndarray, template: Template, matrix: np.ndarray, threads: int
 ) -> np.ndarray:
-    """Register a brain to the template with a smooth displacement, after an affine.
+    """Register a brain to the template by a smooth displacement, in addition to an affine.
 
     Parameters
     ----------
@@ -170,7 +172,7 @@ def register_nonlinear(
     Returns
     -------
     (91, 109, 91, 3) float32 array
-        Displacement in mm, in the template's space, that comes before `matrix`.
+        Displacement in the template's space, applied before `matrix`, mm.
     """
     aligned = sample(smooth_to(brain, np.linalg.norm(affine[:3, :3], axis=0), 2.0), affine, matrix)
     greedy = _run_greedy(
@@ -183,7 +185,7 @@ def register_nonlinear(
 
 
 def _run_greedy(command: str, threads: int, **images: Any) -> Greedy3D:
-    """Run greedy, without what it prints."""
+    """Run greedy without its output."""
     greedy = Greedy3D()
     with _quiet():
         greedy.execute(f"{command} -seed {SEED} -V 0 -threads {threads}", out=io.StringIO(), **images)
@@ -192,7 +194,7 @@ def _run_greedy(command: str, threads: int, **images: Any) -> Greedy3D:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what a C++ library prints to nowhere; its line search reports harmless ends at length."""
+    """Discard what a C++ library prints; its line search reports every harmless end."""
     saved = [os.dup(number) for number in (1, 2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,7 +1,7 @@
-"""Simulated brains that age: real mean anatomy, made-up individuals.
+"""Simulate brains that age: mean anatomy of real brains, imaginary individuals.
 
-Nothing here is a measurement of a person. The cohort exists so that every
-part of the project can be tried, and tested against a truth that is known.
+Nothing here was measured on a person. With these cohorts every part of the
+project can be tried, and tested against a known truth.
 """
 
 import json
@@ -26,12 +26,13 @@ from utils.common.choices import PATIENT_GAPS
 from utils.common.errors import InputError, ignore_interrupts
 from utils.common.files import check_writable, write_json
 from utils.data.images import MNI152_T1_2MM, coarsen_volume, model_grid
+from utils.data.subjects import SEX_NAMES
 from utils.preparation.template import load_template, on_model_grid
 
-FORMAT = 1  # raise it when the same subject and seed give another volume
-NOTE = """SIMULATED brains, not scans of persons: mean anatomy (ICBM152 2009a) warped and
-recoloured at random, with changes that grow with a true brain age that labels.csv
-tells. Use them to try the software, never as evidence on brains.
+FORMAT = 1  # increase it when the same subject and seed give another volume
+NOTE = """SIMULATED brains, not scans of persons: mean anatomy (ICBM152 2009a), warped and
+changed in brightness at random, with effects of ageing that follow the true brain
+age in labels.csv. Use them to try the software, never as evidence on brains.
 """
 
 YOUNGEST, OLDEST = 20.0, 90.0  # years
@@ -39,12 +40,12 @@ GAP_SD = 3.0  # years, of healthy subjects' true brain-age gap
 PATIENT_YOUNGEST = 55.0  # years
 VENTRICLE_BOX = np.array([[-32.0, 32], [-50, 32], [-8, 34]])  # mm, MNI152
 SHAPE_SD = 2.0  # mm, of individual shape
-SHAPE_SCALE = 16.0  # mm, over which individual shape varies
+SHAPE_SCALE = 16.0  # mm, length over which individual shape varies
 
 
 @dataclass(frozen=True)
 class SimulatedSubject:
-    """A made-up person.
+    """An imaginary person.
 
     Parameters
     ----------
@@ -71,7 +72,7 @@ class Anatomy:
     ----------
     grey, white, brain : (91, 109, 91) float32 arrays, fractions of a voxel
     widening : (3, 91, 109, 91) float32 array
-        Direction away from the ventricles, fading with the distance.
+        Vectors that point away from the ventricles and shrink with the distance.
     """
 
     grey: np.ndarray
@@ -99,7 +100,7 @@ def load_anatomy() -> Anatomy:
     ventricles = (ndimage.gaussian_filter(fluid, 0.7) > 0.4) & in_box
     distance = ndimage.distance_transform_edt(~ventricles) - ndimage.distance_transform_edt(ventricles)
     smooth = ndimage.gaussian_filter(distance, 1.5).astype(np.float32)
-    # The gradient of the smooth distance vanishes midway, so that the warp never folds.
+    # The gradient of the smoothed distance vanishes midway, so that the warp never folds.
     widening = np.stack(np.gradient(smooth)) * np.exp(-np.abs(distance) / 5.0)
     return Anatomy(grey, white, brain, widening.astype(np.float32))
 
@@ -122,12 +123,12 @@ def draw_subjects(
     Parameters
     ----------
     healthy : int
-        Healthy subjects, over the splits train, valid and test.
+        Healthy subjects in the splits train, valid and test.
     patients : int
-        Subjects of each patient group, in the split ``patients``.
+        Subjects of each patient group, all in the split ``patients``.
     seed : int
     fractions : tuple of 2 float
-        Of the healthy subjects, for training and validation.
+        Shares of the healthy subjects for training and validation.
     patient_gaps : mapping of diagnosis to float, years
         Mean true gap of each patient group.
     """
@@ -136,7 +137,7 @@ def draw_subjects(
     subjects: list[SimulatedSubject] = []
 
     def add(number: int, diagnosis: str, mean_gap: float, youngest: float, splits: np.ndarray) -> None:
-        # Ages are spread evenly, so that small splits cover the whole range too.
+        # Ages are evenly spaced, so that small splits cover the whole range, too.
         ages = youngest + (OLDEST - youngest) * (rng.permutation(number) + rng.uniform(size=number)) / max(1, number)
         for age, split in zip(ages, splits, strict=True):
             subjects.append(
@@ -158,19 +159,18 @@ def draw_subjects(
 
 
 def simulate_volume(subject: SimulatedSubject, seed: int, voxel_size: int = 2) -> np.ndarray:
-    """Make the brain-extracted T1-weighted volume of a made-up person.
+    """Simulate the brain-extracted T1-weighted volume of a person.
 
-    With the true brain age, ventricles and sulci widen, the cortex thins,
-    white matter darkens and lesions appear. Shape, ventricles, sulci, tissue
-    brightness, the rim of fluid that brain extraction leaves, intensity
-    field and noise are drawn anew for each person, so that intensity
-    statistics tell little of the age.
+    With increasing true brain age, ventricles and sulci widen, the cortex
+    thins, white matter darkens and lesions appear. Shape, ventricles, sulci,
+    brightness of the tissues, remaining fluid at the surface, bias field and
+    noise vary at random, so that intensity statistics tell little about age.
 
     Parameters
     ----------
     subject : SimulatedSubject
     seed : int
-        Of the cohort; the volume depends on it and the subject alone.
+        Seed of the cohort; the volume depends only on it and the subject.
     voxel_size : int, mm
 
     Returns
@@ -209,7 +209,7 @@ def simulate_volume(subject: SimulatedSubject, seed: int, voxel_size: int = 2) -
 
 
 def _smooth_noise(rng: np.random.Generator, channels: int, scale: float) -> np.ndarray:
-    """Draw noise of unit deviation that varies over `scale` mm, (channels, 91, 109, 91)."""
+    """Draw smooth noise of standard deviation 1 that varies over `scale` mm, (channels, 91, 109, 91)."""
     shape = MNI152_T1_2MM.shape
     coarse = [int(np.ceil(2 * size / scale)) + 3 for size in shape]
     noise = rng.standard_normal((channels, *coarse)).astype(np.float32)
@@ -226,7 +226,7 @@ def _smooth_noise(rng: np.random.Generator, channels: int, scale: float) -> np.n
 
 
 def _lesions(rng: np.random.Generator, where: np.ndarray, expected: float) -> np.ndarray:
-    """Put round lesions into the white matter around the ventricles."""
+    """Draw round lesions in the white matter around the ventricles."""
     result = np.zeros(where.shape, np.float32)
     candidates = np.argwhere(where > 0.7)
     for _ in range(rng.poisson(expected)):
@@ -241,12 +241,12 @@ def _lesions(rng: np.random.Generator, where: np.ndarray, expected: float) -> np
 
 
 def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, voxel_size: int, workers: int) -> bool:
-    """Write scans, ``labels.csv``, ``cohort.json`` and a note, whole or not at all.
+    """Write scans, ``labels.csv``, ``cohort.json`` and a note, all of them or none.
 
     Parameters
     ----------
     folder : Path
-        Gets a folder for each split.
+        For a folder of each split.
     subjects : sequence of SimulatedSubject
     seed : int
         Of the volumes.
@@ -257,7 +257,7 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
     Returns
     -------
     bool
-        False if the folder holds this very cohort already.
+        False if the folder already holds this cohort.
 
     Raises
     ------
@@ -273,17 +273,17 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
         held = folder / "cohort.json"
         if held.is_file() and json.loads(held.read_text(encoding="utf-8")) == content:
             return False
-        raise InputError(f"{folder}: holds other files already; set another OUTPUT_DIR (--output_dir)")
+        raise InputError(f"{folder}: holds other files; set another OUTPUT_DIR (--output_dir)")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     for split in {subject.split for subject in subjects}:
         (partial / split).mkdir(parents=True)
     try:
-        # Threads of several workers would fight for the processors; "spawn" is safe beside torch.
+        # "spawn" is safe in a process that has imported torch.
         with ProcessPoolExecutor(max(1, workers), get_context("spawn"), ignore_interrupts) as pool:
             jobs = pool.map(write_scan, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
             list(tqdm(jobs, "simulating brains", len(subjects), unit="brain", disable=None, leave=False))
         frame = pd.DataFrame(content["subjects"])
-        frame["sex"] = frame["sex"].map({0: "F", 1: "M"})
+        frame["sex"] = frame["sex"].map(SEX_NAMES)
         frame.to_csv(partial / "labels.csv", index=False)
         (partial / "README.txt").write_text(NOTE, encoding="utf-8")
         write_json(partial / "cohort.json", content)

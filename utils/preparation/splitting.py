@@ -255,7 +255,7 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
     folder = folder.resolve()
     check_writable(folder.parent)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: holds other files already; set another OUTPUT_DIR (--output_dir)")
+        raise InputError(f"{folder}: holds other files; set another OUTPUT_DIR (--output_dir)")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         for split in SPLITS:

@@ -1,4 +1,4 @@
-"""The MNI152 template on the model's grid, read from the package that ships it."""
+"""The MNI152 template on the model's grid, from the nilearn package."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from scipy import ndimage
 from utils.data.images import MNI152_T1_2MM
 
 NAME = "ICBM152 2009a nonlinear symmetric, T1, brain (nilearn)"
-BRAIN_LEVEL = 0.1  # of the brightest voxel; what is darker lies outside
-SIGMA_PER_WIDTH = 1 / np.sqrt(8 * np.log(2))  # of a Gaussian, by its full width at half maximum
+BRAIN_LEVEL = 0.1  # share of the brightest voxel; darker voxels are outside the brain
+SIGMA_PER_WIDTH = 1 / np.sqrt(8 * np.log(2))  # standard deviation of a Gaussian of full width at half maximum 1
 
 
 class Template(NamedTuple):
@@ -37,8 +37,8 @@ def load_template() -> Template:
 
     Notes
     -----
-    Every voxel centre of the 2 mm grid is one of the template's 1 mm grid,
-    so smoothing and taking every other voxel is exact.
+    Every voxel center of the 2 mm grid is one of the template's 1 mm grid,
+    so no interpolation is needed.
 
     References
     ----------
@@ -53,7 +53,7 @@ def load_template() -> Template:
 
 
 def on_model_grid(image: Any) -> np.ndarray:
-    """Sample an image of MNI152 space at the 2 mm grid's voxel centres; clip it to 0..1."""
+    """Sample an image in MNI152 space on the 2 mm grid; clip it to 0..1."""
     resampled = resample_img(
         image, MNI152_T1_2MM.affine, MNI152_T1_2MM.shape, interpolation="linear",
         force_resample=True, copy_header=True,
@@ -62,14 +62,14 @@ def on_model_grid(image: Any) -> np.ndarray:
 
 
 def smooth_to(volume: np.ndarray, voxel_size: np.ndarray, resolution: float) -> np.ndarray:
-    """Smooth finer axes down to a resolution, so that coarser sampling does not alias.
+    """Smooth axes with finer voxels to a resolution, so that coarser sampling causes no aliasing.
 
     Parameters
     ----------
     volume : (D, H, W) float32 array
     voxel_size : (3,) float array, mm
     resolution : float, mm
-        Full width at half maximum; axes as coarse as this stay as they are.
+        Full width at half maximum; coarser axes are left unchanged.
     """
     width = np.sqrt(np.maximum(resolution**2 - voxel_size**2, 0))  # mm
     return ndimage.gaussian_filter(volume, width * SIGMA_PER_WIDTH / voxel_size)
@@ -78,7 +78,7 @@ def smooth_to(volume: np.ndarray, voxel_size: np.ndarray, resolution: float) -> 
 def sample(
     volume: np.ndarray, affine: np.ndarray, matrix: np.ndarray, displacement: np.ndarray | None = None
 ) -> np.ndarray:
-    """Sample a volume linearly at the voxels of the template's grid, once, through all transforms.
+    """Resample a volume to the template's grid by one linear interpolation through all transforms.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def sample(
 
 
 def voxel_coordinates(affine: np.ndarray, matrix: np.ndarray, displacement: np.ndarray | None = None) -> np.ndarray:
-    """Return where each voxel of the template lies in a volume, (3, 91, 109, 91) float64 array, voxels."""
+    """Return where each voxel of the template is in a volume, (3, 91, 109, 91) float64 array, voxels."""
     grid = apply_affine(MNI152_T1_2MM.affine, np.moveaxis(np.indices(MNI152_T1_2MM.shape), 0, -1))
     if displacement is not None:
         grid = grid + displacement
