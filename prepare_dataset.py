@@ -30,7 +30,7 @@ def main() -> None:
     else:
         scans = split_by_person(scans, args.fractions, args.seed)
     write_dataset(args.output_dir, scans, args.copy)
-    print("\n".join(describe_splits(scans)))
+    print(describe_splits(scans))
     print(f"written to {args.output_dir}: DATA={args.output_dir} bash bash_train_first_stage.sh")
 
 

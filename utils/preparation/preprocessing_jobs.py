@@ -8,8 +8,8 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,41 +109,27 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     settings = replace(settings, threads=max(1, cores // workers))
     print(f"{len(waiting)} scans to do, {settings.registration}, {workers} at a time, into {folder}", flush=True)
     try:
-        _run_all(waiting, records, settings, key, workers, timeout)
+        records |= {record["name"]: record for record in _run_all(waiting, settings, key, workers, timeout)}
     finally:
         write_overview(folder)
     return [record for record in records.values() if record]
 
 
-def _run_all(
-    scans: Sequence[RawFile],
-    records: dict[str, Record | None],
-    settings: Settings,
-    key: str,
-    workers: int,
-    timeout: float,
-) -> None:
-    """Preprocess scans in a pool of processes; put their records into `records`."""
+def _run_all(scans: Sequence[RawFile], settings: Settings, key: str, workers: int, timeout: float) -> Iterator[Record]:
+    """Preprocess scans in a pool of processes; yield their records."""
     os.environ.update({name: value for name, value in PASSIVE.items() if name not in os.environ})
-    context = multiprocessing.get_context("spawn")
     pause = 0.1 if sys.stderr.isatty() else LOG_PAUSE
-    with (
-        ProcessPool(workers, max_tasks=SCANS_PER_PROCESS, context=context) as pool,
-        tqdm(total=len(scans), desc="preprocessing", unit="scan", mininterval=pause, smoothing=0.1) as bar,
-    ):
-        running: dict[Future[Any], RawFile] = {}
-        queue = list(reversed(scans))
+    counts: Counter[str] = Counter()
+    pool = ProcessPool(workers, max_tasks=SCANS_PER_PROCESS, context=multiprocessing.get_context("spawn"))
+    with pool, tqdm(total=len(scans), desc="preprocessing", unit="scan", mininterval=pause, smoothing=0.1) as bar:
         try:
-            while queue or running:
-                while queue and len(running) < 2 * workers:
-                    scan = queue.pop()
-                    running[pool.schedule(_run, [scan, settings, key], timeout=timeout)] = scan
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    scan = running.pop(future)
-                    records[scan.name] = _result(future, scan, settings, key, timeout)
-                    bar.update()
-                    counts = Counter(record["verdict"] for record in records.values() if record)
-                    bar.set_postfix_str(", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS))
+            futures = [pool.schedule(_run, [scan, settings, key], timeout=timeout) for scan in scans]
+            for scan, future in zip(scans, futures, strict=True):
+                record = _result(future, scan, settings, key, timeout)
+                counts[record["verdict"]] += 1
+                bar.set_postfix_str(", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS))
+                bar.update()
+                yield record
         except BaseException:
             pool.stop()
             raise

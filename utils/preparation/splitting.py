@@ -1,6 +1,5 @@
 """Make a data set for training: find labels, split persons, link scans."""
 
-import csv
 import os
 import shutil
 from collections import Counter
@@ -9,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
@@ -267,18 +267,9 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
                 shutil.copyfile(scan.path, target)
             else:
                 target.symlink_to(scan.path.resolve())
-        rows = [
-            {
-                "subject_id": scan.subject_id, "age": f"{scan.age:.2f}", "sex": SEX_NAMES[scan.sex],
-                "person": scan.person, "site": scan.site, "split": scan.split, "scan": str(scan.path.resolve()),
-            }
-            for scan in sorted(scans, key=lambda scan: (SPLITS.index(scan.split), scan.subject_id))
-        ]  # fmt: skip
-        for name, columns in (("splits.csv", list(rows[0])), ("labels.csv", ["subject_id", "age", "sex"])):
-            with (partial / name).open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(rows)
+        table = _table_of(scans)
+        table.to_csv(partial / "splits.csv", index=False, float_format="%.2f")
+        table[["subject_id", "age", "sex"]].to_csv(partial / "labels.csv", index=False, float_format="%.2f")
         partial.rename(folder)  # replaces an empty folder
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); set another OUTPUT_DIR (--output_dir)") from error
@@ -287,21 +278,22 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
             shutil.rmtree(partial)
 
 
-def describe_splits(scans: Sequence[LabelledScan]) -> list[str]:
-    """Return a line for each split: scans, persons, ages, sexes, sites."""
-    lines = []
-    for split in SPLITS:
-        chosen = [scan for scan in scans if scan.split == split]
-        if not chosen:
-            lines.append(f"{split:<6} none")
-            continue
-        ages = np.array([scan.age for scan in chosen])
-        sexes = Counter(SEX_NAMES[scan.sex] or "unknown" for scan in chosen)
-        sites = Counter(scan.site for scan in chosen if scan.site)
-        lines.append(
-            f"{split:<6} {len(chosen)} scans of {len({scan.person for scan in chosen})} persons, "
-            f"{ages.min():.1f} to {ages.max():.1f} years (mean {ages.mean():.1f}); "
-            + ", ".join(f"{count} {name}" for name, count in sorted(sexes.items()))
-            + ("; " + ", ".join(f"{name} {count}" for name, count in sorted(sites.items())) if sites else "")
-        )
-    return lines
+def _table_of(scans: Sequence[LabelledScan]) -> pd.DataFrame:
+    """Return the rows of ``splits.csv``."""
+    table = pd.DataFrame([vars(scan) | {"scan": scan.path.resolve()} for scan in scans])
+    table["sex"] = table["sex"].map(SEX_NAMES)
+    table["split"] = pd.Categorical(table["split"], SPLITS)
+    columns = ["subject_id", "age", "sex", "person", "site", "split", "scan"]
+    return table.sort_values(["split", "subject_id"])[columns]
+
+
+def describe_splits(scans: Sequence[LabelledScan]) -> str:
+    """Return a table of scans, persons, ages, sexes and sites in each split."""
+    table = _table_of(scans)
+    groups = table.groupby("split", observed=False)
+    summary = groups.agg(
+        scans=("person", "size"), persons=("person", "nunique"),
+        youngest=("age", "min"), oldest=("age", "max"), mean_age=("age", "mean"),
+    )  # fmt: skip
+    counts = [pd.crosstab(table["split"], table[name]) for name in ("sex", "site") if table[name].any()]
+    return summary.join(counts).to_string(float_format="%.1f")
