@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# From brain ages to evidence: accuracy, correction for age, diagnosis, uncertainty, repeats, one report.
-# Several files stand in quotes, with blanks between them: PREDICTIONS="test.csv patients.csv"; * is any name.
+# Analyse brain ages: accuracy, correction for age, diagnosis, uncertainty, repeated scans; write one report.
+# Separate several files by blanks: PREDICTIONS="test.csv patients.csv"; patterns such as runs/*.csv work too.
 # Edit the variables, or set them in the environment; further flags are passed on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
-PREDICTIONS="${PREDICTIONS:-runs/second_stage/test/predictions.csv}"  # brain ages of the test set, patients too
-LABEL_TABLE="${LABEL_TABLE:-}"                        # diagnosis, site, sex, session; empty: what the predictions tell
-OUTPUT_DIR="${OUTPUT_DIR:-runs/brain_age_gap}"        # folder for report.html and all else
-CORRECTION="${CORRECTION:-none}"                      # linear-gap, linear-prediction, covariate; several with commas
-FIT_PREDICTIONS="${FIT_PREDICTIONS:-}"                # healthy subjects outside the test set, to fit the correction on
+PREDICTIONS="${PREDICTIONS:-runs/second_stage/test/predictions.csv}"  # brain ages of the test set, including patients
+LABEL_TABLE="${LABEL_TABLE:-}"                        # diagnosis, site, sex, session; empty: columns of the predictions
+OUTPUT_DIR="${OUTPUT_DIR:-runs/brain_age_gap}"        # folder for report.html, tables and figures
+CORRECTION="${CORRECTION:-none}"                      # linear-gap, linear-prediction, covariate; separate by commas
+FIT_PREDICTIONS="${FIT_PREDICTIONS:-}"                # healthy subjects outside the test set; the correction is fitted on them
 CORRECTION_FILE="${CORRECTION_FILE:-}"                # corrections.json of an earlier analysis, instead of a fit
-CALIBRATION_PREDICTIONS="${CALIBRATION_PREDICTIONS:-}" # likewise healthy subjects, whose errors give the intervals
-HEALTHY_LABEL="${HEALTHY_LABEL:-HC}"                  # how the diagnosis column calls healthy subjects
-PATIENT_LABELS="${PATIENT_LABELS:-}"                  # diagnoses to compare with them, such as AD,MCI; empty: all
-PROTOCOL="${PROTOCOL:-ours}"                          # paper: the classifier of the authors' released script
-MATCH_AGES="${MATCH_AGES:-false}"                     # true: compare pairs of like age
-CHECKPOINTS="${CHECKPOINTS:-}"                        # best.pt of both stages: who was trained on must not be tested
-WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # likewise, weights that bash_predict.sh used
+CALIBRATION_PREDICTIONS="${CALIBRATION_PREDICTIONS:-}" # the same; their errors give the intervals
+HEALTHY_LABEL="${HEALTHY_LABEL:-HC}"                  # diagnosis of healthy subjects
+PATIENT_LABELS="${PATIENT_LABELS:-}"                  # diagnoses to compare with them, such as AD,MCI; empty: all others
+PROTOCOL="${PROTOCOL:-ours}"                          # ours or paper (the classifier of the authors' released script)
+MATCH_AGES="${MATCH_AGES:-false}"                     # true: compare pairs of nearly the same age
+CHECKPOINTS="${CHECKPOINTS:-}"                        # best.pt of both stages; their training subjects must not be tested
+WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # the same for the weights that bash_predict.sh used
 SEED="${SEED:-0}"                                     # of bootstrap, folds and permutations
 
 "$PYTHON" "$HERE/analyse_brain_age_gap.py" \

@@ -154,22 +154,6 @@ def test_diagnosis_uncertainty_and_repeats(analysis) -> None:
     assert healthy["difference"] is None
 
 
-def test_saved_coefficients_are_applied(analysis, cohort, tmp_path, monkeypatch) -> None:
-    folder, _ = analysis
-    flags = [
-        "--predictions",
-        cohort / "test.csv",
-        "--correction_file",
-        folder / "corrections.json",
-        "--output_dir",
-        tmp_path,
-    ]
-    analyse(*flags, monkeypatch=monkeypatch)
-    old, new = (json.loads((path / "metrics.json").read_text())["correction"] for path in (folder, tmp_path))
-    assert new == old
-    analyse("--predictions", cohort / "valid.csv", *flags[2:], monkeypatch=monkeypatch, status=2)  # who was fitted on
-
-
 def test_the_papers_protocol_and_matching(cohort, tmp_path, monkeypatch) -> None:
     predictions = f"{cohort}/test.csv {cohort}/patients.csv"
     analyse("--predictions", predictions, "--protocol", "paper", "--permutations", 1, "--patient_labels", "AD",
@@ -306,11 +290,28 @@ def test_what_weakens_a_report_is_said(cohort, tmp_path, monkeypatch, capsys) ->
     assert "holds other files, not an earlier analysis" in capsys.readouterr().err
 
 
-def test_an_allowed_leak_is_red(cohort, tmp_path, monkeypatch, capsys) -> None:
-    analyse("--predictions", cohort / "test.csv", "--fit_predictions", cohort / "test.csv", "--correction", "linear-gap",
-            "--allow_leakage", "true", "--output_dir", tmp_path, monkeypatch=monkeypatch)  # fmt: skip
+def test_saved_coefficients_are_applied_and_an_allowed_leak_is_red(
+    analysis, cohort, tmp_path, monkeypatch, capsys
+) -> None:
+    """To the subjects of the fit, whose corrected gaps have a mean of 0 and no trend."""
+    folder, _ = analysis
+    flags = [
+        "--predictions",
+        cohort / "valid.csv",
+        "--correction_file",
+        folder / "corrections.json",
+        "--output_dir",
+        tmp_path,
+    ]
+    analyse(*flags, monkeypatch=monkeypatch, status=2)
+    assert "leakage: 60 persons of the test set are in the fit of linear-gap too" in capsys.readouterr().err
+    analyse(*flags, "--allow_leakage", "true", monkeypatch=monkeypatch)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for kind in CORRECTIONS:
+        assert metrics["correction"][kind]["mean_gap"] == pytest.approx(0, abs=1e-9)
+        assert metrics["correction"][kind]["gap_age_pearson"] == pytest.approx(0, abs=1e-9)
+    assert metrics["leakage"]
     page = (tmp_path / "report.html").read_text()
     assert '<p class="alarm">LEAKAGE, allowed by --allow_leakage: 60 persons' in page
     assert "color: #96130f" in page.split(".alarm {", 1)[1].split("}")[0]
     assert "LEAKAGE" in capsys.readouterr().out
-    assert json.loads((tmp_path / "metrics.json").read_text())["leakage"]
