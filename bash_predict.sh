@@ -9,8 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, or a BIDS data set
 OUTPUT_DIR="${OUTPUT_DIR:-predictions}"               # folder for predictions.csv and the pictures
 LABEL_TABLE="${LABEL_TABLE:-}"                        # subject, age, sex, where known; empty: none
-WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # of bash_cross_validate.sh; empty: weights/ of this project
-EXPLAIN="${EXPLAIN:-none}"                            # occlusion or integrated_gradients: maps of where it looks
+WEIGHTS_DIR="${WEIGHTS_DIR:-$HERE/weights}"           # folder of weights that bash_cross_validate.sh wrote
+EXPLAIN="${EXPLAIN:-none}"                            # maps of what looks older: occlusion or integrated_gradients
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read prepared scans
 
 if (($#)) && [[ "$1" != -* ]]; then
