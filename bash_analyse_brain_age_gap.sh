@@ -9,14 +9,14 @@ PREDICTIONS="${PREDICTIONS:-runs/second_stage/test/predictions.csv}"  # brain ag
 LABEL_TABLE="${LABEL_TABLE:-}"                        # diagnosis, site, sex, session; empty: columns of the predictions
 OUTPUT_DIR="${OUTPUT_DIR:-runs/brain_age_gap}"        # folder for report.html, tables and figures
 CORRECTION="${CORRECTION:-none}"                      # linear-gap, linear-prediction, covariate; separate by commas
-FIT_PREDICTIONS="${FIT_PREDICTIONS:-}"                # healthy subjects outside the test set; the correction is fitted on them
+FIT_PREDICTIONS="${FIT_PREDICTIONS:-}"                # healthy subjects outside the test set, for the fit
 CORRECTION_FILE="${CORRECTION_FILE:-}"                # corrections.json of an earlier analysis, instead of a fit
 CALIBRATION_PREDICTIONS="${CALIBRATION_PREDICTIONS:-}" # the same; their errors give the intervals
 HEALTHY_LABEL="${HEALTHY_LABEL:-HC}"                  # diagnosis of healthy subjects
-PATIENT_LABELS="${PATIENT_LABELS:-}"                  # diagnoses to compare with them, such as AD,MCI; empty: all others
+PATIENT_LABELS="${PATIENT_LABELS:-}"                  # diagnoses to compare with them, such as AD,MCI; empty: all
 PROTOCOL="${PROTOCOL:-ours}"                          # ours or paper (the classifier of the authors' released script)
 MATCH_AGES="${MATCH_AGES:-false}"                     # true: compare pairs of nearly the same age
-CHECKPOINTS="${CHECKPOINTS:-}"                        # best.pt of both stages; their training subjects must not be tested
+CHECKPOINTS="${CHECKPOINTS:-}"                        # best.pt of both stages; their subjects must not be tested
 WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # the same for the weights that bash_predict.sh used
 SEED="${SEED:-0}"                                     # of bootstrap, folds and permutations
 

@@ -17,6 +17,16 @@ from utils.evaluation import metrics
 from utils.evaluation.reports import plot_ages
 
 FEWEST_FOR_WORST_BIN = 5
+CORRECTED = (
+    "Fitted on healthy subjects outside the test set; corrections.json has the coefficients and the subjects. The "
+    "corrected age of linear-gap uses the chronological age, so its smaller error does not show a better estimate: "
+    "judge the network by the uncorrected figures. covariate serves to compare groups and gives no age."
+)
+NOT_CORRECTED = (
+    "No correction was requested (--correction), so all figures of this report are uncorrected. Brain ages are biased "
+    "towards the mean age, so the gap decreases with age, and groups of different ages differ in their gap for that "
+    "reason alone."
+)
 
 
 def accuracy_row(age: np.ndarray, brain_age: np.ndarray, seed: int) -> dict[str, Any]:
@@ -55,15 +65,16 @@ def accuracy_section(healthy: pd.DataFrame, uncorrected: dict[str, Any], seed: i
             f"{number(uncorrected['gap_age_spearman'])}",
         ],
     )
-    rows = [{"estimate": "brain age", **uncorrected}]
     first = healthy["first_stage_age"].to_numpy(np.float64)
-    if np.isfinite(first).all():
-        rows.append({"estimate": "first stage", **accuracy_row(age, first, seed)})
+    staged = np.isfinite(first).all()
+    rows = [{"estimate": "brain age", **uncorrected}]
+    rows += [{"estimate": "first stage", **accuracy_row(age, first, seed)}] if staged else []
+    section.tables["accuracy"] = Table("Agreement of brain age and age", pd.DataFrame(rows), transposed=True)
+    if staged:
         gain = metrics.compare_errors(age, brain_age, first, seed)
         row = {"comparison": "first stage minus brain age", "n": len(age), "difference": gain["difference"]}
         row |= {"difference_low": gain["low"], "difference_high": gain["high"]}
         section.tables["stages"] = Table("Paired difference of the MAE (years)", pd.DataFrame([row]))
-    section.tables["accuracy"] = Table("Agreement of brain age and age", pd.DataFrame(rows), transposed=True)
     section.tables["errors_by_group"] = Table("Error by age, sex and site", groups)
     drawn = plot_ages(age, brain_age, "Brain age, uncorrected")
     section.figures["brain_age"] = drawn, "Brain age against age, with its fit."
@@ -82,17 +93,9 @@ def correction_section(
     """Show the gap before and after each correction."""
     age, _ = ages_of(healthy)
     gaps = gaps_of(healthy, corrections)
-    section = Section("correction", "Correction for age", "")
+    section = Section("correction", "Correction for age", CORRECTED if corrections else NOT_CORRECTED)
     drawn = figures.plot_gaps(age, gaps, "Chronological age (years)", "Brain-age gap (years)", 0)
     section.figures["gap_and_age"] = drawn, "The gap against age, healthy subjects."
-    _add_truth(section, one_scan_each(tables["test"]), corrections, seed)
-    if not corrections:
-        section.text = (
-            "No correction was requested (--correction), so all figures of this report are uncorrected. Brain ages are "
-            "biased towards the mean age, so the gap decreases with age, and groups of different ages differ in their "
-            "gap for that reason alone."
-        )
-        return section
     rows = [{"correction": UNCORRECTED, **uncorrected}]
     for c in corrections:
         row = accuracy_row(age, age + gaps[c.kind], seed)
@@ -100,21 +103,17 @@ def correction_section(
             k: v for k, v in row.items() if c.kind != COVARIATE or k == "n" or k.startswith(("mean_gap", "gap_age"))
         }
         rows.append({"correction": c.kind, **kept})
-    section.text = (
-        "Fitted on healthy subjects outside the test set; corrections.json has the coefficients and the subjects. The "
-        "corrected age of linear-gap uses the chronological age, so its smaller error does not show a better estimate: "
-        "judge the network by the uncorrected figures. covariate serves to compare groups and gives no age."
-    )
-    section.headlines = [
-        "Gap and age, Pearson: " + ", ".join(f"{row['correction']} {number(row['gap_age_pearson'])}" for row in rows)
-    ]
-    section.tables["correction"] = Table("Before and after correction", pd.DataFrame(rows), transposed=True)
+    if corrections:
+        pearson = ", ".join(f"{row['correction']} {number(row['gap_age_pearson'])}" for row in rows)
+        section.headlines.append(f"Gap and age, Pearson: {pearson}")
+        section.tables["correction"] = Table("Before and after correction", pd.DataFrame(rows), transposed=True)
     section.warnings = _correction_warnings(corrections, tables) + [
         f"After {row['correction']} the mean gap of the healthy test subjects is {cell(row, 'mean_gap')} years instead "
         "of 0: they differ from the subjects of the fit, and the gaps of patients are shifted by the same amount."
         for row in rows[1:]
         if row["mean_gap_low"] > 0 or row["mean_gap_high"] < 0
     ]
+    _add_truth(section, one_scan_each(tables["test"]), corrections, seed)
     return section
 
 
