@@ -1,4 +1,4 @@
-"""Tables of public data sets, made up in the form of each."""
+"""Tables in the forms of the public data sets."""
 
 import numpy as np
 import pandas as pd
@@ -83,6 +83,11 @@ TABLES = {
         "participant_data.csv",
         [["Observations", "age", "hand", "gender_code", "tiv_cubicmm"], ["CC110033", 24, 60, 1, 1], ["CC110037", 18, 100, 2, 1]],
         {"sub-CC110033_T1w": ("sub-CC110033", 24, 1), "CC110037": ("CC110037", 18, 0), "sub-CC1100": "no row"},
+    ),
+    "Cam-CAN in BIDS": (
+        "participants.tsv",
+        [["participant_id", "age", "hand", "gender_code"], ["sub-CC110033", 24, 60, 1], ["sub-CC110037", 18, 100, 2]],
+        {"sub-CC110033_T1w": ("sub-CC110033", 24, 1), "sub-CC110037": ("sub-CC110037", 18, 0)},
     ),
     "BIDS": (
         "participants.tsv",

@@ -1,8 +1,9 @@
 """Find the person, age and sex of a scan, by its name, in the tables of public data sets."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pandas as pd
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
 from utils.data.subjects import person_of
-from utils.data.tables import SEXES, read_cells, subject_id_of, to_age
+from utils.data.tables import SEXES, read_cells, subject_id_of, to_age, to_number
 
 DAYS = 365.25  # in a year
-SEX_CODES = {"1": 1, "2": 0}  # male and female, in some data sets
+SEX_CODES = {**SEXES, "1": 1, "2": 0}  # male and female, in some data sets
 ADNI_DATE_TOLERANCE = 183  # days between a scan and the nearest visit
+Row = dict[str, str]  # cells by lower-case column
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Label:
     person: str
     age: float
     sex: int
-    row: dict[str, str] = field(repr=False)
+    row: Row = field(repr=False)
 
 
 Find = Callable[[str], Label | str]  # from the name of a scan to its label, or to the reason why it has none
@@ -94,38 +96,26 @@ def open_labels(path: Path) -> tuple[str, Find, list[str]]:
     )
 
 
-def _years(text: str) -> float:
-    """Return an age, NaN if it is unusable."""
-    age = to_age(text)
-    return np.nan if age is None else age
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return np.nan
-
-
-def _sex(row: dict[str, str], *columns: str, codes: dict[str, int] | None = None) -> int:
+def _sex(row: Row, columns: Sequence[str], codes: Mapping[str, int]) -> int:
     """Return the sex from the first column that gives one."""
-    for column in columns:
-        text = re.sub(r"\.0+$", "", row.get(column, "").lower())
-        sex = (SEXES if codes is None else {**SEXES, **codes}).get(text)
-        if sex is not None:
-            return sex
-    return UNKNOWN_SEX
+    texts = (re.sub(r"\.0+$", "", row.get(column, "").lower()) for column in columns)
+    return next((codes[text] for text in texts if text in codes), UNKNOWN_SEX)
 
 
-def _rows_by(table: pd.DataFrame, key: Callable[[dict[str, str]], str]) -> dict[str, list[dict[str, str]]]:
+def _rows_by(table: pd.DataFrame, key: Callable[[Row], str]) -> dict[str, list[Row]]:
     """Group rows by a key."""
-    groups: dict[str, list[dict[str, str]]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in table.to_dict("records"):
         groups.setdefault(key(row), []).append(row)
     return groups
 
 
-def _only(person: str, rows: list[dict[str, str]], age: Callable[[dict[str, str]], float], sex: int) -> Label | str:
+def _age(row: Row) -> float:
+    """Return the age of a row, years; NaN if it has none."""
+    return to_age(row["age"]) or np.nan
+
+
+def _label(person: str, rows: Sequence[Row], sex: int, age: Callable[[Row], float] = _age) -> Label | str:
     """Make a label from rows, whose ages must agree."""
     ages = {value for value in map(age, rows) if not np.isnan(value)}
     if max(ages, default=0.0) - min(ages, default=0.0) > 1:
@@ -133,72 +123,60 @@ def _only(person: str, rows: list[dict[str, str]], age: Callable[[dict[str, str]
     return Label(person, min(ages, default=np.nan), sex, rows[0])
 
 
-def _plain(id_column: str) -> Callable[[pd.DataFrame], Find]:
-    """Make a reader of tables with a row for each scan or each person, such as those of BIDS and Cam-CAN."""
+def _by_key(
+    row_key: Callable[[Row], str],
+    scan_keys: Callable[[str], tuple[str, list[str]]],
+    sex_columns: Sequence[str],
+    codes: Mapping[str, int] = SEXES,
+) -> Callable[[pd.DataFrame], Find]:
+    """Make a reader of tables in which a scan's name gives its person, and the keys its row may have."""
 
     def make(table: pd.DataFrame) -> Find:
-        codes = SEX_CODES if "gender_code" in table.columns or id_column in ("ccid", "observations") else None
-
-        def key(row: dict[str, str]) -> str:
-            session = row.get("session_id", "")
-            return _bare(row[id_column]) + (f"_{session}" if session else "")
-
-        groups = _rows_by(table, key)
+        groups = _rows_by(table, row_key)
 
         def find(name: str) -> Label | str:
-            session = re.search(r"_(ses-[A-Za-z0-9]+)", name)
-            person = person_of(name)
-            keys = [_bare(name), *([f"{_bare(person)}_{session[1]}"] if session else []), _bare(person)]
+            person, keys = scan_keys(name)
             rows = next((groups[key] for key in keys if key in groups), None)
             if rows is None:
-                return f"there is no row for {person}"
-            sex = _sex(rows[0], "sex", "gender", "gender_text", "gender_code", codes=codes)
-            return _only(person, rows, lambda row: _years(row["age"]), sex)
+                return f"there is no row for {keys[0] if len(keys) == 1 else person}"
+            return _label(person, rows, _sex(rows[0], sex_columns, codes))
 
         return find
 
     return make
 
 
-def _bare(subject_id: str) -> str:
-    """Return an identifier without BIDS's ``sub-`` and without extension."""
-    return subject_id_of(subject_id).removeprefix("sub-")
+def _plain(id_column: str, codes: Mapping[str, int] = SEXES) -> Callable[[pd.DataFrame], Find]:
+    """Make a reader of tables with a row for each scan or each person, such as those of BIDS and Cam-CAN."""
+
+    def bare(subject_id: str) -> str:
+        return subject_id_of(subject_id).removeprefix("sub-")
+
+    def row_key(row: Row) -> str:
+        return "_".join(filter(None, (bare(row[id_column]), row.get("session_id"))))
+
+    def scan_keys(name: str) -> tuple[str, list[str]]:
+        person, session = person_of(name), re.search(r"_(ses-[A-Za-z0-9]+)", name)
+        return person, [bare(name), *([f"{bare(person)}_{session[1]}"] if session else []), bare(person)]
+
+    return _by_key(row_key, scan_keys, ("sex", "gender", "gender_text", "gender_code"), codes)
 
 
-def _ixi(table: pd.DataFrame) -> Find:
-    """Read IXI.xls, which numbers the persons and codes sex as 1 male, 2 female."""
-    groups = _rows_by(table, lambda row: f"IXI{int(_number(row['ixi_id']) if _number(row['ixi_id']) > 0 else 0):03d}")
-    sex_column = next((name for name in table.columns if name.startswith("sex_id")), "")
-
-    def find(name: str) -> Label | str:
-        found = re.search(r"IXI(\d{3})", name)
-        person = f"IXI{found[1]}" if found else name
-        if person not in groups:
-            return f"there is no row for {person}"
-        sex = _sex(groups[person][0], sex_column, codes=SEX_CODES)
-        return _only(person, groups[person], lambda row: _years(row["age"]), sex)
-
-    return find
+def _ixi_number(row: Row) -> str:
+    """Return how the name of a scan shows the number of a person in IXI.xls."""
+    number = to_number(row["ixi_id"])
+    return f"IXI{int(number):03d}" if number > 0 else ""
 
 
-def _oasis(id_column: str) -> Callable[[pd.DataFrame], Find]:
-    """Make a reader of the tables of OASIS-1 and -2: a row for each session, named like its scans."""
+def _ixi_keys(name: str) -> tuple[str, list[str]]:
+    found = re.search(r"IXI\d{3}", name)
+    return found[0] if found else name, [found[0] if found else name]
 
-    def make(table: pd.DataFrame) -> Find:
-        groups = _rows_by(table, lambda row: row[id_column])
 
-        def find(name: str) -> Label | str:
-            found = re.search(r"(OAS[12])_?(\d{4})_?(?:ses-)?(MR\d+)", name)
-            session = f"{found[1]}_{found[2]}_{found[3]}" if found else name
-            if session not in groups:
-                return f"there is no row for {session}"
-            row = groups[session][0]
-            return _only(f"{found[1]}_{found[2]}" if found else session, groups[session],
-                         lambda row: _years(row["age"]), _sex(row, "m/f"))  # fmt: skip
-
-        return find
-
-    return make
+def _oasis_keys(name: str) -> tuple[str, list[str]]:
+    """Return person and session in OASIS-1 and -2, whose scans are named like their sessions."""
+    found = re.search(r"(OAS[12])_?(\d{4})_?(?:ses-)?(MR\d+)", name)
+    return (f"{found[1]}_{found[2]}", [f"{found[1]}_{found[2]}_{found[3]}"]) if found else (name, [name])
 
 
 def _oasis3(id_column: str, age_column: str) -> Callable[[pd.DataFrame], Find]:
@@ -215,13 +193,13 @@ def _oasis3(id_column: str, age_column: str) -> Callable[[pd.DataFrame], Find]:
             rows = groups.get(person)
             if rows is None:
                 return f"there is no row for {person}"
-            sex = _sex(rows[0], "gender", "m/f", "sex", codes=SEX_CODES)
+            sex = _sex(rows[0], ("gender", "m/f", "sex"), SEX_CODES)
             if age_column == "ageatentry":
-                return _only(person, rows, lambda row: _years(row[age_column]) + day / DAYS, sex)
+                return _label(person, rows, sex, lambda row: (to_age(row[age_column]) or np.nan) + day / DAYS)
             sessions = [row for row in rows if re.search(rf"_d{day:04d}$", row[id_column])]
             if not sessions:
                 return f"there is no row for day {day} of {person}"
-            return _only(person, sessions, lambda row: _years(row[age_column]), sex)
+            return _label(person, sessions, sex)
 
         return find
 
@@ -232,10 +210,10 @@ def _adni(table: pd.DataFrame) -> Find:
     """Read ADNIMERGE.csv: a row for each visit; AGE is the age at the first."""
     groups = _rows_by(table, lambda row: row["ptid"].upper())
 
-    def age(row: dict[str, str]) -> float:
-        years = _number(row.get("years_bl", ""))
-        months = 0.0 if row["viscode"] == "bl" else _number(row["viscode"].lower().removeprefix("m"))
-        return _years(row["age"]) + (months / 12 if np.isnan(years) else years)
+    def age(row: Row) -> float:
+        years = to_number(row.get("years_bl", ""))
+        months = 0.0 if row["viscode"] == "bl" else to_number(row["viscode"].lower().removeprefix("m"))
+        return _age(row) + (months / 12 if np.isnan(years) else years)
 
     def find(name: str) -> Label | str:
         found = re.search(r"(\d{3})_?S_?(\d{4,5})", name)
@@ -243,6 +221,7 @@ def _adni(table: pd.DataFrame) -> Find:
         rows = groups.get(person)
         if found is None or rows is None:
             return f"there is no row for {person}"
+        sex = _sex(rows[0], ("ptgender",), SEXES)
         rest = name[found.end() :]
         visit = re.search(r"_(?:ses-)?(bl|sc|m\d{1,3})(?:_|$)", rest, re.IGNORECASE)
         date = re.search(r"_(?:ses-)?((?:19|20)\d{2})-?(\d{2})-?(\d{2})", rest)
@@ -252,7 +231,7 @@ def _adni(table: pd.DataFrame) -> Find:
             chosen = [row for row in rows if row["viscode"].lower() == code]
             if not chosen:
                 return f"there is no row for visit {code} of {person}"
-            return _only(person, chosen, age, _sex(chosen[0], "ptgender"))
+            return _label(person, chosen, sex, age)
         if date:
             day = pd.to_datetime("-".join(date.groups()), errors="coerce")
             distances = [abs((pd.to_datetime(row["examdate"], errors="coerce") - day).days) for row in rows]
@@ -261,9 +240,9 @@ def _adni(table: pd.DataFrame) -> Find:
                 return f"{person} has no visit within {ADNI_DATE_TOLERANCE} days of the scan"
             row = rows[nearest]
             years = (day - pd.to_datetime(row["examdate"])).days / DAYS
-            return Label(person, age(row) + years, _sex(row, "ptgender"), row)
+            return Label(person, age(row) + years, sex, row)
         if len(rows) == 1:
-            return _only(person, rows, age, _sex(rows[0], "ptgender"))
+            return _label(person, rows, sex, age)
         return f"{name} names neither visit (bl, m12, ses-M12) nor date (20070319), and {person} has {len(rows)} visits"
 
     return find
@@ -272,13 +251,14 @@ def _adni(table: pd.DataFrame) -> Find:
 # The first form whose columns all exist is taken.
 FORMATS = (
     Format("ADNI", ("ptid", "viscode", "age", "ptgender"), _adni),
-    Format("IXI", ("ixi_id", "age"), _ixi),
-    Format("OASIS-2", ("mri id", "age", "m/f"), _oasis("mri id")),
-    Format("OASIS-1", ("id", "age", "m/f", "cdr"), _oasis("id")),
+    Format("IXI", ("ixi_id", "age"), _by_key(_ixi_number, _ixi_keys, ("sex_id (1=m, 2=f)", "sex_id"), SEX_CODES)),
+    Format("OASIS-2", ("mri id", "age", "m/f"), _by_key(itemgetter("mri id"), _oasis_keys, ("m/f",))),
+    Format("OASIS-1", ("id", "age", "m/f", "cdr"), _by_key(itemgetter("id"), _oasis_keys, ("m/f",))),
     Format("OASIS-3", ("oasisid", "ageatentry"), _oasis3("oasisid", "ageatentry")),
     Format("OASIS-3", ("mr id", "subject", "age"), _oasis3("mr id", "age")),
-    Format("Cam-CAN", ("ccid", "age"), _plain("ccid")),
-    Format("Cam-CAN", ("observations", "age"), _plain("observations")),
+    Format("Cam-CAN", ("ccid", "age"), _plain("ccid", SEX_CODES)),
+    Format("Cam-CAN", ("observations", "age"), _plain("observations", SEX_CODES)),
+    Format("Cam-CAN", ("participant_id", "age", "gender_code"), _plain("participant_id", SEX_CODES)),
     Format("BIDS", ("participant_id", "age"), _plain("participant_id")),
     Format("plain", ("subject_id", "age"), _plain("subject_id")),
 )

@@ -5,8 +5,6 @@ project can be tried, and tested against a known truth.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -14,10 +12,12 @@ from functools import lru_cache
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nibabel
 import numpy as np
 import pandas as pd
+from nibabel.affines import apply_affine
 from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 from tqdm import tqdm
@@ -95,7 +95,7 @@ def load_anatomy() -> Anatomy:
     white = on_model_grid(load_mni152_wm_template(resolution=1))
     brain = load_template().brain.astype(np.float32)
     fluid = np.clip(brain - grey - white, 0, 1)
-    mm = _coordinates()
+    mm = apply_affine(MNI152_T1_2MM.affine, np.moveaxis(np.indices(MNI152_T1_2MM.shape), 0, -1))
     in_box = np.all((mm > VENTRICLE_BOX[:, 0]) & (mm < VENTRICLE_BOX[:, 1]), axis=-1)
     ventricles = (ndimage.gaussian_filter(fluid, 0.7) > 0.4) & in_box
     distance = ndimage.distance_transform_edt(~ventricles) - ndimage.distance_transform_edt(ventricles)
@@ -103,12 +103,6 @@ def load_anatomy() -> Anatomy:
     # The gradient of the smoothed distance vanishes midway, so that the warp never folds.
     widening = np.stack(np.gradient(smooth)) * np.exp(-np.abs(distance) / 5.0)
     return Anatomy(grey, white, brain, widening.astype(np.float32))
-
-
-def _coordinates() -> np.ndarray:
-    """Return the mm coordinates of every voxel, (91, 109, 91, 3)."""
-    indices = np.moveaxis(np.indices(MNI152_T1_2MM.shape), 0, -1)
-    return indices @ MNI152_T1_2MM.affine[:3, :3].T + MNI152_T1_2MM.affine[:3, 3]
 
 
 def draw_subjects(
@@ -274,25 +268,20 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
         if held.is_file() and json.loads(held.read_text(encoding="utf-8")) == content:
             return False
         raise InputError(f"{folder}: holds other files; set another OUTPUT_DIR (--output_dir)")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    for split in {subject.split for subject in subjects}:
-        (partial / split).mkdir(parents=True)
-    try:
-        # "spawn" is safe in a process that has imported torch.
-        with ProcessPoolExecutor(max(1, workers), get_context("spawn"), ignore_interrupts) as pool:
-            jobs = pool.map(write_scan, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
-            list(tqdm(jobs, "simulating brains", len(subjects), unit="brain", disable=None, leave=False))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory(dir=folder.parent, prefix=".") as temporary,
+        ProcessPoolExecutor(max(1, workers), get_context("spawn"), ignore_interrupts) as pool,  # safe beside torch
+    ):
+        partial = Path(temporary) / folder.name
+        jobs = pool.map(write_scan, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
+        list(tqdm(jobs, "simulating brains", len(subjects), unit="brain", disable=None, leave=False))
         frame = pd.DataFrame(content["subjects"])
         frame["sex"] = frame["sex"].map(SEX_NAMES)
         frame.to_csv(partial / "labels.csv", index=False)
         (partial / "README.txt").write_text(NOTE, encoding="utf-8")
         write_json(partial / "cohort.json", content)
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        partial.rename(folder)
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+        partial.rename(folder)  # replaces an empty folder
     return True
 
 

@@ -1,11 +1,11 @@
 """Make a data set for training: find labels, split persons, link scans."""
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -256,26 +256,25 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
     check_writable(folder.parent)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: holds other files; set another OUTPUT_DIR (--output_dir)")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    table = _table_of(scans)
     try:
-        for split in SPLITS:
-            (partial / split).mkdir(parents=True)
-        for scan in scans:
-            suffix = ".nii.gz" if scan.path.name.endswith(".gz") else ".nii"
-            target = partial / scan.split / f"{scan.subject_id}{suffix}"
-            if copy:
-                shutil.copyfile(scan.path, target)
-            else:
-                target.symlink_to(scan.path.resolve())
-        table = _table_of(scans)
-        table.to_csv(partial / "splits.csv", index=False, float_format="%.2f")
-        table[["subject_id", "age", "sex"]].to_csv(partial / "labels.csv", index=False, float_format="%.2f")
-        partial.rename(folder)  # replaces an empty folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+            partial = Path(temporary) / folder.name
+            for split in SPLITS:
+                (partial / split).mkdir(parents=True)
+            for scan in scans:
+                suffix = ".nii.gz" if scan.path.name.endswith(".gz") else ".nii"
+                target = partial / scan.split / f"{scan.subject_id}{suffix}"
+                if copy:
+                    shutil.copyfile(scan.path, target)
+                else:
+                    target.symlink_to(scan.path.resolve())
+            table.to_csv(partial / "splits.csv", index=False, float_format="%.2f")
+            table[["subject_id", "age", "sex"]].to_csv(partial / "labels.csv", index=False, float_format="%.2f")
+            partial.rename(folder)  # replaces an empty folder
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); set another OUTPUT_DIR (--output_dir)") from error
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
 
 
 def _table_of(scans: Sequence[LabelledScan]) -> pd.DataFrame:
