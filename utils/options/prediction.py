@@ -36,7 +36,7 @@ def prediction_parser() -> Parser:
     flag(parser, "--weights_dir", str(PROJECT / "weights"), Path, "folder of weights that bash_cross_validate.sh wrote")
     flag(
         parser, "--explain", "none", str,
-        "write maps of where the brain looks older or younger; occlusion is easier to read, integrated_gradients faster",
+        "write maps of where the brain looks older; occlusion is easier to read, integrated_gradients faster",
         choices=("none", "occlusion", "integrated_gradients"),
     )  # fmt: skip
     add_machine_flags(parser.add_argument_group("machine"), None, "8")
