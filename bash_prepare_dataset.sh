@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
 PREPROCESSED="${PREPROCESSED:-preprocessed}"          # folder of bash_preprocess.sh or of fsl_anat
-LABEL_TABLE="${LABEL_TABLE:-labels.csv}"              # table of IXI, OASIS, ADNI, Cam-CAN or BIDS; or one with subject_id, age, sex
+LABEL_TABLE="${LABEL_TABLE:-labels.csv}"              # of IXI, OASIS, ADNI, Cam-CAN, BIDS; or subject_id, age, sex
 OUTPUT_DIR="${OUTPUT_DIR:-data}"                      # folder for train/, valid/, test/, labels.csv, splits.csv
 FRACTIONS="${FRACTIONS:-70,15,15}"                    # percent of the persons: training, validation, test
 SITE_COLUMN="${SITE_COLUMN:-}"                        # column of the table to balance over the splits, too; empty: none

@@ -10,7 +10,7 @@ BATCH_SIZE="${BATCH_SIZE:-0}"                         # scans in a batch; 0: 32 
 VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm, of the grid
 ROUNDS="${ROUNDS:-5}"                                 # how often each variant is built and measured
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
-COHORT_SIZE="${COHORT_SIZE:-0}"                       # scans of a cohort whose start to measure, such as 100000; 0: none
+COHORT_SIZE="${COHORT_SIZE:-0}"                       # scans of a cohort to start, such as 100000; 0: none
 OUTPUT="${OUTPUT:-runs/throughput.json}"              # file for the figures
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 

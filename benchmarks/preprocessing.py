@@ -127,8 +127,10 @@ def damage(image: Any, mask: np.ndarray, rng: np.random.Generator) -> Iterator[t
     flip = np.diag([-1.0, 1, 1, 1])
     for name, lie in (
         ("header: left is right", flip), ("header: front is back", np.diag([1.0, -1, 1, 1])),
-        ("header: top is bottom", np.diag([1.0, 1, -1, 1])), ("header: turned by 180 about z", np.diag([-1.0, -1, 1, 1])),
-        ("header: x is y is z", np.eye(4)[[1, 2, 0, 3]]), ("header: turned by 90 about x", np.eye(4)[[0, 2, 1, 3]] @ flip),
+        ("header: top is bottom", np.diag([1.0, 1, -1, 1])),
+        ("header: turned by 180 about z", np.diag([-1.0, -1, 1, 1])),
+        ("header: x is y is z", np.eye(4)[[1, 2, 0, 3]]),
+        ("header: turned by 90 about x", np.eye(4)[[0, 2, 1, 3]] @ flip),
     ):  # fmt: skip
         yield name, made(volume, lie @ affine)
 
