@@ -18,7 +18,8 @@ def cohort(seed=0, n=300):
     true_gap = rng.normal(0, 3, n)
     brain_age = 50 + 0.8 * (age - 50) + 2 * (sex == "M") + true_gap
     names = [f"s{i}" for i in range(n)]
-    return pd.DataFrame({"person": names, "subject_id": names, "chronological_age": age, "brain_age": brain_age, "sex": sex,
+    return pd.DataFrame({"person": names, "subject_id": names, "chronological_age": age, "brain_age": brain_age,
+                         "sex": sex,
                          "true_gap": true_gap})  # fmt: skip
 
 
@@ -66,7 +67,8 @@ def test_saved_and_applied_later(tmp_path, file) -> None:
         fitted[1].corrected_gap(cohort(n=2).assign(sex=""))
 
 
-LACKING = {"kind": "covariate", "coefficients": {"intercept": 50.0}, "n": 50, "age_min": 20.0, "age_max": 80.0, "persons": [],
+LACKING = {"kind": "covariate", "coefficients": {"intercept": 50.0}, "n": 50, "age_min": 20.0, "age_max": 80.0,
+           "persons": [],
            "files": {}}  # fmt: skip
 
 

@@ -10,14 +10,16 @@ from matplotlib.figure import Figure
 from utils.analysis.gap_report import Section, Table, number, write_analysis
 
 FRAME = pd.DataFrame({
-    "estimate": ["one", "other"], "n": [40, 39], "mae": [4.321, np.nan], "mae_low": [3.5, np.nan], "mae_high": [5.25, np.nan],
+    "estimate": ["one", "other"], "n": [40, 39], "mae": [4.321, np.nan], "mae_low": [3.5, np.nan],
+    "mae_high": [5.25, np.nan],
     "p_value": [0.0001, 0.5],
 })  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("value", "name", "text"),
-    [(40, "n", "40"), (0.1234, "", "0.123"), (-4.321, "", "-4.32"), (0.0012, "", "0.001"), (np.nan, "", "-"), (0.0, "", "0.000"),
+    [(40, "n", "40"), (0.1234, "", "0.123"), (-4.321, "", "-4.32"), (0.0012, "", "0.001"), (np.nan, "", "-"),
+     (0.0, "", "0.000"),
      (0.00001, "p_value", "<0.001"), (0.04, "p_value", "0.040"), (12, "persons", "12")],
 )  # fmt: skip
 def test_numbers(value, name, text) -> None:

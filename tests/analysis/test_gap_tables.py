@@ -18,7 +18,8 @@ def write(path, text):
 def test_columns_and_labels_are_joined(tmp_path) -> None:
     predictions = write(
         tmp_path / "p.tsv",
-        "participant_id\ttrue_age\tpredicted_age\nsub-1_ses-1\t40\t42.5\nsub-1_ses-2\t41\t44\nsub-10\t60\t59\nsub-3\t50\t51\n",
+        "participant_id\ttrue_age\tpredicted_age\n"
+        "sub-1_ses-1\t40\t42.5\nsub-1_ses-2\t41\t44\nsub-10\t60\t59\nsub-3\t50\t51\n",
     )
     labels = write(
         tmp_path / "l.csv",
@@ -70,15 +71,17 @@ def test_sessions_sort_by_their_numbers_and_none_may_be_healthy(tmp_path) -> Non
 def test_every_problem_is_named(tmp_path) -> None:
     predictions = write(
         tmp_path / "p.csv",
-        "subject_id,age,brain_age,sex\na,nan,40,F\nb,50,,M\nc,50,soon,M\nd,500,60,F\ne,50,inf,F\nf,50,51,F\nf,50,51,F\n",
+        "subject_id,age,brain_age,sex\n"
+        "a,nan,40,F\nb,50,,M\nc,50,soon,M\nd,500,60,F\ne,50,inf,F\nf,50,51,F\nf,50,51,F\n",
     )
     labels = write(tmp_path / "l.csv", "subject_id,diagnosis\na,HC\na,AD\n")
     with pytest.raises(InputError) as error:
         read_tables({"test": [predictions]}, labels, {"site": "hospital"})
     text = str(error.value)
     assert len(error.value.problems) == 8
-    for words in ("row 2: chronological age '' of a", "row 3: brain age '' of b", "'soon' of c", "'500' of d", "'inf' of e",
-                  "row 8: f is in an earlier row", "--site_column hospital", "l.csv, row 3: a is in an earlier row"):  # fmt: skip
+    for words in ("row 2: chronological age '' of a", "row 3: brain age '' of b", "'soon' of c", "'500' of d",
+                  "'inf' of e", "row 8: f is in an earlier row", "--site_column hospital",
+                  "l.csv, row 3: a is in an earlier row"):  # fmt: skip
         assert words in text, words
 
 

@@ -9,7 +9,8 @@ from utils.analysis.leakage import find_leaks, names_of, seen_by_checkpoints, se
 
 
 def test_whom_networks_have_seen(tmp_path) -> None:
-    content = {"state_dict": {}, "network": {"stage": 1}, "train_subjects": ["sub-1_ses-1", "sub-2"], "train_ages": [30.0, 50.0],
+    content = {"state_dict": {}, "network": {"stage": 1}, "train_subjects": ["sub-1_ses-1", "sub-2"],
+               "train_ages": [30.0, 50.0],
                "valid_subjects": ["sub-3"]}  # fmt: skip
     torch.save(content, tmp_path / "best.pt")
     torch.save({"state_dict": {}}, tmp_path / "released.pt")

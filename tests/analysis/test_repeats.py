@@ -6,7 +6,7 @@ import pytest
 
 from utils.analysis.repeats import bland_altman, intraclass_correlation, retest_pairs, yearly_slopes
 
-# Shrout and Fleiss, "Intraclass correlations: uses in assessing rater reliability", Psychological Bulletin 1979, table 2.
+# Shrout and Fleiss, "Intraclass correlations", Psychological Bulletin 1979, table 2.
 RATINGS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
 
 
