@@ -264,7 +264,8 @@ def test_what_weakens_a_report_is_said(cohort, tmp_path, monkeypatch, capsys) ->
     torch.save({"state_dict": {}, "train_subjects": ["other"], "train_ages": [30.0, 60.0]}, tmp_path / "best.pt")
     analyse("--predictions", tmp_path / "test.csv", "--fit_predictions", tmp_path / "fit.csv",
             "--correction", "covariate", "--label_table", tmp_path / "labels.csv",
-            "--checkpoints", tmp_path / "best.pt", "--permutations", 1, "--repeats", 1, "--output_dir", tmp_path / "out", monkeypatch=monkeypatch)  # fmt: skip
+            "--checkpoints", tmp_path / "best.pt", "--permutations", 1, "--repeats", 1,
+            "--output_dir", tmp_path / "out", monkeypatch=monkeypatch)  # fmt: skip
     shown = capsys.readouterr().out
     for words in ("Diagnoses differ between sites", "20 persons have a diagnosis that changes",
                   "are outside the age range of the training set", "70 scans have no row in the label table",
