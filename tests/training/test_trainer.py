@@ -33,11 +33,9 @@ def read_csv(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_one_batch_can_be_overfitted(datasets, tmp_path, precision) -> None:
+def test_one_batch_can_be_overfitted(datasets, tmp_path) -> None:
     few = ScanDataset(datasets[0].subjects[::3], datasets[0].scans)
-    args = flags("--epochs", 50, "--lr", 3e-3, "--augmentation", "none", "--precision", precision)
-    train((few, few), tmp_path, args)
+    train((few, few), tmp_path, flags("--epochs", 40, "--lr", 5e-3, "--augmentation", "none"))
     rows = read_csv(tmp_path / "metrics.csv")
     assert float(rows[0]["train/mae"]) > 10
     assert float(rows[-1]["train/mae"]) < 2.5
@@ -96,7 +94,7 @@ def test_activation_checkpointing_changes_nothing(datasets, tmp_path) -> None:
 def test_bfloat16_follows_float32(datasets, tmp_path) -> None:
     curves = []
     for precision in ("float32", "bfloat16"):
-        args = flags("--epochs", 6, "--lr", 2e-3, "--precision", precision, "--augmentation", "none")
+        args = flags("--epochs", 4, "--lr", 3e-3, "--precision", precision, "--augmentation", "none")
         train(datasets, tmp_path / precision, args)
         curves.append([float(row["train/mae"]) for row in read_csv(tmp_path / precision / "metrics.csv")])
     assert curves[0][-1] < curves[0][0] - 2
