@@ -39,8 +39,8 @@ def gap_parser() -> Parser:
     parser = Parser(
         "Turn brain ages into evidence: accuracy, bias correction, diagnosis, uncertainty, repeats, leakage.\n\n"
         "Reads predictions.csv of this project, or any table with subject, age and brain age. Writes\n"
-        "report.html, tables (CSV), metrics.json, figures (PNG, SVG) and TensorBoard events. A person counts\n"
-        "once, with the first scan; further scans serve the section on repeats."
+        "report.html, tables (CSV), metrics.json and figures (PNG, SVG). A person counts once, with the first\n"
+        "scan; further scans serve the section on repeats."
     )
     group = parser.add_argument_group("data", "Several files go in quotes, separated by blanks; * is any name.")
     flag(
