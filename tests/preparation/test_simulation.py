@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
+import make_demo_cohort
 from tests.conftest import run_script
 from utils.common.errors import InputError
 from utils.data.images import model_grid, read_image
@@ -89,8 +90,10 @@ def test_the_script_writes_a_cohort_that_says_what_it_is(tmp_path) -> None:
         write_cohort(data, subjects, 1, 4, 1)
 
 
-def test_a_wrong_voxel_size_is_refused() -> None:
-    assert "multiple of 2" in run_script("make_demo_cohort.py", "--voxel_size", 3, status=2).stderr
+def test_a_wrong_voxel_size_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["make_demo_cohort.py", "--voxel_size", "3"])
+    with pytest.raises(InputError, match="--voxel_size: .* multiple of 2"):
+        make_demo_cohort.main()
 
 
 def test_a_failed_cohort_leaves_nothing(tmp_path) -> None:

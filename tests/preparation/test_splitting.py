@@ -16,6 +16,7 @@ from utils.preparation.splitting import (
     find_prepared_scans,
     label_scans,
     split_by_person,
+    write_dataset,
 )
 
 
@@ -111,10 +112,14 @@ def test_the_script_makes_what_training_takes(prepared) -> None:
         "--voxel_size", VOXEL_SIZE, "--output_dir", prepared / "run", "--epochs", 1, "--warmup_epochs", 0, "--batch_size", 4,
         "--num_workers", 0, "--device", "cpu", "--cache_folder", "",
     )  # fmt: skip
-    assert "holds other files" in run_script("prepare_dataset.py", *flags, status=2).stderr
-    flags[-1] = prepared / "copies"
-    run_script("prepare_dataset.py", *flags, "--copy", "true", "--include_doubtful", "true")
-    copies = list((prepared / "copies").glob("*/*.nii.gz"))
+    with pytest.raises(InputError, match="holds other files"):
+        write_dataset(data, made_scans(10), copy=False)
+
+
+def test_scans_are_copied_if_asked_for(prepared) -> None:
+    scans = label_scans(find_prepared_scans(prepared / "pre", include_doubtful=True), prepared / "labels.csv")
+    write_dataset(prepared / "data", split_by_person(scans, (70, 15, 15), 0), copy=True)
+    copies = list((prepared / "data").glob("*/*.nii.gz"))
     assert len(copies) == 20
     assert not any(path.is_symlink() for path in copies)
 
@@ -146,10 +151,9 @@ def test_scans_without_label_are_named_and_nothing_is_written(prepared) -> None:
     assert "gives no age in years for sub-01" in error
     assert "--skip_unlabelled" in error
     assert not (prepared / "data").exists()
-    assert (
-        "has no column centre" in run_script("prepare_dataset.py", *flags, "--site_column", "centre", status=2).stderr
-    )
     assert not [path for path in prepared.iterdir() if path.name.startswith(".")]
+    with pytest.raises(InputError, match="has no column centre"):
+        label_scans(find_prepared_scans(prepared / "pre", False), table, site_column="centre")
 
 
 def test_products_of_fsl_are_taken_as_they_are(tmp_path) -> None:
