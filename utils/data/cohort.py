@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
@@ -185,6 +184,8 @@ def split_into_folds(subjects: Sequence[Subject], folds: int, seed: int) -> Iter
     """
     if not folds:
         return
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import
+
     persons = [person_of(subject.subject_id) for subject in subjects]
     if len(set(persons)) < folds:
         raise InputError(f"--folds: {folds} folds of {len(set(persons))} training subjects; lower FOLDS (--folds)")
