@@ -1,4 +1,4 @@
-"""Many scans: finding them, failures beside successes, second runs, shards, records and the page."""
+"""Preprocessing of many scans: failures beside successes, second runs, shards, records and the page."""
 
 import csv
 import json
@@ -25,31 +25,6 @@ def touch(*paths: Path) -> None:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-
-
-def test_files_folders_and_bids_are_found(tmp_path) -> None:
-    touch(
-        tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz",
-        tmp_path / "bids/sub-01/anat/sub-01_T2w.nii.gz",
-        tmp_path / "bids/sub-02/ses-b/anat/sub-02_ses-b_T1w.nii",
-        tmp_path / "bids/sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii.gz",
-        tmp_path / "bids/derivatives/sub-03/anat/sub-03_T1w.nii.gz",
-        tmp_path / "plain/b_T1w.nii", tmp_path / "plain/a.nii.gz", tmp_path / "plain/.hidden.nii", tmp_path / "plain/x.txt",
-    )  # fmt: skip
-    names = [scan.name for scan in find_raw_scans(tmp_path / "bids")]
-    assert names == ["sub-01", "sub-02_ses-a_run-2", "sub-02_ses-b"]
-    assert [scan.name for scan in find_raw_scans(tmp_path / "plain")] == ["a", "b"]
-    assert [scan.name for scan in find_raw_scans(tmp_path / "plain/a.nii.gz")] == ["a"]
-    for wrong, complaint in (
-        (tmp_path / "none", "no such"),
-        (tmp_path, "holds no scan"),
-        (tmp_path / "plain/x.txt", "holds no"),
-    ):
-        with pytest.raises(InputError, match=complaint):
-            find_raw_scans(wrong)
-    touch(tmp_path / "plain/b.nii.gz")
-    with pytest.raises(InputError, match="same file"):
-        find_raw_scans(tmp_path / "plain")
 
 
 @pytest.fixture(scope="module")

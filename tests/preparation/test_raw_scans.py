@@ -1,0 +1,136 @@
+"""Raw scans: found in files, folders and BIDS data sets, read in any orientation, refused if unusable."""
+
+import itertools
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+
+from utils.common.errors import InputError
+from utils.preparation.raw_scans import UnusableScanError, find_raw_scans, read_raw_scan
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_files_folders_and_bids_are_found(tmp_path) -> None:
+    touch(
+        tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz",
+        tmp_path / "bids/sub-01/anat/sub-01_T2w.nii.gz",
+        tmp_path / "bids/sub-02/ses-b/anat/sub-02_ses-b_T1w.nii",
+        tmp_path / "bids/sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii.gz",
+        tmp_path / "bids/derivatives/sub-03/anat/sub-03_T1w.nii.gz",
+        tmp_path / "plain/b_T1w.nii", tmp_path / "plain/a.nii.gz", tmp_path / "plain/.hidden.nii", tmp_path / "plain/x.txt",
+    )  # fmt: skip
+    names = [scan.name for scan in find_raw_scans(tmp_path / "bids")]
+    assert names == ["sub-01", "sub-02_ses-a_run-2", "sub-02_ses-b"]
+    assert [scan.name for scan in find_raw_scans(tmp_path / "plain")] == ["a", "b"]
+    assert [scan.name for scan in find_raw_scans(tmp_path / "plain/a.nii.gz")] == ["a"]
+    for wrong, complaint in (
+        (tmp_path / "none", "no such"),
+        (tmp_path, "holds no scan"),
+        (tmp_path / "plain/x.txt", "holds no"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            find_raw_scans(wrong)
+    touch(tmp_path / "plain/b.nii.gz")
+    with pytest.raises(InputError, match="same file"):
+        find_raw_scans(tmp_path / "plain")
+
+
+def saved(folder: Path, data: np.ndarray, affine: np.ndarray | None, **header: object) -> Path:
+    path = folder / "scan.nii"
+    image = nibabel.Nifti1Image(data, affine)
+    for name, value in header.items():
+        image.header[name] = value
+    nibabel.save(image, path)
+    return path
+
+
+def test_all_48_orientations_are_read_alike(simulated_head, tmp_path) -> None:
+    data, affine = np.asarray(simulated_head.dataobj), simulated_head.affine
+    wanted = read_raw_scan(saved(tmp_path, data, affine))
+    assert nibabel.aff2axcodes(wanted.affine) == ("R", "A", "S")
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            turn = np.stack([order, signs], 1)
+            found = read_raw_scan(
+                saved(tmp_path, apply_orientation(data, turn), affine @ inv_ornt_aff(turn, data.shape))
+            )
+            np.testing.assert_array_equal(found.volume, wanted.volume)
+            np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+            back = found.to_native(np.ones(found.volume.shape, np.uint8))
+            assert back.shape == apply_orientation(data, turn).shape
+            place = np.argwhere(found.volume == found.volume.max())[0]
+            one = np.zeros(found.volume.shape, np.uint8)
+            one[tuple(place)] = 1
+            assert apply_orientation(data, turn)[found.to_native(one) == 1] == data.max()
+
+
+def test_padding_negative_and_missing_background_change_nothing(simulated_head, tmp_path) -> None:
+    data, affine = np.asarray(simulated_head.dataobj, np.float64), simulated_head.affine
+    wanted = read_raw_scan(saved(tmp_path, data, affine))
+    padded = affine @ nibabel.affines.from_matvec(np.eye(3), [-40] * 3)
+    for changed, matrix in (
+        (np.pad(data, 40), padded),
+        (np.where(data > 0, data, np.nan), affine),
+        (data - 1000, affine),
+        (data[..., None], affine),
+    ):
+        found = read_raw_scan(saved(tmp_path, changed, matrix))
+        np.testing.assert_allclose(found.volume, wanted.volume, atol=1)
+        np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+
+
+def test_stray_negative_voxels_shift_nothing(simulated_head, tmp_path) -> None:
+    data, affine = np.asarray(simulated_head.dataobj, np.float32), simulated_head.affine
+    wanted = read_raw_scan(saved(tmp_path, data, affine)).volume
+    ringing = data.copy()
+    ringing[60, 60, 60] = -150
+    filled = np.where(data > 0, data, -1024)
+    filled[60, 60, 61] = -2
+    for changed in (ringing, filled):
+        found = read_raw_scan(saved(tmp_path, changed, affine)).volume
+        assert (found != wanted).sum() <= 2
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (np.zeros((40, 40, 40)), "constant"),
+        (np.full((40, 40, 40), np.nan), "constant or not finite"),
+        (np.ones((40, 40, 40, 2)), "expected one 3-D volume"),
+        (np.ones((40, 40)), "expected one 3-D volume"),
+        (np.ones((40, 40, 5)), "too coarse"),
+        (np.ones((40, 40, 40), np.complex64), "not real numbers"),
+    ],
+)
+def test_what_is_no_head_is_refused(data, complaint, tmp_path) -> None:
+    with pytest.raises(UnusableScanError, match=complaint):
+        read_raw_scan(saved(tmp_path, data, np.eye(4) * 2))
+
+
+def test_broken_files_and_headers_are_refused(tmp_path) -> None:
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(b"no image")
+    with pytest.raises(UnusableScanError, match="not a readable NIfTI"):
+        read_raw_scan(path)
+    flat = saved(tmp_path, np.random.default_rng(0).random((40, 40, 40)), None, sform_code=1, srow_x=(2, 0, 0, 0))
+    with pytest.raises(UnusableScanError, match="affine"):
+        read_raw_scan(flat)
+
+
+def test_headers_without_orientation_are_noted(simulated_head, tmp_path) -> None:
+    data = np.asarray(simulated_head.dataobj)
+    scan = read_raw_scan(saved(tmp_path, data, None))
+    assert "no orientation" in scan.notes[0]
+    image = nibabel.Nifti1Image(data, simulated_head.affine)
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) @ simulated_head.affine, 1)
+    image.set_sform(simulated_head.affine, 1)
+    nibabel.save(image, tmp_path / "scan.nii")
+    assert "disagree (RAS, LAS)" in read_raw_scan(tmp_path / "scan.nii").notes[0]
