@@ -23,17 +23,8 @@ from utils.common.errors import InputError
 from utils.common.files import check_writable, replacing, write_json
 from utils.data.images import MNI152_T1_2MM
 from utils.preparation.overview import picture_path, write_overview
-from utils.preparation.raw_scans import RawFile, UnusableScanError, find_raw_scans  # noqa: F401
-from utils.preparation.records import (
-    DESCRIPTION,
-    FAIL,
-    QC_FOLDER,
-    VERDICTS,
-    Record,
-    read_record,
-    record_of,  # noqa: F401
-    record_path,
-)
+from utils.preparation.raw_scans import RawFile, UnusableScanError
+from utils.preparation.records import DESCRIPTION, FAIL, QC_FOLDER, VERDICTS, Record, read_record, record_path
 
 MEMORY = 2 * 2**30  # bytes that one process may need
 GPU_MEMORY = 4 * 2**30  # the same for the GPU; an estimate
