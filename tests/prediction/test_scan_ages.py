@@ -8,7 +8,6 @@ from tests.prediction.conftest import prepared_scan
 from utils.common.errors import InputError
 from utils.common.files import write_json
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
-from utils.data.subjects import DESCRIPTION, DOUBTFUL, FAIL
 from utils.prediction.scan_ages import (
     PredictedScan,
     add_ages,
@@ -19,6 +18,7 @@ from utils.prediction.scan_ages import (
     describe,
     find_scans,
 )
+from utils.preparation.records import DESCRIPTION, DOUBTFUL, FAIL
 from utils.preparation.splitting import FSL_PRODUCT
 from utils.preparation.template import load_template
 

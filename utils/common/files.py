@@ -12,12 +12,6 @@ from uuid import uuid4
 from utils.common.errors import InputError
 
 
-def origins(path: Path) -> Iterator[Path]:
-    """Give a file and then the file that it links to: what belongs to it may lie beside either."""
-    yield path
-    yield path.resolve()
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success.

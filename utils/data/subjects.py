@@ -8,10 +8,6 @@ from model.conventions import UNKNOWN_SEX
 
 SEX_NAMES = {0: "F", 1: "M", UNKNOWN_SEX: ""}
 UNKNOWN_AGE = float("nan")
-PASS, DOUBTFUL, FAIL = "pass", "doubtful", "fail"  # verdicts on a preprocessed scan
-VERDICTS = (PASS, DOUBTFUL, FAIL)
-QC_FOLDER = "qc"  # beside preprocessed scans, with their records
-DESCRIPTION = "dataset_description.json"  # likewise, says how they were made
 AGE_FIELDS = ("chronological_age", "first_stage_age", "discretized_age")
 
 PERSON_PATTERNS = (

@@ -1,17 +1,14 @@
 """Describe weights for their users: where they come from, how accurate they are, what they are not for."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.common.files import origins
-from utils.data.subjects import DESCRIPTION, Subject, person_of
+from utils.data.subjects import Subject, person_of
 from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_radius
+from utils.preparation.records import preparation_of
 
 CARD = """# Model card: brain age from a T1-weighted MRI
 
@@ -126,21 +123,6 @@ def make_card(
         "covered": 100 * metrics["coverage"],
     }
     return CARD.format(**values)
-
-
-def preparation_of(scan: Path) -> dict[str, str] | None:
-    """Return how ``preprocess.py`` made a scan, or the file that it links to; None if it did not."""
-    return next(filter(None, (_preparation_in(file.parent) for file in origins(scan))), None)
-
-
-@cache
-def _preparation_in(folder: Path) -> dict[str, str] | None:
-    """Read how the scans of a folder were made; None if that is not known."""
-    try:
-        made = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["GeneratedBy"][0]
-        return {"fingerprint": made["Fingerprint"], "registration": made["Parameters"]["registration"]}
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return None
 
 
 def _describe_preparation(made: Mapping[str, str] | None) -> str:

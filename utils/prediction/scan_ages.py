@@ -14,13 +14,12 @@ from utils.common.errors import InputError
 from utils.common.files import replacing
 from utils.data.images import model_grid, read_image
 from utils.data.scans import ScanStore
-from utils.data.subjects import DOUBTFUL, FAIL, SEX_NAMES, UNKNOWN_AGE, Subject, person_of
+from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject, person_of
 from utils.data.tables import SEXES, read_label_table
-from utils.prediction.model_card import preparation_of
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
 from utils.preparation.quality import misplacement
 from utils.preparation.raw_scans import RawFile, find_raw_scans
-from utils.preparation.records import record_of
+from utils.preparation.records import DOUBTFUL, FAIL, preparation_of, record_of
 from utils.preparation.splitting import FSL_PRODUCT, fsl_products
 from utils.preparation.template import load_template
 
