@@ -72,8 +72,6 @@ def parse_training_flags(stage: int, flags: Sequence[str] | None = None) -> argp
         parser.error(
             f"--minimum_learning_rate {args.minimum_learning_rate:g} is above --learning_rate {args.learning_rate:g}"
         )
-    if args.compile and args.activation_checkpointing:
-        parser.error("--compile and --activation_checkpointing do not go together; choose one")
     if args.warmup_epochs and args.scheduler == "plateau":
         parser.error("--warmup_epochs goes with --scheduler cosine or constant; set WARMUP_EPOCHS=0 for plateau")
     if args.warmup_epochs >= args.epochs:
@@ -247,7 +245,6 @@ def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
         group, "--activation_checkpointing", "false", boolean,
         "recompute each block in the backward pass: less memory, about a third more time",
     )  # fmt: skip
-    flag(group, "--compile", "false", boolean, "use torch.compile, which takes minutes at the start")
 
 
 def sorter_parser() -> Parser:

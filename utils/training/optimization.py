@@ -1,4 +1,4 @@
-"""Optimizers, learning rates and compilation."""
+"""Optimizers and learning rates."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.common import distributed
 from utils.training.settings import TrainingSettings
 
 
@@ -41,15 +40,3 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainingSettings)
         return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """Compile a network, or print why that is not possible here and return it as it is."""
-    try:
-        torch.compile(torch.nn.functional.elu)(torch.zeros(8, device=device))
-    except Exception as error:  # a missing or failing compiler raises many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if distributed.rank() == 0:
-            print(f"note: torch.compile does not work here ({reason}); training goes on without it", flush=True)
-        return network
-    return torch.compile(network)  # type: ignore[return-value]

@@ -34,7 +34,6 @@ class TrainingSettings:
     save_every_steps: int
     precision: str
     num_workers: int
-    compile: bool
     resume: bool
 
     @property

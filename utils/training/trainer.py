@@ -19,7 +19,7 @@ from utils.common.errors import InputError
 from utils.data.dataset import EpochBatches, ScanDataset, make_loader, to_device
 from utils.evaluation.metrics import Predictions
 from utils.evaluation.predicting import autocast, predict
-from utils.training.optimization import compiled, make_optimizer, make_scheduler
+from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.run_log import RunLog
 from utils.training.settings import TrainingSettings
 from utils.training.state import Progress, RunState, check_run_folder
@@ -90,10 +90,10 @@ class Trainer:
         device: torch.device,
         identity: Mapping[str, Any],
     ) -> None:
-        if device.type == "cpu" and not settings.compile:
+        if device.type == "cpu":
             use_cpu_layers(network)
         self.network = network.to(device, memory_format=torch.channels_last_3d)
-        self.parallel = distributed.wrap(compiled(self.network, device) if settings.compile else self.network)
+        self.parallel = distributed.wrap(self.network)
         self.stage, self.criterion = stage, criterion
         self.train_set, self.valid_set = train_set, valid_set
         self.folder, self.settings, self.flags, self.device = folder, settings, flags, device
