@@ -64,7 +64,8 @@ def test_the_authors_flags_work(capsys) -> None:
     released = (
         "--batch_size 8 --epochs 150 --lr 1e-5 --weight_decay 5e-4 --loss mse --aux_loss ranking --lbd 10 --beta 0.1 "
         "--first_stage_net a/best.pth.tar --train_folder t --valid_folder v --excel_path x.xls --model ScaleDense "
-        "--output_dir o --dis_range 10 --sorter s.pt --use_gender False --schedular cosine --warmup_epoch 2 --min_lr 1e-6"
+        "--output_dir o --dis_range 10 --sorter s.pt --use_gender False --schedular cosine --warmup_epoch 2 "
+        "--min_lr 1e-6"
     )
     args = PARSERS["train_second_stage"].parse_args(released.split())
     assert (args.ranking_weight, args.age_difference_weight, args.age_interval) == (10, 0.1, 10)
@@ -131,7 +132,8 @@ script, sys.argv = sys.argv[1], [sys.argv[1], "--help"]
 try:
     runpy.run_path(script, run_name="__main__")
 finally:
-    print(*{"torch", "pandas", "nibabel", "numpy", "scipy", "sklearn", "matplotlib"}.intersection(sys.modules), file=sys.stderr)
+    large = {"torch", "pandas", "nibabel", "numpy", "scipy", "sklearn", "matplotlib"}
+    print(*large.intersection(sys.modules), file=sys.stderr)
 """
 
 

@@ -214,8 +214,8 @@ def test_default_flags_train_the_released_network_on_intensities(trainer_parts, 
     for split, subjects in (("train", first["train_set"].subjects), ("valid", first["valid_set"].subjects)):
         ages = np.array([subject.chronological_age for subject in subjects])
         write_discretized_ages(
-            checkpoint.with_name(f"{split}_discretized_age.npy"), [subject.subject_id for subject in subjects], ages, 5.0,
-            sha256_of(checkpoint), np.zeros(len(ages), bool),
+            checkpoint.with_name(f"{split}_discretized_age.npy"), [subject.subject_id for subject in subjects], ages,
+            5.0, sha256_of(checkpoint), np.zeros(len(ages), bool),
         )  # fmt: skip
     second = trainer_parts("train_second_stage.py")
 
@@ -293,8 +293,8 @@ def test_the_cascade_as_one_network_is_the_test_of_the_second_stage(
         load_network(load_checkpoint(tmp_path / f"{name}.pt"), stage) for stage, name in ((1, "first"), (2, "second"))
     )
     ages = predict(
-        Cascade([tuple(stages)], second["age_interval"]), FirstStage(), ScanDataset(subjects, scans), torch.device("cpu"),
-        batch_size=4, num_workers=0, precision="auto", label="",
+        Cascade([tuple(stages)], second["age_interval"]), FirstStage(), ScanDataset(subjects, scans),
+        torch.device("cpu"), batch_size=4, num_workers=0, precision="auto", label="",
     )["brain_age"]  # fmt: skip
     np.testing.assert_allclose(ages, [float(row["brain_age"]) for row in rows], rtol=1e-4)
 

@@ -39,7 +39,8 @@ distributed.stop()
 
 def torchrun(processes: int, *command: object) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *map(str, command)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
+         *map(str, command)],
         capture_output=True, text=True, check=False, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -65,8 +66,8 @@ def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path) -> No
 
 def test_two_processes_train_and_estimate_every_subject(synthetic_cohort, tmp_path) -> None:
     torchrun(
-        2, "train_first_stage.py", *data_flags(synthetic_cohort, "train", "valid", "test"), *SMALL_NETWORK, *QUICK, *SHORT,
-        "--voxel_size", VOXEL_SIZE, "--batch_size", 2, "--output_dir", tmp_path / "run",
+        2, "train_first_stage.py", *data_flags(synthetic_cohort, "train", "valid", "test"), *SMALL_NETWORK, *QUICK,
+        *SHORT, "--voxel_size", VOXEL_SIZE, "--batch_size", 2, "--output_dir", tmp_path / "run",
         "--cache_folder", tmp_path / "cache",
     )  # fmt: skip
     assert sorted(len(list(cache.iterdir())) for cache in (tmp_path / "cache").glob("*/")) == [5, 5, 12]

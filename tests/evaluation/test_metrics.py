@@ -104,8 +104,8 @@ def test_bootstrap_of_every_figure() -> None:
     found = bootstrap(lambda draw: accuracy(age[draw], brain_age[draw]), 100, seed=1)
     for name, function in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
         by_scipy = stats.bootstrap(
-            (age, brain_age), lambda a, b, f=function: f(a, b).statistic, paired=True, vectorized=False, method="percentile",
-            n_resamples=1500, rng=2,
+            (age, brain_age), lambda a, b, f=function: f(a, b).statistic, paired=True, vectorized=False,
+            method="percentile", n_resamples=1500, rng=2,
         ).confidence_interval  # fmt: skip
         assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((by_scipy.low, by_scipy.high), abs=0.005)
     assert np.isnan(bootstrap(lambda draw: accuracy(age[draw], age[draw]), 100)["gap_age_pearson_low"])

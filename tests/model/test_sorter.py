@@ -85,7 +85,8 @@ def test_training_improves_a_sorter() -> None:
     generator = torch.Generator().manual_seed(0)
     before = evaluate_sorter(sorter, 0, 110, generator)
     losses = fit_sorter(
-        sorter, steps=150, batch_size=64, learning_rate=3e-3, low=0, high=110, generator=generator, device=torch.device("cpu")
+        sorter, steps=150, batch_size=64, learning_rate=3e-3, low=0, high=110, generator=generator,
+        device=torch.device("cpu"),
     )  # fmt: skip
     assert [step for step, _ in losses] == list(range(1, 151))
     after = evaluate_sorter(sorter, 0, 110, generator)
