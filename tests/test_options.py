@@ -160,7 +160,6 @@ def test_help_explains_each_flag_without_large_packages(script) -> None:
         "--min_lr 1", "--warmup_epochs 100", "--beta inf", "--unknown 1", "--age_interval 0", "--epoch 3",
         "--scheduler plateau", "--ranking sodeep", "--ranking sodeep --sorter s.pt --ranking_weight 0",
         "--keep best --valid_folder=", "--scheduler plateau --warmup_epochs 0 --valid_folder=",
-        "--compile true --activation_checkpointing true",
     ],
 )  # fmt: skip
 def test_wrong_flags_end_with_one_line_and_status_2(flag, capsys) -> None:

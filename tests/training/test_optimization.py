@@ -1,9 +1,9 @@
-"""Optimizers, learning rates, and what happens where nothing can be compiled."""
+"""Optimizers and learning rates."""
 
 import pytest
 import torch
 
-from tests.training.helpers import flags, train
+from tests.training.helpers import flags
 from utils.options.flags import settings_from
 from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.settings import TrainingSettings
@@ -44,12 +44,3 @@ def test_optimizers() -> None:
     assert sgd.defaults["momentum"] == 0.9
     assert (adam.defaults["amsgrad"], adamw.defaults["amsgrad"]) == (True, False)
     assert all((one.defaults["lr"], one.defaults["weight_decay"]) == (0.1, 5e-4) for one in (sgd, adam, adamw))
-
-
-def test_training_goes_on_where_nothing_can_be_compiled(datasets, tmp_path, monkeypatch, capsys) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("no C++ compiler\nand a long story")
-
-    monkeypatch.setattr(torch, "compile", fail)
-    train(datasets, tmp_path, flags("--epochs", 1, "--compile", "true"))
-    assert "torch.compile does not work here (no C++ compiler); training goes on without it" in capsys.readouterr().out

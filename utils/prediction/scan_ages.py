@@ -110,7 +110,7 @@ def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_
         scan.sex = SEXES[sex_of_all.lower()] if sex_of_all else scan.sex
         if table is None:
             continue
-        known = table.find(scan.source.name) or ""
+        known = table.find(scan.name if scan.source.name == FSL_PRODUCT else scan.source.name) or ""
         problems += table.problems.get(known, [])
         scan.chronological_age = table.ages.get(known, scan.chronological_age)
         scan.sex = table.sexes.get(known, scan.sex)
