@@ -165,7 +165,7 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
         raise ValueError("has a 'state_dict' that holds no weights by name")
     if "network" in checkpoint:
         if checkpoint["network"].get("model") == "perceptron" or checkpoint.get("normalization") in REMOVED:
-            raise ValueError("is a network of version 0.1 on local deviations, a kind that was removed; train anew")
+            raise ValueError("is a network of version 0.1 on local deviations, which were removed; train a new one")
         try:
             config = NetworkConfig(**checkpoint["network"])
         except TypeError as error:

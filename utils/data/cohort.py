@@ -97,7 +97,7 @@ def _match(
         if subject_id in subjects:
             problems.append(
                 f"{path}: a second scan of {subject_id} beside {subjects[subject_id].path.name}; keep one, "
-                "or give each session a row of its own"
+                "or give each session its own row"
             )
             continue
         age, sex = UNKNOWN_AGE, given_sex

@@ -112,7 +112,7 @@ class ScanStore:
         if scan is not None:
             return scan
         if _entry_name(path) != name:
-            raise InputError(f"{path}: has changed since it was checked; start again, and it is checked anew")
+            raise InputError(f"{path}: has changed since it was checked; start the same command again")
         return self.read_file(path)  # somebody has removed or damaged the entry
 
     def read_file(self, path: Path) -> Scan:
@@ -135,7 +135,7 @@ class ScanStore:
                 cache.mkdir(parents=True, exist_ok=True)
                 lock = _lock(cache)
             except OSError as error:
-                print(f"note: {cache}: cannot be written ({error}), so scans are read anew each time; {HINT}")
+                print(f"note: {cache}: cannot be written ({error}), so scans are decoded each time; {HINT}")
                 return [scan for _, scan in self._read_all(paths) if isinstance(scan, str)]
             with lock:
                 ready = _ready(cache, names)  # another process may have added some meanwhile

@@ -120,7 +120,7 @@ class RunState:
             raise InputError(
                 f"{self.path}: was made by a run with other "
                 + (f"flags ({'; '.join(changed)})" if changed else "data (its subjects or ages differ)")
-                + "; resume with the same ones, or start anew in another OUTPUT_DIR (--output_dir)"
+                + "; resume with the same ones, or start a new run in another OUTPUT_DIR (--output_dir)"
             )
         self.network.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
