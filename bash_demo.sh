@@ -46,3 +46,4 @@ echo "  pictures:    $RUNS/first_stage/test/brain_age.png and $RUNS/second_stage
 echo "  predictions: $RUNS/second_stage/test/predictions.csv"
 echo "  report:      $REPORT"
 echo "  curves:      \"$PYTHON\" -m tensorboard.main --logdir \"$RUNS\""
+[[ -f "$REPORT" ]]                                    # else the demo has failed

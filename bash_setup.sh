@@ -17,12 +17,14 @@ source_recipe() {
   # shellcheck disable=SC2034
   STAGE="$1"
   [[ -n "${RECIPE:-}" ]] || return 0
-  if [[ ! -f "$RECIPE" ]]; then
+  local file="$RECIPE"
+  [[ -f "$file" ]] || file="$HERE/$RECIPE"
+  if [[ ! -f "$file" ]]; then
     echo "error: RECIPE=$RECIPE: no such file; give one of $HERE/recipes, or none" >&2
     exit 2
   fi
   # shellcheck source=/dev/null
-  source "$RECIPE"
+  source "$file"
 }
 
 # Make .venv here unless a virtual environment is active, and install the named requirements files.

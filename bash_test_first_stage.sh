@@ -10,7 +10,6 @@ LABEL_TABLE="${LABEL_TABLE-$DATA/labels.csv}"         # subject, age in years, s
 CHECKPOINT="${CHECKPOINT:-runs/first_stage/best.pt}"  # of the trained first stage
 OUTPUT_DIR="${OUTPUT_DIR:-runs/first_stage/test}"     # folder for the results
 SPLIT="${SPLIT:-test}"                                # name of the split: <split>_discretized_age.npy
-AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages
 BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
 CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
@@ -22,7 +21,6 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
   --checkpoint "$CHECKPOINT" \
   --output_dir "$OUTPUT_DIR" \
   --split "$SPLIT" \
-  --age_interval "$AGE_INTERVAL" \
   --batch_size "$BATCH_SIZE" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \

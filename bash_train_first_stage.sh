@@ -17,31 +17,31 @@ FOLDS="${FOLDS:-0}"                                   # further networks for out
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages
 
 # ---- network ----
-MODEL="${MODEL:-scaledense}"                          # scaledense: the released network; scaledense_paper: that of the paper's figure
+MODEL="${MODEL:-scaledense}"                          # scaledense (released), scaledense_paper (the figure's)
 BLOCKS="${BLOCKS:-5}"                                 # blocks; each halves the volume
 FILTERS="${FILTERS:-8}"                               # channels of the stem, or of the first block of scaledense_paper
 DENSE_CONNECTIONS="${DENSE_CONNECTIONS:-true}"        # whether every block sees the outputs of all earlier ones
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
-FLIP_AVERAGING="${FLIP_AVERAGING:-false}"             # whether to average the estimates of a scan and its mirror image
-INITIALIZATION="${INITIALIZATION:-live}"              # live: estimates start at the mean age; released: as the authors'
+FLIP_AVERAGING="${FLIP_AVERAGING:-false}"             # whether to average over a scan and its mirror image
+INITIALIZATION="${INITIALIZATION:-live}"              # live: starts at the mean age; released: as the authors'
 VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm, of the network's grid: 2 or a multiple
 FIELD_OF_VIEW="${FIELD_OF_VIEW:-brain}"               # brain: the brain's box of the grid; whole: all of it
-NORMALIZATION="${NORMALIZATION:-brain}"               # of the intensities. brain: z-scores inside it; legacy: before 2023-11-21
+NORMALIZATION="${NORMALIZATION:-brain}"               # brain: z-scores inside it; legacy: as before 2023-11-21
 
 # ---- loss ----
 LOSS="${LOSS:-mse}"                                   # error of the ages: mse or mae
 RANKING="${RANKING:-soft}"                            # soft, sodeep (needs SORTER) or none
 RANK_TEMPERATURE="${RANK_TEMPERATURE:-1}"             # years; smaller makes soft ranks sharper
-SORTER="${SORTER:-}"                                  # sorter file of bash_train_sorter.sh, of length BATCH_SIZE; empty: none
+SORTER="${SORTER:-}"                                  # of bash_train_sorter.sh, of length BATCH_SIZE; empty: none
 RANKING_WEIGHT="${RANKING_WEIGHT:-10}"                # lambda of the paper; 0: neither ranking nor age difference
 AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-1}"   # beta of the paper
 
 # ---- training ----
-EPOCHS="${EPOCHS:-100}"                               # passes over the training set, at most
+EPOCHS="${EPOCHS:-100}"                               # passes over the training set, at most; more than WARMUP_EPOCHS
 BATCH_SIZE="${BATCH_SIZE:-16}"                        # scans in a batch, of each process; 16 fit a GPU of 24 GB
 ACCUMULATION_STEPS="${ACCUMULATION_STEPS:-1}"         # batches whose gradients are averaged for a step
-BATCHES="${BATCHES:-stratified}"                      # stratified: every batch covers the range of ages; shuffled: at random
-AUGMENTATION="${AUGMENTATION:-flip,gain,gamma}"       # random changes, of: flip,rotation,scaling,gain,gamma,bias_field,noise; or none
+BATCHES="${BATCHES:-stratified}"                      # stratified by age, or shuffled
+AUGMENTATION="${AUGMENTATION:-flip,gain,gamma}"       # some of the names that --help lists, or none
 OPTIMIZER="${OPTIMIZER:-adamw}"                       # adamw, adam or sgd
 LEARNING_RATE="${LEARNING_RATE:-1e-3}"                # the highest
 WEIGHT_DECAY="${WEIGHT_DECAY:-1e-2}"                  # decoupled (adamw), or L2 penalty (adam, sgd)

@@ -13,34 +13,28 @@ VALID_FOLDER="${VALID_FOLDER-$DATA/valid}"            # scans to watch the train
 LABEL_TABLE="${LABEL_TABLE:-$DATA/labels.csv}"        # subject, age in years, sex; .csv .tsv .xlsx .xls
 OUTPUT_DIR="${OUTPUT_DIR:-runs/second_stage}"         # folder of the run, new for each run
 FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # of the trained first stage
-DISCRETIZED_AGE_FOLDER="${DISCRETIZED_AGE_FOLDER:-$(dirname "$FIRST_STAGE_CHECKPOINT")}"  # of <split>_discretized_age.npy
+DISCRETIZED_AGE_FOLDER="${DISCRETIZED_AGE_FOLDER:-$(dirname "$FIRST_STAGE_CHECKPOINT")}"  # of the .npy tables
 START_FROM_FIRST_STAGE="${START_FROM_FIRST_STAGE:-true}"  # start with the first stage's weights; false: new weights
-AGE_JITTER="${AGE_JITTER:-6}"                         # years, SD of an error added to in-sample first-stage ages; 0: none
+AGE_JITTER="${AGE_JITTER:-6}"                         # years, SD of the error added to in-sample ages; 0: none
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages; as in the first stage
 
 # ---- network ----
-MODEL="${MODEL:-scaledense}"                          # scaledense: the released network; scaledense_paper: that of the paper's figure
-BLOCKS="${BLOCKS:-5}"                                 # blocks; each halves the volume
-FILTERS="${FILTERS:-8}"                               # channels of the stem, or of the first block of scaledense_paper
-DENSE_CONNECTIONS="${DENSE_CONNECTIONS:-true}"        # whether every block sees the outputs of all earlier ones
-USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
-FLIP_AVERAGING="${FLIP_AVERAGING:-false}"             # whether to average the estimates of a scan and its mirror image
-INITIALIZATION="${INITIALIZATION:-live}"              # live: estimates start at the mean age; released: as the authors'
+INITIALIZATION="${INITIALIZATION:-live}"              # live: starts at the mean age; released: as the authors'
 
 # ---- loss ----
 LOSS="${LOSS:-mse}"                                   # error of the ages: mse or mae
 RANKING="${RANKING:-soft}"                            # soft, sodeep (needs SORTER) or none
 RANK_TEMPERATURE="${RANK_TEMPERATURE:-1}"             # years; smaller makes soft ranks sharper
-SORTER="${SORTER:-}"                                  # sorter file of bash_train_sorter.sh, of length BATCH_SIZE; empty: none
+SORTER="${SORTER:-}"                                  # of bash_train_sorter.sh, of length BATCH_SIZE; empty: none
 RANKING_WEIGHT="${RANKING_WEIGHT:-10}"                # lambda of the paper; 0: neither ranking nor age difference
 AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-1}"   # beta of the paper
 
 # ---- training ----
-EPOCHS="${EPOCHS:-20}"                                # passes over the training set, at most
+EPOCHS="${EPOCHS:-20}"                                # passes over the training set, at most; more than WARMUP_EPOCHS
 BATCH_SIZE="${BATCH_SIZE:-16}"                        # scans in a batch, of each process; 16 fit a GPU of 24 GB
 ACCUMULATION_STEPS="${ACCUMULATION_STEPS:-1}"         # batches whose gradients are averaged for a step
-BATCHES="${BATCHES:-stratified}"                      # stratified: every batch covers the range of ages; shuffled: at random
-AUGMENTATION="${AUGMENTATION:-flip,gain,gamma}"       # random changes, of: flip,rotation,scaling,gain,gamma,bias_field,noise; or none
+BATCHES="${BATCHES:-stratified}"                      # stratified by age, or shuffled
+AUGMENTATION="${AUGMENTATION:-flip,gain,gamma}"       # some of the names that --help lists, or none
 OPTIMIZER="${OPTIMIZER:-adamw}"                       # adamw, adam or sgd
 LEARNING_RATE="${LEARNING_RATE:-3e-4}"                # the highest
 WEIGHT_DECAY="${WEIGHT_DECAY:-1e-2}"                  # decoupled (adamw), or L2 penalty (adam, sgd)
@@ -73,12 +67,6 @@ fi
   --start_from_first_stage "$START_FROM_FIRST_STAGE" \
   --age_jitter "$AGE_JITTER" \
   --age_interval "$AGE_INTERVAL" \
-  --model "$MODEL" \
-  --blocks "$BLOCKS" \
-  --filters "$FILTERS" \
-  --dense_connections "$DENSE_CONNECTIONS" \
-  --use_sex "$USE_SEX" \
-  --flip_averaging "$FLIP_AVERAGING" \
   --initialization "$INITIALIZATION" \
   --loss "$LOSS" \
   --ranking "$RANKING" \

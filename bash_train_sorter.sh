@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
-LENGTH="${LENGTH:-8}"                                 # ages ranked at once: the BATCH_SIZE of the training
+LENGTH="${LENGTH:-16}"                                # ages ranked at once: the BATCH_SIZE of the training
 OUTPUT="${OUTPUT:-runs/sorter_$LENGTH.pt}"            # file for the sorter
 MODEL_TYPE="${MODEL_TYPE:-lstmla}"                    # lstm (128 units) or lstmla (512, the authors')
 YOUNGEST="${YOUNGEST:-0}"                             # years, lowest age that is drawn

@@ -9,7 +9,7 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network
     from utils.common import distributed
-    from utils.common.checkpoints import data_settings, load_checkpoint
+    from utils.common.checkpoints import age_interval_of, data_settings, load_checkpoint
     from utils.common.files import check_writable, sha256_of
     from utils.data.cohort import load_cohort
     from utils.data.dataset import ScanDataset
@@ -26,6 +26,7 @@ def main() -> None:
     with user_errors(str(args.checkpoint)):
         network = load_network(checkpoint, stage=1, use_sex=args.use_sex)
         settings = data_settings(checkpoint, args.normalization)
+        age_interval = age_interval_of(checkpoint, args.age_interval)
     scans = ScanStore(*settings, args.cache_folder, args.num_workers)
     subjects = load_cohort(
         {"test": args.test_folder},
@@ -45,7 +46,7 @@ def main() -> None:
         args.output_dir / f"{args.split}_discretized_age.npy",
         [subject.subject_id for subject in subjects],
         predictions["brain_age"],
-        args.age_interval,
+        age_interval,
         sha256_of(args.checkpoint),
         out_of_fold=~seen,
     )

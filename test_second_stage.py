@@ -10,7 +10,7 @@ def main() -> None:
     from model.building import load_network
     from model.conventions import discretize_age
     from utils.common import distributed
-    from utils.common.checkpoints import data_settings, load_checkpoint
+    from utils.common.checkpoints import age_interval_of, data_settings, load_checkpoint
     from utils.common.files import check_writable, sha256_of
     from utils.data.cohort import add_first_stage_ages, load_cohort
     from utils.data.dataset import ScanDataset
@@ -42,9 +42,8 @@ def main() -> None:
             f"{args.first_stage_checkpoint} on {settings[1][0]} mm and {settings[1][1]}; "
             "for a first stage that the authors released, give its --normalization"
         )
-    age_interval = checkpoints[2].get("age_interval", args.age_interval or 5.0)
-    if args.age_interval not in (None, age_interval):
-        raise InputError(f"{args.checkpoint}: was trained with --age_interval {age_interval:g}; leave the flag out")
+    with user_errors(str(args.checkpoint)):
+        age_interval = age_interval_of(checkpoints[2], args.age_interval)
     scans = ScanStore(*settings[1], args.cache_folder, args.num_workers)
     subjects = load_cohort(
         {"test": args.test_folder},

@@ -12,7 +12,7 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     import numpy as np
 
-    from model.building import age_scale, load_network, make_loss, make_network
+    from model.building import load_network, make_loss, make_network, scale_to
     from model.scaledense import NetworkConfig
     from utils.common import distributed
     from utils.common.checkpoints import load_checkpoint
@@ -33,7 +33,7 @@ def main() -> None:
     with user_errors():
         grid = model_grid(args.voxel_size)
         box = brain_box(args.voxel_size) if args.field_of_view == "brain" else None
-        untrained = NetworkConfig(
+        unscaled = NetworkConfig(
             1, args.model, args.use_sex, grid.shape, args.blocks, args.filters, field_of_view=box,
             flip_averaging=args.flip_averaging, dense_connections=args.dense_connections,
         )  # fmt: skip
@@ -51,7 +51,7 @@ def main() -> None:
 
     def train(train_subjects: list[Subject], folder: Path, seed: int) -> Path:
         ages = [subject.chronological_age for subject in train_subjects]
-        config = untrained if released_start else untrained.scaled_to(**age_scale(ages))
+        config = unscaled if released_start else scale_to(unscaled, ages, stage=1)
         network = make_network(config, seed, args.activation_checkpointing, released_start)
         identity = describe_checkpoint(
             config.to_dict(), args.voxel_size, args.normalization, args.age_interval, train_subjects,
@@ -66,14 +66,15 @@ def main() -> None:
         network = load_network(load_checkpoint(checkpoint), stage=1).to(device)
         return predict(
             network, FirstStage(), ScanDataset(subjects, scans), device, batch_size=args.batch_size,
-            num_workers=args.num_workers, precision=args.precision, label=label,
+            num_workers=args.num_workers, precision="float32", label=label,  # as testing does
         )["brain_age"]  # fmt: skip
 
     folds = list(split_into_folds(cohort["train"], args.folds, args.seed))
     best = train(cohort["train"], args.output_dir, args.seed)
     ages = {split: estimate(best, subjects, split) for split, subjects in cohort.items()}
     for number, (rest, part) in enumerate(folds, 1):
-        print(f"fold {number} of {args.folds}: {len(rest)} subjects to train on, {len(part)} to estimate")
+        if distributed.rank() == 0:
+            print(f"fold {number} of {args.folds}: {len(rest)} subjects to train on, {len(part)} to estimate")
         fold = train([cohort["train"][i] for i in rest], args.output_dir / f"fold_{number}", args.seed + number)
         ages["train"][part] = estimate(fold, [cohort["train"][i] for i in part], f"fold {number}")
     if distributed.rank() == 0:

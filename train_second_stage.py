@@ -1,5 +1,7 @@
 """Train the second stage: the residual to the first stage's discretized ages."""
 
+from dataclasses import replace
+
 from utils.common.errors import run_command, user_errors
 from utils.options.flags import flags_of, settings_from
 from utils.options.training import parse_training_flags
@@ -8,15 +10,13 @@ from utils.options.training import parse_training_flags
 def main() -> None:
     args = parse_training_flags(stage=2)
     # Imported here, so that --help and wrong flags answer at once.
-    from model.building import age_scale, load_network, make_loss, make_network, start_from_first_stage
-    from model.scaledense import NetworkConfig
+    from model.building import load_network, make_loss, make_network, scale_to, start_from_first_stage
     from utils.common import distributed
     from utils.common.checkpoints import data_settings, load_checkpoint
     from utils.common.files import sha256_of
     from utils.data.cohort import add_first_stage_ages, load_cohort, warn_of_overfitting
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import read_discretized_ages
-    from utils.data.images import model_grid
     from utils.data.scans import ScanStore
     from utils.training.settings import TrainingSettings
     from utils.training.stages import SecondStage
@@ -29,11 +29,6 @@ def main() -> None:
         first_network = load_network(first_stage, stage=1)
         voxel_size, normalization = data_settings(first_stage, args.normalization)
     with user_errors():
-        untrained = NetworkConfig(
-            2, args.model, args.use_sex, model_grid(voxel_size).shape, args.blocks, args.filters,
-            field_of_view=first_network.config.field_of_view, flip_averaging=args.flip_averaging,
-            dense_connections=args.dense_connections,
-        )  # fmt: skip
         criterion = make_loss(
             args.loss, args.ranking, args.sorter, args.rank_temperature, args.ranking_weight, args.age_difference_weight
         )
@@ -42,7 +37,7 @@ def main() -> None:
     scans = ScanStore(voxel_size, normalization, args.cache_folder, args.num_workers)
     folders = {"train": args.train_folder, "valid": args.valid_folder}
     folders = {split: folder for split, folder in folders.items() if folder}
-    cohort = load_cohort(folders, args.label_table, scans, use_sex=args.use_sex)
+    cohort = load_cohort(folders, args.label_table, scans, use_sex=first_network.config.use_sex)
     table_folder = args.discretized_age_folder or args.first_stage_checkpoint.parent
     sha256 = sha256_of(args.first_stage_checkpoint)
     for split, subjects in cohort.items():
@@ -54,11 +49,11 @@ def main() -> None:
     if valid_subjects and not args.age_jitter:
         warn_of_overfitting(cohort["train"], valid_subjects)
     ages = [subject.chronological_age for subject in cohort["train"]]
-    config = untrained if released_start else untrained.scaled_to(**age_scale(ages))
+    unscaled = replace(first_network.config, stage=2, age_mean=0.0, age_sd=1.0)
+    config = unscaled if released_start else scale_to(unscaled, ages, stage=2)
     network = make_network(config, args.seed, args.activation_checkpointing, released_start)
     if args.start_from_first_stage:
-        with user_errors(f"{args.first_stage_checkpoint} (START_FROM_FIRST_STAGE, --start_from_first_stage)"):
-            start_from_first_stage(network, first_network)
+        start_from_first_stage(network, first_network)
     best = Trainer(
         network,
         SecondStage(args.age_interval, args.age_jitter),

@@ -1,6 +1,7 @@
 """Build networks and losses, new or from a checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from model.sorter import load_sorter
 REMOVED = ("local_sd", "registered_sd", "native_sd")  # normalizations of version 0.1
 
 
-def age_scale(train_ages: Sequence[float]) -> dict[str, float]:
-    """Return ``age_mean`` and ``age_sd`` of a `NetworkConfig`, years, for these training ages."""
+def scale_to(config: NetworkConfig, train_ages: Sequence[float], stage: int) -> NetworkConfig:
+    """Return a configuration of the same network for a stage and for these training ages, years."""
     ages = torch.tensor(train_ages, dtype=torch.float64)
     sd = float(ages.std(correction=0))
-    return {"age_mean": float(ages.mean()), "age_sd": sd if sd > 0 else 1.0}
+    return replace(config, stage=stage, age_mean=float(ages.mean()), age_sd=sd if sd > 0 else 1.0)
 
 
 def make_network(
@@ -51,11 +52,7 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
     ----------
     second : ScaleDense, changed in place
     first : ScaleDense
-
-    Raises
-    ------
-    ValueError
-        If the two have other layers or another grid.
+        With the same layers, apart from the head.
 
     Notes
     -----
@@ -69,13 +66,6 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
     residual is hardly correlated with the image alone or with the
     discretized age alone, only with both together.
     """
-    names = ("model", "volume_shape", "field_of_view", "blocks", "filters", "use_sex", "dense_connections")
-    different = [name for name in names if getattr(first.config, name) != getattr(second.config, name)]
-    if different:
-        raise ValueError(
-            f"the first stage differs in {', '.join(different)}; train the second with the same, "
-            "or start it from new weights"
-        )
     own = ("output_layer.", "discretized_age_layer.")
     second.load_state_dict(
         {name: value for name, value in first.state_dict().items() if not name.startswith(own)}, strict=False
@@ -178,7 +168,7 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
     elif is_released(weights):
         config, weights = convert_released(weights, use_sex is not False)
     else:
-        raise ValueError("is no checkpoint of this project or of the authors")
+        raise ValueError("is neither a checkpoint of this project nor one of the authors'")
     if config.stage != stage:
         names = {1: "first", 2: "second"}
         raise ValueError(f"holds a {names[config.stage]} stage; expected a {names[stage]} stage")

@@ -49,10 +49,11 @@ class Cascade(nn.Module):
         -------
         (B,) float32 tensor, years
         """
-        if bool((sex == UNKNOWN_SEX).any()):
+        members: Any = self.members
+        uses_sex = any(network.config.use_sex for member in members for network in member)
+        if uses_sex and bool((sex == UNKNOWN_SEX).any()):
             return (self(volumes, torch.where(sex < 0, 0, sex)) + self(volumes, torch.where(sex < 0, 1, sex))) / 2
         ages = []
-        members: Any = self.members
         for first, second in members:
             age = first(volumes, sex)
             discretized_age = age + (discretize_age(age.detach(), self.age_interval) - age.detach())

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class NetworkConfig:
         if not self.age_sd > 0:
             raise ValueError(f"age_sd is {self.age_sd}; expected a positive number of years")
         if any(not 0 <= a <= b < size for (a, b), size in zip(self.box, self.volume_shape, strict=True)):
-            raise ValueError(f"the field of view {self.field_of_view} is no part of the volume {self.volume_shape}")
+            raise ValueError(f"the field of view {self.field_of_view} is not within the volume {self.volume_shape}")
         shape = [b - a + 1 for a, b in self.box]
         minimum = 2**self.blocks + (STEM_SHRINKAGE if self.has_stem else 0)
         if min(shape) < minimum:
@@ -112,10 +112,6 @@ class NetworkConfig:
             channels = channels + out_channels if self.dense_connections else out_channels
         return widths
 
-    def scaled_to(self, age_mean: float, age_sd: float) -> "NetworkConfig":
-        """Return the same for other training ages, years."""
-        return replace(self, age_mean=age_mean, age_sd=age_sd)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python values."""
         return asdict(self)
@@ -133,9 +129,9 @@ class ScaleDenseTrunk(nn.Module):
 
     Notes
     -----
-    The released network pools everything that its last block has behind it,
-    1944 features with 8 filters and 5 blocks; the paper's figure pools the
-    last block's own path alone, 128 features.
+    The released network pools the output of its last block together with
+    that block's max-pooled input, 1944 features with 8 filters and 5 blocks.
+    The network of the paper's figure pools only the output, 128 features.
 
     References
     ----------

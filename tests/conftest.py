@@ -151,7 +151,7 @@ def second_stage(synthetic_cohort: Path, first_stage: Path, tmp_path_factory: py
     """The run folder of a second stage on `first_stage`."""
     folder = tmp_path_factory.mktemp("runs") / "second"
     run_script(
-        "train_second_stage.py", *data_flags(synthetic_cohort, "train", "valid"), *SMALL_NETWORK, *QUICK, *SHORT,
+        "train_second_stage.py", *data_flags(synthetic_cohort, "train", "valid"), *QUICK, *SHORT,
         "--first_stage_checkpoint", first_stage / "best.pt", "--output_dir", folder,
     )  # fmt: skip
     return folder

@@ -69,7 +69,9 @@ def test_the_authors_flags_work(capsys) -> None:
     )
     args = PARSERS["train_second_stage"].parse_args(released.split())
     assert (args.ranking_weight, args.age_difference_weight, args.age_interval) == (10, 0.1, 10)
-    assert (args.ranking, args.model, args.use_sex) == ("sodeep", "scaledense", False)
+    assert args.ranking == "sodeep"
+    first = PARSERS["train_first_stage"].parse_args(["--model", "ScaleDense", "--use_gender", "False"])
+    assert (first.model, first.use_sex) == ("scaledense", False)
     assert (str(args.first_stage_checkpoint), str(args.label_table)) == ("a/best.pth.tar", "x.xls")
     assert (args.scheduler, args.warmup_epochs, args.minimum_learning_rate) == ("cosine", 2, 1e-6)
     PARSERS["train_second_stage"].parse_args(["--test_folder", "t", "--print_freq", "40", "--warmup_lr_init", "1e-7"])

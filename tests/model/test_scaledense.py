@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.building import age_scale, load_network, make_network
+from model.building import load_network, make_network, scale_to
 from model.released import convert_released, translate_name
 from model.scaledense import NetworkConfig, ScaleDense
 from tests.conftest import RELEASED_KEYS
@@ -168,7 +168,7 @@ def test_no_seed_starts_dead(model) -> None:
     """The last ReLU lets every subject through at the start and after a step, whatever the seed."""
     volumes = torch.randn(4, 1, 20, 20, 20, generator=torch.Generator().manual_seed(0))
     sex, age = torch.tensor([0, 1, 0, 1]), torch.tensor([25.0, 44.0, 58.0, 79.0])
-    config = NetworkConfig(1, model, True, (20, 20, 20), 3, 4, **age_scale(age.tolist()))
+    config = scale_to(NetworkConfig(1, model, True, (20, 20, 20), 3, 4), age.tolist(), 1)
     dead = []
     for seed in range(50):
         network = make_network(config, seed)

@@ -58,3 +58,23 @@ def data_settings(checkpoint: Mapping[str, Any], normalization: str | None) -> t
     if normalization not in (None, own):
         raise ValueError(f"was trained with NORMALIZATION={own}; leave it as it is")
     return checkpoint.get("voxel_size", 2), own
+
+
+def age_interval_of(checkpoint: Mapping[str, Any], age_interval: float | None) -> float:
+    """Return the step of the discretized ages, years, that a network was trained with.
+
+    Parameters
+    ----------
+    checkpoint : mapping
+    age_interval : float or None, years
+        For a checkpoint that the authors released; None means 5.
+
+    Raises
+    ------
+    ValueError
+        If `age_interval` contradicts the checkpoint.
+    """
+    own: float = checkpoint.get("age_interval", age_interval or 5.0)
+    if age_interval not in (None, own):
+        raise ValueError(f"was trained with AGE_INTERVAL={own:g}; leave it as it is")
+    return own

@@ -31,7 +31,7 @@ def start(device: str) -> torch.device:
     use_cuda = available and device != "cpu"
     if use_cuda:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if local_rank >= torch.cuda.device_count():
+        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
             raise InputError(
                 f"{torch.cuda.device_count()} GPUs are visible, but there are more processes; "
                 "name a GPU for each in CUDA_VISIBLE_DEVICES, or lower PROCESSES"
@@ -60,8 +60,9 @@ def keep_freed_memory() -> None:
 
 
 def stop() -> None:
-    """Leave the group of processes."""
+    """Leave the group of processes, all at the same time."""
     if distributed.is_initialized():
+        distributed.barrier()
         distributed.destroy_process_group()
 
 

@@ -50,7 +50,7 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on (a training with --resume)", file=sys.stderr)
+        print("interrupted; run the same command again to continue; for a training, add --resume", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         lines = _explain(error)
@@ -64,6 +64,8 @@ def run_command(main: Callable[[], None]) -> None:
 def _explain(error: Exception) -> list[str]:
     """Return what to tell the user; nothing for an error of the program itself."""
     if isinstance(error, InputError):
+        if error.problems[0].startswith("Caught InputError in DataLoader worker"):  # torch adds a traceback
+            return [f"error: {error.problems[0].rpartition('InputError: ')[2].strip()}"]
         if len(error.problems) == 1:
             return [f"error: {error.problems[0]}"]
         shown = [f"  - {line}" for line in error.problems[:MOST_PROBLEMS_SHOWN]]

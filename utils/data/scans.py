@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class ScanStore:
         self.normalization = normalization
         self.cache_folder = cache_folder
         self.workers = workers
-        self._entries: dict[Path, str] = {}  # names of the entries of scans that are ready
+        self._entries: dict[Path, tuple[Path, str]] = {}  # folder and name of the entries of scans that are ready
 
     def prepare(self, paths: Sequence[Path]) -> list[str]:
         """Check scans and add those that are new or have changed to the cache; return every problem.
@@ -92,10 +93,10 @@ class ScanStore:
         """
         if self.cache_folder is None:
             return [scan for _, scan in self._read_all(paths) if isinstance(scan, str)]
-        problems: list[str] = []
-        for folder in dict.fromkeys(path.parent for path in paths):
-            problems += self._prepare_folder(self._cache_of(folder), [path for path in paths if path.parent == folder])
-        return problems
+        folders: dict[Path, list[Path]] = {}
+        for path in paths:  # links to one scan share its entry
+            folders.setdefault((path.resolve() if path.is_symlink() else path).parent, []).append(path)
+        return [line for folder, own in folders.items() for line in self._prepare_folder(folder, own)]
 
     def read(self, path: Path) -> Scan:
         """Return a scan.
@@ -105,15 +106,17 @@ class ScanStore:
         InputError
             If the scan cannot be read, or has changed since `prepare`.
         """
-        name = self._entries.get(path)
-        if name is None:
+        if path not in self._entries:
             return self.read_file(path)
-        scan = self._read_entry(self._cache_of(path.parent) / name)
-        if scan is not None:
-            return scan
-        if _entry_name(path) != name:
-            raise InputError(f"{path}: has changed since it was checked; start the same command again")
-        return self.read_file(path)  # somebody has removed or damaged the entry
+        cache, name = self._entries[path]
+        scan = self._read_entry(cache / name)
+        if scan is None:
+            if _entry_name(path) != name:
+                raise InputError(f"{path}: has changed since it was checked; start the same command again")
+            scan = self.read_file(path)  # somebody has removed or damaged the entry
+            with suppress(OSError):
+                _write_entry(cache / name, scan)
+        return scan
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
@@ -126,8 +129,9 @@ class ScanStore:
         key = f"{folder.resolve()}|{self.voxel_size}|{self.normalization}|{FORMAT}"
         return self.cache_folder / f"{folder.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
-    def _prepare_folder(self, cache: Path, paths: list[Path]) -> list[str]:
+    def _prepare_folder(self, folder: Path, paths: list[Path]) -> list[str]:
         """Add the missing entries of one folder's scans."""
+        cache = self._cache_of(folder)
         names = {path: _entry_name(path) for path in paths}
         problems: list[str] = []
         if not names.keys() <= (ready := _ready(cache, names)).keys():
@@ -152,8 +156,8 @@ class ScanStore:
                     raise InputError(f"{cache}: cannot be written ({error}); {HINT}") from error
                 added = len(missing) - len(problems)
                 if added:
-                    print(f"{added} scans of {paths[0].parent} were added to {cache}", flush=True)
-        self._entries |= ready
+                    print(f"{added} scans of {folder} were added to {cache}", flush=True)
+        self._entries |= {path: (cache, name) for path, name in ready.items()}
         return problems
 
     def _read_entry(self, path: Path) -> Scan | None:
@@ -194,8 +198,9 @@ class _Reader(Dataset[Any]):
 
 
 def _entry_name(path: Path) -> str:
-    """Name the entry of a scan as it is now."""
+    """Name the entry of a scan, or of the file it links to, as it is now."""
     try:
+        path = path.resolve() if path.is_symlink() else path
         status = path.stat()
     except OSError:  # reading the scan says what is wrong
         return f"{path.name}-missing"

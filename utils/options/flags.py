@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from model.conventions import NORMALIZATIONS
+
 EPILOGUE = "The bash script of the same name sets these flags from variables; docs/variables.md explains each."
 Settings = TypeVar("Settings")
 
@@ -208,8 +210,8 @@ def add_released_normalization(group: Any) -> None:
     flag(
         group, "--normalization", None, str,
         "for a checkpoint that the authors released: brain, or legacy for weights from before 2023-11-21; "
-        "checkpoints of this project know theirs",
-        choices=("brain", "legacy"),
+        "our checkpoints store it",
+        choices=NORMALIZATIONS,
     )  # fmt: skip
 
 
@@ -218,15 +220,16 @@ def add_device(group: Any) -> None:
     flag(group, "--device", "auto", str, "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))
 
 
-def add_machine_flags(group: Any, cache_folder: str | None, batch_size: str | None) -> None:
+def add_machine_flags(group: Any, cache_folder: str | None, batch_size: str | None, precision: str = "float32") -> None:
     """Add the flags that depend on the machine alone; None leaves one out."""
     if batch_size is not None:
         flag(group, "--batch_size", batch_size, count, "scans in a batch, of each process")
     flag(group, "--num_workers", "8", whole, "processes that read scans, at most one a core; 0: the main process reads")
     add_device(group)
     flag(
-        group, "--precision", "auto", str,
-        "of the network; head and losses always use float32. auto: bfloat16 on CUDA, float32 on a CPU",
+        group, "--precision", precision, str,
+        "of the network; head and losses always use float32. auto: bfloat16 on CUDA, float32 on a CPU; bfloat16 moves "
+        "ages by up to a year",
         choices=("auto", "bfloat16", "float32"),
     )  # fmt: skip
     if cache_folder is not None:

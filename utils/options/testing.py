@@ -42,7 +42,6 @@ def testing_parser(stage: int) -> Parser:
     flag(group, "--plot_name", "brain_age.png", str, "file name of the scatter plot")
     if stage == 1:
         flag(group, "--split", "test", str, "name of the split, for <split>_discretized_age.npy")
-        add_age_interval(group)
     else:
         add_first_stage_checkpoint(group)
         flag(
@@ -52,8 +51,7 @@ def testing_parser(stage: int) -> Parser:
     group = parser.add_argument_group("released checkpoints", "Checkpoints of this project know these themselves.")
     flag(group, "--use_sex --use_gender", None, boolean, "which of the two heads to use; default: the one with sex")
     add_released_normalization(group)
-    if stage == 2:
-        add_age_interval(group, None, "step of the discretized ages, years; default: 5")
+    add_age_interval(group, None, "step of the discretized ages, years; default: 5")
     add_machine_flags(parser.add_argument_group("machine"), "data/cache", "8")
     ignore(parser, "--model", "--model_name", "--sorter", "--loss", "--aux_loss", "--lbd", "--beta")
     return parser

@@ -39,8 +39,8 @@ def training_parser(stage: int) -> Parser:
     else:
         parser = Parser(
             "Train the second stage of TSAN: the residual to the first stage's discretized ages.\n\n"
-            "Reads <split>_discretized_age.npy beside the first stage's checkpoint; the first stage\n"
-            "itself is not run. Writes best.pt, last.pt, metrics.csv, hyperparameters.json and\n"
+            "The network is that of the first stage's checkpoint, with another head. Reads\n"
+            "<split>_discretized_age.npy beside that checkpoint; the first stage is not run. Writes best.pt, last.pt, metrics.csv, hyperparameters.json and\n"
             "TensorBoard events to the output folder."
         )
     _add_data_flags(parser.add_argument_group("data"), stage)
@@ -48,11 +48,11 @@ def training_parser(stage: int) -> Parser:
     _add_loss_flags(parser)
     _add_optimization_flags(parser.add_argument_group("optimization"), stage)
     machine = parser.add_argument_group("machine")
-    add_machine_flags(machine, "data/cache", None)
+    add_machine_flags(machine, "data/cache", None, "auto")
     _add_memory_flags(machine)
     ignore(parser, "--print_freq", "--warmup_lr_init", "--model_name", "--npz_name", "--plot_name")
     if stage == 2:
-        ignore(parser, "--test_folder")
+        ignore(parser, "--test_folder", "--model", "--use_gender")
     return parser
 
 
@@ -100,7 +100,7 @@ def _add_data_flags(group: argparse._ArgumentGroup, stage: int) -> None:
         add_age_interval(group)
         flag(
             group, "--folds", "0", folds,
-            "train so many more networks, each without one part of the training set, to give its subjects "
+            "train this many additional networks, each without one part of the training set, to give its subjects "
             "out-of-fold ages; for first stages that overfit. 0: none",
         )  # fmt: skip
         return
@@ -122,6 +122,14 @@ def _add_data_flags(group: argparse._ArgumentGroup, stage: int) -> None:
 
 def _add_network_flags(group: argparse._ArgumentGroup, stage: int) -> None:
     flag(
+        group, "--initialization", "live", str.lower,
+        "live: estimates start at the mean training age; released: as the authors' code, where a ReLU may start dead",
+        choices=("live", "released"),
+    )  # fmt: skip
+    if stage == 2:
+        add_released_normalization(group)
+        return
+    flag(
         group, "--model", "scaledense", str.lower,
         "scaledense: the network of the released code; scaledense_paper: the lighter one of the paper's figure",
         choices=MODELS,
@@ -137,18 +145,10 @@ def _add_network_flags(group: argparse._ArgumentGroup, stage: int) -> None:
         group, "--flip_averaging", "false", boolean,
         "whether an estimate is the mean over the scan and its left-right mirror image",
     )  # fmt: skip
-    flag(
-        group, "--initialization", "live", str.lower,
-        "live: estimates start at the mean training age; released: as the authors' code, where a ReLU may start dead",
-        choices=("live", "released"),
-    )  # fmt: skip
-    if stage == 2:
-        add_released_normalization(group)
-        return
     flag(group, "--voxel_size", "2", count, "mm, of the network's grid: 2 or a multiple, to which scans are averaged")
     flag(
         group, "--field_of_view", "brain", str.lower,
-        "brain: only the box of the brain, 40 %% less work; whole: the whole grid, as the authors",
+        "brain: only the box of the brain, a third of the voxels less; whole: the whole grid, as the authors",
         choices=("brain", "whole"),
     )  # fmt: skip
     flag(
@@ -254,8 +254,8 @@ def sorter_parser() -> Parser:
         "Only --ranking sodeep needs one. Writes one file, and prints how well the sorter ranks\n"
         "new ages."
     )
-    flag(parser, "--output", "runs/sorter_8.pt", Path, "file for the sorter; must not exist")
-    flag(parser, "--length", "8", count, "how many ages it ranks: the batch size of the training that will use it")
+    flag(parser, "--output", "runs/sorter_16.pt", Path, "file for the sorter; must not exist")
+    flag(parser, "--length", "16", count, "how many ages it ranks: the batch size of the training that will use it")
     flag(parser, "--model_type", "lstmla", str, "lstm: 128 units; lstmla: 512, the authors'", choices=SORTER_TYPES)
     flag(parser, "--youngest", "0", float, "years, lowest age that is drawn")
     flag(parser, "--oldest", "110", float, "years, highest age that is drawn")

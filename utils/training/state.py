@@ -30,9 +30,9 @@ class Progress:
     Parameters
     ----------
     epoch : int
-        That is under way.
+        The current one, from 0.
     step : int
-        Batches of it that are done.
+        Batches of it already processed.
     sums : dict of str to float
         Of the losses over the subjects of these batches, and ``subjects``.
     best : [bool, float]
@@ -108,7 +108,8 @@ class RunState:
         """
         state = load_checkpoint(self.path)
         flags = self._all_flags()
-        if flags["keep"] == "last" and state["epoch"] > flags["epochs"]:
+        lowered = state["flags"]["epochs"] != flags["epochs"] <= state["epoch"]
+        if flags["keep"] == "last" and lowered:
             raise InputError(f"{self.path}: has {state['epoch']} epochs already; raise EPOCHS (--epochs) to that")
         free = {*FREE_ON_RESUME, *(["epochs"] if flags["scheduler"] != "cosine" else [])}
         changed = [

@@ -131,7 +131,7 @@ class Trainer:
                 f"--batch_size: a step has {joint} subjects, but the sorter ranks {needed}; set BATCH_SIZE so "
                 f"that all processes together have {needed}, or use --ranking soft"
             )
-        if needed is not None and 0 < len(self.valid_set) < needed:
+        if needed is not None and 0 < len(self.valid_set) < needed and distributed.rank() == 0:
             print(f"note: the sorter ranks {needed} subjects, so validation on {len(self.valid_set)} has no losses")
         if len(self.batches) == 0:
             raise InputError(
@@ -232,7 +232,7 @@ class Trainer:
 
     @property
     def _saving_interval(self) -> int:
-        """Batches between two savings, never in the middle of an accumulated gradient."""
+        """Batches between two saves, never in the middle of an accumulated gradient."""
         accumulation = self.settings.accumulation_steps
         return accumulation * math.ceil(self.settings.save_every_steps / accumulation)
 
