@@ -32,7 +32,7 @@ distributed.average_statistics(norm)
 assert distributed.gather_objects(distributed.rank()) == list(range(distributed.world_size()))
 if distributed.rank() == 0:
     torch.save([layer.weight.grad, norm.running_mean, norm.running_var], sys.argv[1])
-distributed.barrier()
+del parallel, ages, loss
 distributed.stop()
 """
 

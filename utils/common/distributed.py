@@ -1,6 +1,7 @@
 """The same calls for one process and for many; most do nothing for one."""
 
 import ctypes
+import gc
 import os
 from typing import Any, TypeVar
 
@@ -64,6 +65,7 @@ def stop() -> None:
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
+        gc.collect()  # joins the group's threads, which must not outlive the interpreter
 
 
 def world_size() -> int:
