@@ -19,7 +19,7 @@ def main() -> None:
     from utils.evaluation.reports import announce_report, write_report
     from utils.training.stages import FirstStage
 
-    how = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
+    options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
     check_writable(args.output_dir)
     device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
@@ -38,7 +38,7 @@ def main() -> None:
     )["test"]
     seen = seen_in_training(subjects, args.checkpoint, checkpoint)
     dataset = ScanDataset(subjects, scans)
-    predictions = predict(network.to(device), FirstStage(), dataset, device, label="first stage", **how)
+    predictions = predict(network.to(device), FirstStage(), dataset, device, label="first stage", **options)
     metrics = write_report(
         args.output_dir, subjects, predictions, "First stage", npz_name=args.npz_name, plot_name=args.plot_name
     )

@@ -20,7 +20,7 @@ def main() -> None:
     from utils.evaluation.reports import announce_report, write_report
     from utils.training.stages import FirstStage, SecondStage
 
-    how = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
+    options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
     check_writable(args.output_dir)
     device = distributed.start(args.device)
     paths = {1: args.first_stage_checkpoint, 2: args.checkpoint}
@@ -58,14 +58,14 @@ def main() -> None:
         brain_age = read_discretized_ages(args.discretized_age_file, ids, age_interval, sha256)["brain_age"]
     else:
         dataset = ScanDataset(subjects, scans)
-        ages = predict(networks[1].to(device), FirstStage(), dataset, device, label="first stage", **how)
+        ages = predict(networks[1].to(device), FirstStage(), dataset, device, label="first stage", **options)
         brain_age = ages["brain_age"]
     subjects = add_first_stage_ages(subjects, brain_age, discretize_age(brain_age, age_interval))
     for number, path in paths.items():
         seen_in_training(subjects, path, checkpoints[number])
     stage = SecondStage(age_interval)
     dataset = ScanDataset(subjects, scans)
-    predictions = predict(networks[2].to(device), stage, dataset, device, label="second stage", **how)
+    predictions = predict(networks[2].to(device), stage, dataset, device, label="second stage", **options)
     metrics = write_report(
         args.output_dir, subjects, predictions, "Cascade", stage.columns, args.npz_name, args.plot_name, stage.report
     )

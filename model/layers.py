@@ -69,7 +69,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the weights of the channels of x, (B, C, 1, 1, 1)."""
-        # The gradient of a sum needs no memory and stays channels last; that of a mean does neither.
+        # Unlike a mean, a sum saves nothing for its backward pass, and its gradient stays channels last.
         # Autocast would turn the sum into float32.
         with torch.autocast(x.device.type, enabled=False):
             mean = x.sum((2, 3, 4)) / x[0, 0].numel()

@@ -1,4 +1,4 @@
-"""Read state dicts that name the parameters otherwise: the authors', and those of our earlier versions."""
+"""Read state dicts with other parameter names: the authors', and those of our earlier versions."""
 
 import re
 from collections.abc import Mapping

@@ -141,10 +141,10 @@ def add_first_stage_ages(
     out_of_fold: np.ndarray | None = None,
 ) -> list[Subject]:
     """Return the subjects with the first stage's ages, (N,) float arrays in years."""
-    honest = np.zeros(len(subjects), bool) if out_of_fold is None else out_of_fold
+    unseen = np.zeros(len(subjects), bool) if out_of_fold is None else out_of_fold
     return [
         replace(subject, first_stage_age=float(age), discretized_age=float(discretized), out_of_fold=bool(own))
-        for subject, age, discretized, own in zip(subjects, brain_age, discretized_age, honest, strict=True)
+        for subject, age, discretized, own in zip(subjects, brain_age, discretized_age, unseen, strict=True)
     ]
 
 

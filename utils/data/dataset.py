@@ -60,6 +60,8 @@ class ScanDataset(Dataset[dict[str, Any]]):
 class EpochBatches:
     """Batches of indices: every subject once an epoch, in an order that depends on the seed.
 
+    Several processes leave out the few subjects that do not divide evenly.
+
     Parameters
     ----------
     ages : sequence of float, years, of the subjects
@@ -192,7 +194,9 @@ def to_device(
     if augmentation:
         volumes = augment(volumes, augmentation, seed)
     volumes = normalize(volumes, inverse_deviation, offset)
-    moved["volume"] = volumes[..., None].permute(0, 4, 1, 2, 3)  # strides of one channel last, not of one first
+    moved["volume"] = volumes[..., None].permute(
+        0, 4, 1, 2, 3
+    )  # channels-last strides, which .contiguous() would not give to one channel
     return moved
 
 

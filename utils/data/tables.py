@@ -60,8 +60,8 @@ class LabelTable:
     def find(self, file_name: str) -> str | None:
         """Return the key of the row that belongs to a scan, by the scan's file name.
 
-        That is the first of these names that stands in the table: the
-        file's, that without ``_T1w``, that without session and run.
+        That is the first of these names found in the table: the file's, the
+        same without ``_T1w``, and the person's, without session and run.
         """
         name = scan_name(file_name)
         candidates = (subject_id_of(file_name), name, f"{name}_T1w", person_of(name))
