@@ -57,10 +57,10 @@ def main() -> None:
             config.to_dict(), args.voxel_size, args.normalization, args.age_interval, train_subjects,
             valid_subjects if settings.chooses_by_validation else [],
         )  # fmt: skip
-        datasets = ScanDataset(train_subjects, scans), ScanDataset(valid_subjects, scans)
         return Trainer(
-            network, FirstStage(), criterion, *datasets, folder, settings, flags_of(args), device, identity
-        ).fit()
+            network, FirstStage(), criterion, ScanDataset(train_subjects, scans), ScanDataset(valid_subjects, scans),
+            folder, settings, flags_of(args), device, identity,
+        ).fit()  # fmt: skip
 
     def estimate(checkpoint: Path, subjects: list[Subject], label: str) -> np.ndarray:
         network = load_network(load_checkpoint(checkpoint), stage=1).to(device)
