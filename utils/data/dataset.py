@@ -194,9 +194,8 @@ def to_device(
     if augmentation:
         volumes = augment(volumes, augmentation, seed)
     volumes = normalize(volumes, inverse_deviation, offset)
-    moved["volume"] = volumes[..., None].permute(
-        0, 4, 1, 2, 3
-    )  # channels-last strides, which .contiguous() would not give to one channel
+    # Channels-last strides, which .contiguous() would not give to a single channel.
+    moved["volume"] = volumes[..., None].permute(0, 4, 1, 2, 3)
     return moved
 
 
