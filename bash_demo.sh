@@ -6,6 +6,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
+if (($#)); then
+  echo "error: bash_demo.sh takes no flags; set its variables, such as SUBJECTS=200 bash bash_demo.sh" >&2
+  exit 2
+fi
 export DATA="${DATA:-data}"                           # folder for the simulated cohort
 RUNS="${RUNS:-runs/demo}"                             # folder for both stages' runs
 export SUBJECTS="${SUBJECTS:-120}"                    # simulated brains
@@ -35,8 +39,13 @@ done
 quoted() { local path; for path in "$@"; do printf "'%s' " "${path//\'/\'\\\'\'}"; done; }  # as the program splits them
 VALID="$(quoted "$RUNS/second_stage/valid/predictions.csv")"
 REPORT="$RUNS/brain_age_gap/report.html"
+corrections=linear-gap,linear-prediction,covariate
+if (($(find "$DATA/valid" -name "*.nii.gz" | wc -l) < 10)); then
+  echo "note: fewer than 10 validation brains allow no correction and no intervals; set SUBJECTS to 70 or more"
+  corrections=none VALID=""
+fi
 PREDICTIONS="$(quoted "${tested[@]}")" LABEL_TABLE="$DATA/labels.csv" OUTPUT_DIR="$RUNS/brain_age_gap" \
-  CORRECTION=linear-gap,linear-prediction,covariate FIT_PREDICTIONS="$VALID" CALIBRATION_PREDICTIONS="$VALID" \
+  CORRECTION="$corrections" FIT_PREDICTIONS="$VALID" CALIBRATION_PREDICTIONS="$VALID" \
   CHECKPOINTS="$(quoted "$FIRST_STAGE_CHECKPOINT" "$RUNS/second_stage/best.pt")" \
   bash "$HERE/bash_analyse_brain_age_gap.sh" || REPORT="none, for the reason above"
 

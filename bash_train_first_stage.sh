@@ -33,7 +33,7 @@ LOSS="${LOSS:-mse}"                                   # error of the ages: mse o
 RANKING="${RANKING:-soft}"                            # soft, sodeep (needs SORTER) or none
 RANK_TEMPERATURE="${RANK_TEMPERATURE:-1}"             # years; smaller makes soft ranks sharper
 SORTER="${SORTER:-}"                                  # of bash_train_sorter.sh, of length BATCH_SIZE; empty: none
-RANKING_WEIGHT="${RANKING_WEIGHT:-10}"                # lambda of the paper; 0: neither ranking nor age difference
+RANKING_WEIGHT="${RANKING_WEIGHT:-10}"                # lambda, of ranking and age difference together; 0: neither
 AGE_DIFFERENCE_WEIGHT="${AGE_DIFFERENCE_WEIGHT:-1}"   # beta of the paper
 
 # ---- training ----

@@ -43,6 +43,10 @@ def main() -> None:
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
     criterion.to(device)
+    if device.type == "cpu" and args.voxel_size == 2:
+        print(
+            "note: no GPU is used; at 2 mm a CPU takes minutes for a hundred scans, so try RECIPE=recipes/small_cohort.sh"
+        )
     scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
     folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
     folders = {split: folder for split, folder in folders.items() if folder}
@@ -84,7 +88,8 @@ def main() -> None:
                 ages[split], args.age_interval, sha256_of(best),
                 np.full(len(subjects), split != "train" or args.folds > 0),
             )  # fmt: skip
-        print(f"best weights: {best}\ndiscretized ages: {args.output_dir}/<{'|'.join(cohort)}>_discretized_age.npy")
+        print(f"weights of the {args.keep} epoch: {best}")
+        print(f"discretized ages: {args.output_dir}/<{'|'.join(cohort)}>_discretized_age.npy")
     distributed.stop()
 
 

@@ -70,7 +70,7 @@ def main() -> None:
         ),
     ).fit()  # fmt: skip
     if distributed.rank() == 0:
-        print(f"best weights: {best}")
+        print(f"weights of the {args.keep} epoch: {best}")
     distributed.stop()
 
 

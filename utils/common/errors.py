@@ -50,7 +50,7 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue; for a training, add --resume", file=sys.stderr)
+        print("interrupted; continue with the same command (a training with --resume)", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         lines = _explain(error)

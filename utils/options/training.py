@@ -171,7 +171,7 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     flag(
         group, "--ranking_weight --lbd", "10", not_negative,
-        "lambda of the paper; 0: neither ranking nor age difference",
+        "lambda of the paper, the weight of ranking and age difference together; 0: neither",
     )  # fmt: skip
     flag(group, "--age_difference_weight --beta", "1", not_negative, "beta of the paper")
     flag(
