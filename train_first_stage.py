@@ -44,9 +44,7 @@ def main() -> None:
     device = distributed.start(args.device)
     criterion.to(device)
     if device.type == "cpu" and args.voxel_size == 2:
-        print(
-            "note: no GPU is used; at 2 mm a CPU takes minutes for a hundred scans, so try RECIPE=recipes/small_cohort.sh"
-        )
+        print("note: training at 2 mm on a CPU takes minutes for a hundred scans; try RECIPE=recipes/small_cohort.sh")
     scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
     folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
     folders = {split: folder for split, folder in folders.items() if folder}
