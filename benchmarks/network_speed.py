@@ -76,16 +76,18 @@ def config_of(variant: Variant, args: Namespace) -> NetworkConfig:
 # ---- the limit of the hardware ----
 
 
-def measure_rates(device: torch.device) -> dict[str, float]:
+def measure_rates(device: torch.device, with_bfloat16: bool) -> dict[str, float]:
     """Measure the device: operations per second in each precision, bytes read and written per second.
 
     The operations are those of a matrix product or of a 3x3x3 convolution of
     64 channels, whichever is faster: a CPU's library may be tuned for either.
-    ``tf32`` is float32 with TF32 allowed, which only a GPU has.
+    ``tf32`` is float32 with TF32 allowed, which only a GPU has. A processor
+    without bfloat16 instructions takes minutes for these products.
     """
     rates: dict[str, float] = {}
     size, side = (8192, 96) if device.type == "cuda" else (2048, 32)
-    for name, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bfloat16", torch.bfloat16)):
+    kinds = {"float32": torch.float32, "tf32": torch.float32} | ({"bfloat16": torch.bfloat16} if with_bfloat16 else {})
+    for name, dtype in kinds.items():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
         a, b = torch.randn(2, size, size, device=device).to(dtype)
         volumes = torch.randn(2, side, side, side, 64, device=device).to(dtype).permute(0, 4, 1, 2, 3)

@@ -54,7 +54,7 @@ def main() -> None:
     if args.cohort_size:  # first, while this process is small
         results["cohort"] = measure_cohort(args, device)
         print_figures(f"a cohort of {args.cohort_size} scans", results["cohort"])
-    rates = results["rates"] = measure_rates(device)
+    rates = results["rates"] = measure_rates(device, args.precision != "float32")
     print_figures(results["device_name"], {f"{name}, 1e9 a second": rate / 1e9 for name, rate in rates.items()})
     for task in ("training", "inference"):
         results[task] = measure_all(task, args, rates)
