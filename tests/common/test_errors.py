@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from utils.common.errors import InputError, run_command, user_errors
 
@@ -64,3 +65,20 @@ def test_the_first_of_several_processes_reports(capsys, monkeypatch) -> None:
 def test_user_errors_name_the_place() -> None:
     with pytest.raises(InputError, match=r"^best\.pt: is broken$"), user_errors("best.pt"):
         raise ValueError("is broken")
+
+
+class Unreadable(Dataset):
+    """A data set whose only scan has a problem."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise InputError("a.nii: has changed since it was checked; start the same command again")
+
+
+def test_a_problem_in_a_loaders_worker_has_no_traceback(capsys) -> None:
+    with pytest.raises(InputError) as caught:
+        next(iter(DataLoader(Unreadable(), num_workers=1)))
+    status, lines = fails_with(caught.value, capsys)
+    assert (status, lines) == (2, ["error: a.nii: has changed since it was checked; start the same command again"])

@@ -283,3 +283,25 @@ def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch) -> None:
 def test_a_store_can_be_sent_to_a_process_that_was_not_forked(folder) -> None:
     scans = prepared(folder)
     assert same(pickle.loads(pickle.dumps(scans)), folder)
+
+
+def test_links_to_one_scan_share_its_entry(folder, reads) -> None:
+    """As those of data sets and of the folds of cross-validation."""
+    prepared(folder)
+    reads.clear()
+    links = folder.parent / "fold_1"
+    links.mkdir()
+    for path in folder.iterdir():
+        (links / path.name).symlink_to(path)
+    assert same(prepared(links), links)
+    assert len(reads) == len(list(folder.iterdir()))  # by `same` alone
+    assert len(entries(folder)) == len(list(folder.iterdir()))
+
+
+def test_a_damaged_entry_is_mended_by_the_next_reading(folder, reads) -> None:
+    scans = prepared(folder)
+    os.truncate(entry(folder, "sub-4.nii.gz"), 100)
+    scans.read(folder / "sub-4.nii.gz")
+    reads.clear()
+    scans.read(folder / "sub-4.nii.gz")
+    assert not reads
