@@ -33,8 +33,7 @@ def main() -> None:
     # All scans are checked before the first training; a folder with folds was checked when it was begun.
     begun = (args.output_dir / cross_validation.TABLE).exists()
     scans = None if begun else ScanStore(trainings[0].voxel_size, trainings[0].normalization, None, args.num_workers)
-    use_sex = any(training.use_sex for training in trainings)
-    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=use_sex)["scan"]
+    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=trainings[0].use_sex)["scan"]
     if args.weights_dir and len(subjects) < cross_validation.FEWEST_FOR_WEIGHTS:
         raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the 90 % interval of weights")
     fold = cross_validation.write_folds(args.output_dir, subjects, args.folds, args.seed)

@@ -181,6 +181,7 @@ def test_a_folder_is_continued_with_the_same_settings(
         ([], {"RECIPE": "nowhere.sh"}, "RECIPE=nowhere.sh: no such file"),
         ([], {"VOXEL_SIZE": 3}, "voxel size is 3 mm"),
         ([], {"FOLDS": 0}, "at least 2 folds"),
+        (["--scan_folder", "nowhere"], {"USE_SEX": "false"}, "nowhere: no such folder"),
         (["--stages", 1, "--weights_dir", "w"], {}, "weights hold both stages"),
         (["--flags", "--epochs 3"], {}, "unrecognized arguments: --flags"),
     ],
