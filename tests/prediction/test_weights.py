@@ -14,14 +14,17 @@ from model.cascade import Cascade
 from tests.conftest import save_scan
 from tests.prediction.conftest import AGE_INTERVAL, MANIFEST_ENTRIES
 from utils.common.errors import InputError
+from utils.common.files import PROJECT
 from utils.data.dataset import ScanDataset
 from utils.data.images import model_grid
 from utils.data.scans import ScanStore
 from utils.data.subjects import Subject
 from utils.evaluation.predicting import predict
-from utils.prediction.weights import DEFAULT_FOLDER, MANIFEST, load_mean_volume, load_weights, save_weights
+from utils.prediction.weights import MANIFEST, load_mean_volume, load_weights, save_weights
 from utils.preparation.simulation import draw_subjects, simulate_volume
 from utils.training.stages import FirstStage
+
+SHIPPED = PROJECT / "weights"
 
 YOUNG, OLD = 25.0, 80.0  # years
 LEAST_DIFFERENCE = 5.0  # years, between the estimates of such simulated brains
@@ -112,7 +115,7 @@ def gain_with_age(folder: Path, scans: Path) -> float:
 
 def test_the_shipped_weights_tell_old_brains_from_young_ones(tmp_path) -> None:
     """They were trained on real brains; simulated ones differ by wide ventricles and sulci, thin cortex and lesions."""
-    assert gain_with_age(DEFAULT_FOLDER, tmp_path) > LEAST_DIFFERENCE
+    assert gain_with_age(SHIPPED, tmp_path) > LEAST_DIFFERENCE
 
 
 def test_a_network_that_predicts_a_constant_would_not_pass(checkpoints, tmp_path) -> None:
@@ -126,11 +129,11 @@ def test_a_network_that_predicts_a_constant_would_not_pass(checkpoints, tmp_path
 
 
 def test_the_shipped_weights_estimate_their_mean_volume_within_the_training_ages() -> None:
-    manifest, _ = load_weights(DEFAULT_FOLDER)
+    manifest, _ = load_weights(SHIPPED)
     with torch.inference_mode():
-        age = float(cascade_of(DEFAULT_FOLDER)(load_mean_volume(DEFAULT_FOLDER), torch.tensor([-1]))[0])
+        age = float(cascade_of(SHIPPED)(load_mean_volume(SHIPPED), torch.tensor([-1]))[0])
     assert manifest["age_range"][0] < age < manifest["age_range"][1]
 
 
 def test_all_shipped_weights_are_small() -> None:
-    assert sum(path.stat().st_size for path in DEFAULT_FOLDER.rglob("*") if path.is_file()) < 12e6
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 12e6

@@ -11,6 +11,8 @@ from uuid import uuid4
 
 from utils.common.errors import InputError
 
+PROJECT = Path(__file__).resolve().parents[2]  # the folder with the entry points, their bash scripts and weights/
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

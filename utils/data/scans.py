@@ -95,7 +95,7 @@ class ScanStore:
             return [scan for _, scan in self._read_all(paths) if isinstance(scan, str)]
         folders: dict[Path, list[Path]] = {}
         for path in paths:  # links to one scan share its entry
-            folders.setdefault((path.resolve() if path.is_symlink() else path).parent, []).append(path)
+            folders.setdefault(_source(path).parent, []).append(path)
         return [line for folder, own in folders.items() for line in self._prepare_folder(folder, own)]
 
     def read(self, path: Path) -> Scan:
@@ -199,12 +199,17 @@ class _Reader(Dataset[Any]):
 
 def _entry_name(path: Path) -> str:
     """Name the entry of a scan, or of the file it links to, as it is now."""
+    source = _source(path)
     try:
-        path = path.resolve() if path.is_symlink() else path
-        status = path.stat()
+        status = source.stat()
     except OSError:  # reading the scan says what is wrong
-        return f"{path.name}-missing"
-    return f"{path.name}-{status.st_size}-{status.st_mtime_ns}"
+        return f"{source.name}-missing"
+    return f"{source.name}-{status.st_size}-{status.st_mtime_ns}"
+
+
+def _source(path: Path) -> Path:
+    """Return a scan's own file: the path, or what it links to."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _ready(cache: Path, names: dict[Path, str]) -> dict[Path, str]:

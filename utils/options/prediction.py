@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from utils.common.files import PROJECT
 from utils.options.flags import (
     Parser,
     add_label_table,
@@ -13,8 +14,6 @@ from utils.options.flags import (
     optional_path,
     whole,
 )
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def prediction_parser() -> Parser:

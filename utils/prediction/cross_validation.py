@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.common.checkpoints import load_checkpoint
 from utils.common.errors import InputError
-from utils.common.files import replacing, sha256_of, write_json
+from utils.common.files import PROJECT, replacing, sha256_of, write_json
 from utils.data.cohort import split_into_folds
 from utils.data.dataset import ScanDataset, make_loader, to_device
 from utils.data.scans import ScanStore
@@ -29,7 +29,6 @@ from utils.training.state import FREE_ON_RESUME
 
 Report = Callable[[Predictions], tuple[dict[str, float], str]]
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLE = "folds.csv"
 ALL = "all"  # the fold without test subjects
 FEWEST_FOR_WEIGHTS = 10  # subjects; fewer give no 90 % interval
@@ -116,13 +115,13 @@ def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
     """
     _, script, flags = list(_steps(1, 1, False, settings, "auto"))[stage - 1]
     done = subprocess.run(
-        ["bash", "-c", SHOW_ARGUMENTS, str(ROOT / script), *flags],
+        ["bash", "-c", SHOW_ARGUMENTS, str(PROJECT / script), *flags],
         env=_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise InputError(done.stderr.strip().removeprefix("error: "))
     words = done.stdout.split("\0")[:-1]
-    return words[words.index(str(ROOT / f"train_{STAGES[stage - 1]}.py")) + 1 :]
+    return words[words.index(str(PROJECT / f"train_{STAGES[stage - 1]}.py")) + 1 :]
 
 
 def check_settings(settings: CrossValidation, trainings: Sequence[Mapping[str, Any]]) -> None:
@@ -248,7 +247,7 @@ def _run(folder: Path, script: str, flags: Sequence[str]) -> None:
     log = folder / f"{Path(script).stem.removeprefix('bash_')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
-        command = ["bash", str(ROOT / script), *flags]
+        command = ["bash", str(PROJECT / script), *flags]
         status = subprocess.run(command, stdout=file, stderr=file, env=_environment(), check=False).returncode
     if status:
         lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]

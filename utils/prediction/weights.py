@@ -19,7 +19,6 @@ from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 MANIFEST = "weights.json"
 CARD = "MODEL_CARD.md"
 MEAN_VOLUME = "mean_volume.safetensors"
-DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "weights"
 STAGES = ("first_stage", "second_stage")
 NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and a check of each
     "members": lambda value: value >= 1,

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.common import distributed
-from utils.common.files import replacing, write_json
+from utils.common.files import PROJECT, replacing, write_json
 from utils.evaluation.metrics import Predictions
 from utils.evaluation.reports import plot_ages
 
@@ -97,11 +97,10 @@ def describe_run(device: torch.device) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "missing"
-    root = Path(__file__).resolve().parents[2]
     commit = None
-    if (root / ".git").exists():
+    if (PROJECT / ".git").exists():
         found = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "-C", str(PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         )
         commit = found.stdout.strip() if found.returncode == 0 else None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
