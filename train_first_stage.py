@@ -43,7 +43,7 @@ def main() -> None:
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
     criterion.to(device)
-    if device.type == "cpu" and args.voxel_size == 2:
+    if device.type == "cpu" and args.voxel_size == 2 and distributed.rank() == 0:
         print("note: training at 2 mm on a CPU takes minutes for a hundred scans; try RECIPE=recipes/small_cohort.sh")
     scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
     folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
