@@ -46,6 +46,8 @@ class LabelTable:
         the row.
     missing_ages : dict of subject_id to str
         The same of ages that are not given; no problem where none is needed.
+    sites : dict of subject_id to str
+        The scanner or center, if a column was named.
     complaint : str
         Not empty if the table has no age column at all.
     """
@@ -55,6 +57,7 @@ class LabelTable:
     sexes: dict[str, int] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     missing_ages: dict[str, str] = field(default_factory=dict)
+    sites: dict[str, str] = field(default_factory=dict)
     complaint: str = ""
 
     def find(self, file_name: str) -> str | None:
@@ -69,12 +72,12 @@ class LabelTable:
 
 
 def subject_id_of(file_name: str) -> str:
-    """Return a file's name without folder and NIfTI extension.
+    """Return a file's name without folder and the extension of an image.
 
     >>> subject_id_of("data/sub-0001.nii.gz")
     'sub-0001'
     """
-    return re.sub(r"\.nii(\.gz)?$", "", file_name.replace("\\", "/").rsplit("/", 1)[-1].strip())
+    return re.sub(r"\.(nii(\.gz)?|mg[zh])$", "", file_name.replace("\\", "/").rsplit("/", 1)[-1].strip())
 
 
 def scan_name(file_name: str) -> str:
@@ -86,7 +89,7 @@ def scan_name(file_name: str) -> str:
     return subject_id_of(file_name).removesuffix(".anat").removesuffix("_T1w")
 
 
-def read_label_table(path: Path) -> LabelTable:
+def read_label_table(path: Path, site_column: str = "") -> LabelTable:
     """Read subjects, ages and sexes.
 
     Parameters
@@ -96,11 +99,14 @@ def read_label_table(path: Path) -> LabelTable:
         or ``.xls``. With a header row,
         the columns are found by name; without one they are subject or file
         name, age, sex.
+    site_column : str
+        Name of the column that tells the scanner or center; empty: none is read.
 
     Raises
     ------
     InputError
-        If the file is missing or unreadable, or has no subject column.
+        If the file is missing or unreadable, or has no subject column or
+        not the site column.
     """
     cells = read_cells(path)
     if cells.empty:
@@ -116,6 +122,8 @@ def read_label_table(path: Path) -> LabelTable:
         columns = {"subject_id": 0, "age": 1, "sex": 2 if cells.shape[1] > 2 else None}
     if columns["subject_id"] is None:
         raise InputError(f"{path}: has no subject column (found {', '.join(names)}); name it subject_id")
+    if site_column and plain_name(site_column) not in names:
+        raise InputError(f"{path}: has no column {site_column} (found {', '.join(names)}); correct SITE_COLUMN")
     table = LabelTable(path)
     if columns["age"] is None:
         table.complaint = f"{path}: has no age column (found {', '.join(names)}); name it age"
@@ -147,6 +155,10 @@ def read_label_table(path: Path) -> LabelTable:
             sex = read_sex(str(row[columns["sex"]]))
             if sex is not None:
                 table.sexes[subject_id] = sex
+        if site_column:
+            table.sites[subject_id] = str(row[names.index(plain_name(site_column))]).strip()
+            if table.sites[subject_id].lower() in MISSING:
+                problems.append(f"{where}: {subject_id} has no {site_column}; add it")
     return table
 
 

@@ -239,6 +239,15 @@ def add_machine_flags(group: Any, cache_folder: str | None, batch_size: str | No
         )  # fmt: skip
 
 
+def add_brain_extracted(group: Any) -> None:
+    """Add whether scans are brains without skulls."""
+    flag(
+        group, "--brain_extracted", "auto", str,
+        "whether raw scans are brains without skulls, which are not extracted again; auto: tell each by its zeros",
+        choices=("auto", "true", "false"),
+    )  # fmt: skip
+
+
 def add_timeout(group: Any) -> None:
     """Add the limit of time for preprocessing a scan."""
     flag(group, "--timeout", "600", positive, "seconds after which preprocessing gives up a scan")

@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.common.choices import PATIENT_GAPS
 from utils.options.flags import (
     Parser,
+    add_brain_extracted,
     add_device,
     add_timeout,
     boolean,
@@ -29,13 +30,15 @@ def preprocessing_parser() -> Parser:
     )
     flag(
         parser, "--input", "raw", Path,
-        "a scan, a folder of scans (.nii, .nii.gz), or a BIDS data set (sub-*/[ses-*/]anat/*_T1w.nii.gz)",
+        "a scan, a folder of scans (.nii, .nii.gz, .mgz), or a BIDS data set (sub-*/[ses-*/]anat/*_T1w.nii.gz)",
     )  # fmt: skip
     flag(parser, "--output_dir", "preprocessed", Path, "folder for the results")
     flag(
-        parser, "--registration", "nonlinear", str, "to the template; docs/preprocessing.md compares the two",
-        choices=("nonlinear", "affine"),
+        parser, "--registration", "affine", str,
+        "to the template: affine, as the weights that ship; nonlinear, as the paper. docs/preprocessing.md compares them",
+        choices=("affine", "nonlinear"),
     )  # fmt: skip
+    add_brain_extracted(parser)
     flag(parser, "--num_workers", "0", whole, "scans at a time; 0: one a core, with 2 GiB of memory each")
     flag(
         parser, "--shard", "1/1", _shard,

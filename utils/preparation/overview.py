@@ -11,10 +11,11 @@ import numpy as np
 from filelock import FileLock
 
 from utils.common.files import replacing
-from utils.preparation.quality import LIMITS, PICTURE_SIZE
+from utils.preparation.parameters import LIMITS
 from utils.preparation.records import DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS, Record, read_records
 
 MOST_SHOWN = 20  # scans in the summary
+PICTURE_SIZE = (1224, 936)  # pixels, of `utils.preparation.quality.draw_picture`
 COLUMNS = (
     "name", "verdict", "reasons", *LIMITS, "signal", "noise", "seconds", "memory", "source", "fingerprint", "versions",
 )  # fmt: skip

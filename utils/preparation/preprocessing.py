@@ -3,9 +3,8 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK
@@ -13,25 +12,16 @@ import torch
 from deepbet import BrainExtraction
 from scipy import ndimage
 
-from utils.data.images import MNI152_T1_2MM
 from utils.preparation import registration
-from utils.preparation.quality import LIMITS, Alignment, cut_area, measure_quality
+from utils.preparation.parameters import BIAS_VOXEL, LIMITS, MASK_LEVEL, MASK_SIGMA, RESOLUTION
+from utils.preparation.quality import Alignment, cut_area, measure_quality
 from utils.preparation.raw_scans import RawScan, UnusableScanError, read_raw_scan
-from utils.preparation.template import NAME, Template, load_template, sample, smooth_to
-
-FORMAT = 1  # increase it when the same scan and parameters give another result
-PACKAGES = (
-    "deepbet", "connected-components-3d", "fill_voids", "picsl_greedy", "SimpleITK", "nilearn", "scipy", "numpy",
-    "nibabel", "torch",
-)  # fmt: skip
+from utils.preparation.template import Template, load_template, sample, smooth_to
 
 LEAST_BRAIN = 100_000  # cubic mm
-MASK_SIGMA = 1.6  # mm, of the Gaussian that smooths the probability of brain
-MASK_LEVEL = 0.3  # threshold of that probability; 0.5 without smoothing cuts off 2 % of the brain
 LEAST_START = 0.75  # correlation with the template at the start; upright whole brains reach 0.8 or more
-BIAS_VOXEL = 8.0  # mm, of the grid on which the bias field is fitted
 BIAS_ITERATIONS = [50, 50, 50, 50]
-RESOLUTION = 2.0  # mm
+THREADS = 2  # of brain extraction and bias field, whatever the machine has: their last digits depend on it
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,8 @@ class PreparedScan:
         See `utils.preparation.quality`.
     notes : list of str
         What the scan leaves uncertain.
+    extracted : bool
+        Whether the scan was a brain without its skull.
     """
 
     volume: np.ndarray
@@ -56,35 +48,12 @@ class PreparedScan:
     native_mask: np.ndarray
     quality: dict[str, float]
     notes: list[str]
+    extracted: bool
 
 
-def fingerprint(registration_kind: str) -> dict[str, Any]:
-    """Return what determines the result: steps, parameters, template, versions of the packages."""
-    return {
-        "format": FORMAT,
-        "registration": registration_kind,
-        "template": NAME,
-        "grid": {"shape": MNI152_T1_2MM.shape, "affine": MNI152_T1_2MM.affine.tolist()},
-        "steps": [
-            "reorient to RAS, background to 0, crop to the head",
-            f"brain extraction: deepbet, smoothed by {MASK_SIGMA:g} mm, above {MASK_LEVEL:g}",
-            f"bias field: N4 (SimpleITK) inside the brain at {BIAS_VOXEL:g} mm, mean 1",
-            "start: 24 orientations and tilts, correlation at 8 mm",
-            f"affine: greedy {registration.AFFINE}",
-            *([f"nonlinear: greedy {registration.NONLINEAR}"] if registration_kind == "nonlinear" else []),
-            f"one linear resampling, after smoothing finer voxels to {RESOLUTION:g} mm; zero outside the brain",
-        ],
-        "limits": {name: [None if np.isinf(v) else v for v in limits[1:]] for name, limits in LIMITS.items()},
-        "versions": package_versions(),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that affect the result."""
-    return {package: version(package) for package in PACKAGES}
-
-
-def preprocess_scan(path: Path, registration_kind: str, device: str, threads: int) -> PreparedScan:
+def preprocess_scan(
+    path: Path, registration_kind: str, device: str, threads: int, extracted: bool | None = None
+) -> PreparedScan:
     """Extract the brain of a raw scan, and register and resample it to the model's grid.
 
     Parameters
@@ -94,19 +63,23 @@ def preprocess_scan(path: Path, registration_kind: str, device: str, threads: in
     device : {"auto", "cuda", "cpu"}
         Of the brain extraction; everything else runs on the CPU.
     threads : int
+        Of the nonlinear registration; the result does not depend on it.
+    extracted : bool or None
+        Whether the scan shows a brain without a skull; None: found out by
+        `utils.preparation.raw_scans.looks_extracted`.
 
     Raises
     ------
     UnusableScanError
         If the scan cannot be preprocessed.
     """
-    torch.set_num_threads(threads)
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    torch.set_num_threads(THREADS)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(THREADS)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     template = load_template()
-    scan, brain = _find_upright_brain(path, device, template)
-    matrix = registration.register_affine(brain.normalized, scan.affine, template, brain.start, threads)
+    scan, brain = _find_upright_brain(path, device, template, extracted)
+    matrix = registration.register_affine(brain.normalized, scan.affine, template, brain.start)
     displacement = None
     if registration_kind == "nonlinear":
         displacement = registration.register_nonlinear(brain.normalized, scan.affine, template, matrix, threads)
@@ -115,9 +88,9 @@ def preprocess_scan(path: Path, registration_kind: str, device: str, threads: in
     inside = sample(brain.mask.astype(np.float32), scan.affine, matrix, displacement) > 0.5
     volume = np.where(inside, head, 0)
     alignment = Alignment(scan.affine, matrix, displacement, scan.header)
-    quality = measure_quality(volume, brain.corrected, brain.mask, alignment, template)
+    quality = measure_quality(volume, brain.corrected, brain.mask, alignment, scan.scanned, template)
     native_mask = scan.to_native(brain.mask.astype(np.uint8))
-    return PreparedScan(volume, head, native_mask, quality, scan.notes)
+    return PreparedScan(volume, head, native_mask, quality, scan.notes, scan.extracted)
 
 
 @lru_cache(maxsize=2)
@@ -219,25 +192,28 @@ class Brain(NamedTuple):
 
 def find_brain(scan: RawScan, device: str, template: Template) -> Brain:
     """Extract the brain, correct its bias field, and find a start for the registration."""
-    mask = extract_brain(scan.volume, scan.voxel_size, device)
+    if scan.extracted:
+        mask = ndimage.binary_fill_holes(scan.volume > 0)
+    else:
+        mask = extract_brain(scan.volume, scan.voxel_size, device)
     corrected = correct_bias_field(scan.volume, mask, scan.voxel_size)
     normalized = np.where(mask, corrected / np.percentile(corrected[mask], 99), 0).astype(np.float32)
     start, turn, score = registration.find_start(normalized, mask, scan.affine, template)
     return Brain(mask, corrected, normalized, start, turn, score)
 
 
-def _find_upright_brain(path: Path, device: str, template: Template) -> tuple[RawScan, Brain]:
+def _find_upright_brain(path: Path, device: str, template: Template, extracted: bool | None) -> tuple[RawScan, Brain]:
     """Find the brain even if the header is wrong, because brain extraction expects an upright head."""
 
     def attempt(turn: np.ndarray | None) -> tuple[RawScan, Brain]:
-        scan = read_raw_scan(path, turn)
+        scan = read_raw_scan(path, turn, extracted)
         return scan, find_brain(scan, device, template)
 
     best = attempt(None)
     if best[1].turn is not None:
         best = attempt(best[1].turn)
     scan, brain = best
-    cut = cut_area(brain.corrected, brain.mask, scan.voxel_size) > LIMITS["cut_area"].doubt_above
+    cut = cut_area(brain.mask, scan.scanned, scan.voxel_size) > LIMITS["cut_area"].doubt_above
     if brain.score < LEAST_START and not cut:  # what was found resembles no brain: try the other orientations
         for turn in registration.cube_rotations()[1:]:
             with suppress(UnusableScanError):

@@ -5,12 +5,14 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from utils.common.errors import InputError
 from utils.common.files import check_writable, replacing, write_json
 from utils.data.images import MNI152_T1_2MM
 from utils.preparation.overview import picture_path, write_overview
+from utils.preparation.parameters import fingerprint, package_versions
 from utils.preparation.raw_scans import RawFile, UnusableScanError
 from utils.preparation.records import DESCRIPTION, FAIL, QC_FOLDER, VERDICTS, Record, read_record, record_path
 
@@ -30,6 +33,7 @@ MEMORY = 2 * 2**30  # bytes that one process may need
 GPU_MEMORY = 4 * 2**30  # the same for the GPU; an estimate
 SCANS_PER_PROCESS = 20  # after which a process is replaced, so that its memory does not grow
 LOG_PAUSE = 30.0  # s between two reports of progress, if they go to a file
+EXTRACTED = {"auto": None, "true": True, "false": False}  # what --brain_extracted means
 LEVELS = 4095  # of stored intensities
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # waiting threads leave their cores to others
 
@@ -43,6 +47,7 @@ class Settings:
     device: str
     keep_failed: bool
     save_masks: bool
+    brain_extracted: str = "auto"
     threads: int = 1
 
 
@@ -68,15 +73,10 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     InputError
         If the output folder cannot be written, or holds other scans of these names.
     """
-    # Imported here because these imports take seconds.
-    import torch
-
-    from utils.preparation.preprocessing import fingerprint
-
     folder = settings.output_dir
     check_writable(folder)
     _check_outputs(scans, folder)
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    if settings.device == "cuda" and not _gpu_memory():
         raise InputError("--device cuda: no CUDA GPU is visible; use --device auto or cpu")
     content = fingerprint(settings.registration)
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -93,8 +93,8 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     cores = len(os.sched_getaffinity(0))
     if not workers:
         room = [_main_memory() // MEMORY]
-        if settings.device != "cpu" and torch.cuda.is_available():
-            room.append(torch.cuda.mem_get_info()[0] // GPU_MEMORY)
+        if settings.device != "cpu" and _gpu_memory():
+            room.append(_gpu_memory() // GPU_MEMORY)
         workers = max(1, min(cores, *room))
     workers = min(workers, max(1, len(waiting)))
     settings = replace(settings, threads=max(1, cores // workers))
@@ -133,6 +133,16 @@ def _main_memory() -> int:
         return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no such group, or no limit
         return machine
+
+
+@cache
+def _gpu_memory() -> int:
+    """Return the free bytes of the GPU's memory, 0 without a GPU."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    import torch  # takes a second, which a machine without GPU need not wait
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
 def _check_outputs(scans: Sequence[RawFile], folder: Path) -> None:
@@ -179,16 +189,19 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> Record:
     started = time.perf_counter()
     folder = settings.output_dir
     output, picture = _brain_path(folder, scan.name), picture_path(folder, scan.name)
-    record = _new_record(scan, settings.registration, key)
+    record = _new_record(scan, settings, key)
     kept = False
     try:
-        prepared = preprocess_scan(scan.path, settings.registration, settings.device, settings.threads)
+        prepared = preprocess_scan(
+            scan.path, settings.registration, settings.device, settings.threads, EXTRACTED[settings.brain_extracted]
+        )
     except UnusableScanError as error:
         record |= {"verdict": FAIL, "reasons": [str(error)]}
         picture.unlink(missing_ok=True)
     else:
         verdict, reasons = judge(prepared.quality, prepared.notes)
         record |= {"verdict": verdict, "reasons": reasons, "quality": prepared.quality}
+        record["extracted"] = prepared.extracted
         with replacing(picture) as temporary:
             draw_picture(temporary, prepared.head, prepared.volume, load_template(), scan.name, verdict, reasons)
         if settings.save_masks:
@@ -216,7 +229,7 @@ def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, 
         result = f"its process died with exit code {error.exitcode}, perhaps out of memory; lower NUM_WORKERS"
     if not isinstance(result, str):
         return result
-    record = _new_record(scan, settings.registration, key) | {"verdict": FAIL, "reasons": [result], "finished": False}
+    record = _new_record(scan, settings, key) | {"verdict": FAIL, "reasons": [result], "finished": False}
     folder = settings.output_dir
     try:
         for stale in (_brain_path(folder, scan.name), picture_path(folder, scan.name)):
@@ -227,14 +240,12 @@ def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, 
     return record
 
 
-def _new_record(scan: RawFile, registration: str, key: str) -> Record:
+def _new_record(scan: RawFile, settings: Settings, key: str) -> Record:
     """Start the record of a scan; ``finished`` is false if another run should try again."""
-    from utils.preparation.preprocessing import package_versions
-
     return {
         "name": scan.name, "source": str(scan.path.resolve()), "stamp": _stamp(scan.path), "fingerprint": key,
-        "registration": registration, "versions": package_versions(), "quality": {}, "seconds": 0.0, "memory": 0.0,
-        "finished": True,
+        "registration": settings.registration, "brain_extracted": settings.brain_extracted, "extracted": None,
+        "versions": package_versions(), "quality": {}, "seconds": 0.0, "memory": 0.0, "finished": True,
     }  # fmt: skip
 
 
@@ -243,6 +254,8 @@ def _finished(scan: RawFile, settings: Settings, key: str) -> Record | None:
     folder = settings.output_dir
     record = read_record(folder, scan.name)
     if not record or not record["finished"] or record["fingerprint"] != key or record["stamp"] != _stamp(scan.path):
+        return None
+    if record["brain_extracted"] != settings.brain_extracted:
         return None
     wanted = record["verdict"] != FAIL or (settings.keep_failed and record["quality"])
     if _brain_path(folder, scan.name).exists() != bool(wanted):

@@ -3,44 +3,15 @@
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage, signal
 
+from utils.preparation.parameters import LIMITS
 from utils.preparation.records import DOUBTFUL, FAIL, PASS
 from utils.preparation.template import Template, sample, voxel_coordinates
 
-
-class Limits(NamedTuple):
-    """The meaning of a quantity, and the values beyond which a scan is doubtful or fails."""
-
-    meaning: str
-    fail_below: float = -np.inf
-    doubt_below: float = -np.inf
-    doubt_above: float = np.inf
-    fail_above: float = np.inf
-
-
-# Chosen by the damaged scans of docs/preprocessing.md.
-LIMITS = {
-    "brain_volume": Limits("brain with cerebrospinal fluid, ml", 600, 900, 2200, 2600),
-    "dice": Limits("Dice overlap with the template's brain", 0.88, 0.92),
-    "coverage": Limits("share of the template's brain that the brain covers", 0.85, 0.93),
-    "correlation": Limits("correlation with the template inside its brain", 0.30, 0.45),
-    "outside_field_of_view": Limits(
-        "share of the template's brain outside the scan", doubt_above=0.005, fail_above=0.1
-    ),
-    "rotation": Limits("rotation against the header's axes, degrees", doubt_above=60),
-    "smallest_scale": Limits("smallest scaling of the affine", 0.5, 0.7),
-    "largest_scale": Limits("largest scaling of the affine", doubt_above=1.25, fail_above=1.6),
-    "signal_to_noise": Limits("bright tissue, in standard deviations of the noise", 2, 5),
-    "cut_area": Limits("brain at the border of the scan, square cm", doubt_above=8, fail_above=50),
-    "affine_dice": Limits("Dice overlap before nonlinear registration", 0.80, 0.88),
-    "smallest_jacobian": Limits("smallest change of volume by nonlinear registration; 0: folded", doubt_below=0.0),
-    "largest_jacobian": Limits("largest change of volume by nonlinear registration", doubt_above=6),
-}
 NONLINEAR_ONLY = ("affine_dice", "smallest_jacobian", "largest_jacobian")
 
 PICTURE_ZOOM = 2
@@ -48,7 +19,6 @@ COLOURS = 96  # of a picture
 LINE = 6  # slices side by side
 SURROUNDINGS = 6  # voxels around the brain that a picture shows; the face is further away
 AXIAL, CORONAL, SAGITTAL = (24, 34, 44, 54, 64), (32, 48, 64, 80), (30, 45, 60)  # voxels of the 2 mm grid
-PICTURE_SIZE = (1224, 936)  # pixels; follows from these slices and their zoom
 TEMPLATE_COLOUR, MASK_COLOUR = (255, 80, 80), (80, 220, 120)
 
 
@@ -71,7 +41,12 @@ class Alignment:
 
 
 def measure_quality(
-    volume: np.ndarray, native: np.ndarray, native_mask: np.ndarray, alignment: Alignment, template: Template
+    volume: np.ndarray,
+    native: np.ndarray,
+    native_mask: np.ndarray,
+    alignment: Alignment,
+    scanned: tuple[slice, ...],
+    template: Template,
 ) -> dict[str, float]:
     """Measure the quantities that `judge` needs.
 
@@ -81,6 +56,8 @@ def measure_quality(
     native : (D, H, W) float32 array, the scan without its bias field
     native_mask : (D, H, W) bool array, the brain
     alignment : Alignment
+    scanned : tuple of 3 slice
+        The box of the native volume that was scanned.
     template : Template
 
     Returns
@@ -102,7 +79,7 @@ def measure_quality(
         "coverage": both / brain.sum(),
         "correlation": _correlation(volume[brain], template.volume[brain]),
         "outside_field_of_view": outside.mean(),
-        "cut_area": cut_area(native, native_mask, np.linalg.norm(alignment.affine[:3, :3], axis=0)),
+        "cut_area": cut_area(native_mask, scanned, np.linalg.norm(alignment.affine[:3, :3], axis=0)),
         "rotation": np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))),
         "smallest_scale": scales[-1],
         "largest_scale": scales[0],
@@ -169,13 +146,12 @@ def misplacement(volume: np.ndarray, template: Template) -> np.ndarray:
     return np.array(np.unravel_index(agreement.argmax(), volume.shape)) - (np.array(volume.shape) // 2)
 
 
-def cut_area(native: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> float:
-    """Return the largest area of brain on a face of the scanned box, square cm."""
-    box = ndimage.find_objects((native > 0).astype(np.int8))[0]
+def cut_area(mask: np.ndarray, scanned: tuple[slice, ...], voxel_size: np.ndarray) -> float:
+    """Return the largest area of brain on a face of the box that was scanned, square cm."""
     areas = []
     for axis in range(3):
         face = np.delete(voxel_size, axis).prod() / 100
-        planes = np.moveaxis(mask[box], axis, 0)
+        planes = np.moveaxis(mask[scanned], axis, 0)
         areas += [planes[0].sum() * face, planes[-1].sum() * face]
     return float(max(areas))
 

@@ -8,9 +8,10 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.orientations import aff2axcodes
+from scipy import ndimage
 
 from utils.common.errors import InputError
-from utils.data.images import is_nifti
+from utils.data.images import is_image
 from utils.data.tables import scan_name
 
 LEAST_VOXELS = 16  # along each axis
@@ -19,6 +20,8 @@ FILLED_SHARE = 0.01  # share of the voxels from which a negative number counts a
 FOREGROUND_LEVEL = 0.1  # share of the 99th percentile
 FOREGROUND_AREA = 200.0  # square mm; a plane with more foreground belongs to the head
 MARGIN = 10.0  # mm around the head
+EXTRACTED_VOLUME = 600.0, 2500.0  # ml above 0 in a brain without its skull; the leanest heads have 2580
+EXTRACTED_PIECES = 0.005  # largest share of them that lies apart, and of holes; heads have 0.011 and more of holes
 
 
 class UnusableScanError(Exception):
@@ -53,6 +56,8 @@ class RawScan:
         What the header leaves uncertain.
     to_native : callable
         Puts a volume of this shape back on the file's grid.
+    extracted : bool
+        Whether this is a brain without its skull.
     """
 
     volume: np.ndarray
@@ -60,6 +65,14 @@ class RawScan:
     header: np.ndarray
     notes: list[str]
     to_native: Callable[[np.ndarray], np.ndarray]
+    extracted: bool
+
+    @property
+    def scanned(self) -> tuple[slice, ...]:
+        """The box of what was scanned, which zeros may surround; around an extracted brain they tell nothing."""
+        if self.extracted:
+            return tuple(slice(size) for size in self.volume.shape)
+        return tuple(ndimage.find_objects((self.volume > 0).astype(np.int8))[0])
 
     @property
     def voxel_size(self) -> np.ndarray:
@@ -84,16 +97,16 @@ def find_raw_scans(source: Path) -> list[RawFile]:
         If there is no scan, or two scans would get the same name.
     """
     if source.is_file():
-        paths = [source] if is_nifti(source) else []
+        paths = [source] if is_image(source) else []
     elif source.is_dir():
-        paths = sorted(path for path in source.iterdir() if is_nifti(path))
+        paths = sorted(path for path in source.iterdir() if is_image(path))
         for pattern in ("", "ses-*/", "sub-*/", "sub-*/ses-*/"):
-            paths += sorted(path for path in source.glob(f"{pattern}anat/*_T1w.nii*") if is_nifti(path))
+            paths += sorted(path for path in source.glob(f"{pattern}anat/*_T1w.nii*") if is_image(path))
     else:
         raise InputError(f"{source}: no such file or folder; set INPUT (--input) to T1-weighted scans")
     if not paths:
         raise InputError(
-            f"{source}: holds no scan; expected .nii or .nii.gz files, or the root of a BIDS data set with "
+            f"{source}: holds no scan; expected .nii, .nii.gz or .mgz files, or the root of a BIDS data set with "
             "sub-*/[ses-*/]anat/*_T1w.nii.gz"
         )
     found: dict[str, Path] = {}
@@ -107,7 +120,7 @@ def find_raw_scans(source: Path) -> list[RawFile]:
     return [RawFile(name, found[name]) for name in sorted(found)]
 
 
-def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
+def read_raw_scan(path: Path, turn: np.ndarray | None = None, extracted: bool | None = None) -> RawScan:
     """Read a scan, check it, bring it to RAS orientation by its header, and crop it to the head.
 
     Parameters
@@ -116,6 +129,8 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
     turn : (3, 3) float array or None
         How the head is rotated in the header's world, if the header is wrong
         about that; see `utils.preparation.registration.find_start`.
+    extracted : bool or None
+        Whether it is a brain without its skull; None: `looks_extracted` tells.
 
     Raises
     ------
@@ -142,7 +157,10 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
     if not finite.any() or np.ptp(volume[finite]) == 0:
         raise UnusableScanError("its voxels are constant or not finite")
     volume = _with_zero_background(volume, finite)
-    box = _head_box(volume, np.linalg.norm(upright.affine[:3, :3], axis=0))
+    upright_size = np.linalg.norm(upright.affine[:3, :3], axis=0)
+    if extracted is None:
+        extracted = looks_extracted(volume, upright_size)
+    box = _head_box(volume, upright_size)
     corner = np.array([part.start for part in box])
     cropped = upright.affine @ nibabel.affines.from_matvec(np.eye(3), corner)
     header = cropped if turn is None else nibabel.affines.from_matvec(turn) @ cropped
@@ -155,7 +173,24 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None) -> RawScan:
         )
         return nibabel.apply_orientation(whole, back)
 
-    return RawScan(np.ascontiguousarray(volume[box]), cropped, header, notes, to_native)
+    return RawScan(np.ascontiguousarray(volume[box]), cropped, header, notes, to_native, extracted)
+
+
+def looks_extracted(volume: np.ndarray, voxel_size: np.ndarray) -> bool:
+    """Tell whether a scan shows a brain without its skull: what is above 0 has a brain's size, one piece, no holes.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float32 array, 0 in the background
+    voxel_size : (3,) float array, mm
+    """
+    inside = volume > 0
+    low, high = EXTRACTED_VOLUME
+    if not low < inside.sum() * voxel_size.prod() / 1000 < high:
+        return False
+    pieces = np.bincount(ndimage.label(inside)[0].ravel())[1:]
+    holes = ndimage.binary_fill_holes(inside).sum() - inside.sum()
+    return bool(max(inside.sum() - pieces.max(), holes) <= EXTRACTED_PIECES * inside.sum())
 
 
 def _load(path: Path) -> tuple[np.ndarray, Any]:
@@ -166,7 +201,7 @@ def _load(path: Path) -> tuple[np.ndarray, Any]:
         image: Any = nibabel.load(path)
         data = np.asarray(image.dataobj, dtype=np.float32) if image.get_data_dtype().kind in "iuf" else None
     except Exception as error:  # damaged files raise many types
-        raise UnusableScanError(f"not a readable NIfTI image ({error})") from error
+        raise UnusableScanError(f"not a readable NIfTI or MGH image ({error})") from error
     if data is None:
         raise UnusableScanError("its voxels are not real numbers")
     if data.ndim > 3 and set(data.shape[3:]) == {1}:

@@ -16,15 +16,15 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from utils.data.images import MNI152_T1_2MM
+from utils.preparation.parameters import AFFINE, NONLINEAR
 from utils.preparation.template import Template, sample, smooth_to
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 SEARCH_STEP = 4  # voxels of the template between the points of the search
 SEARCH_TILTS = (-20.0, 0.0, 20.0)  # degrees, about each axis
 HEADER_TRUST = 0.05  # gain in correlation from which on another orientation overrules the header
-AFFINE = "-a -dof 12 -m NCC 2x2x2 -n 100x50x10"
-NONLINEAR = "-m NCC 4x4x4 -s 4vox 2vox -n 100x50x10 -wp 0"
 SEED = 1  # greedy jitters its samples
+FIXED_BOX = (slice(2, 89), slice(2, 105), slice(0, 83))  # voxels of the template's grid: its brain and 8 mm around
 
 
 def to_sitk(volume: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
@@ -126,9 +126,7 @@ def cube_rotations() -> list[np.ndarray]:
     return [matrix for matrix in matrices if np.linalg.det(matrix) > 0]
 
 
-def register_affine(
-    brain: np.ndarray, affine: np.ndarray, template: Template, start: np.ndarray, threads: int
-) -> np.ndarray:
+def register_affine(brain: np.ndarray, affine: np.ndarray, template: Template, start: np.ndarray) -> np.ndarray:
     """Register a brain to the template by an affine of 12 parameters.
 
     Parameters
@@ -138,11 +136,16 @@ def register_affine(
     affine : (4, 4) float array, voxel to mm
     template : Template
     start : (4, 4) float array, rigid, from mm of the template to mm of the brain
-    threads : int
 
     Returns
     -------
     (4, 4) float array, from mm of the template to mm of the brain
+
+    Notes
+    -----
+    It runs on one thread: greedy adds up the gradient in the order in which
+    threads end, and the brain age of the result differed by up to half a
+    year from run to run.
 
     References
     ----------
@@ -153,7 +156,7 @@ def register_affine(
     moving = without_shear(np.linalg.inv(start) @ affine)
     greedy = _run_greedy(
         f"{AFFINE} -i fixed moving -o found",
-        threads, fixed=to_sitk(template.volume, MNI152_T1_2MM.affine), moving=to_sitk(brain, moving), found=None,
+        1, fixed=_in_box(template.volume), moving=to_sitk(brain, moving), found=None,
     )  # fmt: skip
     # By way of the voxels, so that a shear in the header is not lost.
     return affine @ np.linalg.inv(moving) @ greedy["found"]
@@ -166,8 +169,10 @@ def register_nonlinear(
 
     Parameters
     ----------
-    brain, affine, template, threads : see `register_affine`
+    brain, affine, template : see `register_affine`
     matrix : (4, 4) float array, from mm of the template to mm of the brain
+    threads : int
+        The result does not depend on it.
 
     Returns
     -------
@@ -177,11 +182,17 @@ def register_nonlinear(
     aligned = sample(smooth_to(brain, np.linalg.norm(affine[:3, :3], axis=0), 2.0), affine, matrix)
     greedy = _run_greedy(
         f"{NONLINEAR} -i fixed moving -o found",
-        threads, fixed=to_sitk(template.volume, MNI152_T1_2MM.affine),
-        moving=to_sitk(aligned, MNI152_T1_2MM.affine), found=None,
+        threads, fixed=_in_box(template.volume), moving=_in_box(aligned), found=None,
     )  # fmt: skip
-    field = SimpleITK.GetArrayFromImage(greedy["found"]).transpose(2, 1, 0, 3)
-    return np.ascontiguousarray(field @ RAS_TO_LPS.astype(np.float32))
+    field = SimpleITK.GetArrayFromImage(greedy["found"]).transpose(2, 1, 0, 3) @ RAS_TO_LPS.astype(np.float32)
+    margins = [(part.start, size - part.stop) for part, size in zip(FIXED_BOX, MNI152_T1_2MM.shape, strict=True)]
+    return np.pad(field, [*margins, (0, 0)], mode="edge")
+
+
+def _in_box(volume: np.ndarray) -> SimpleITK.Image:
+    """Cut the surroundings of the template's brain, a third of its grid, from a volume on this grid."""
+    corner = nibabel.affines.from_matvec(np.eye(3), [part.start for part in FIXED_BOX])
+    return to_sitk(volume[FIXED_BOX], MNI152_T1_2MM.affine @ corner)
 
 
 def _run_greedy(command: str, threads: int, **images: Any) -> Greedy3D:

@@ -29,7 +29,7 @@ from utils.data.images import MNI152_T1_2MM, coarsen_volume, model_grid
 from utils.data.subjects import SEX_NAMES
 from utils.preparation.template import load_template, on_model_grid
 
-FORMAT = 1  # increase it when the same subject and seed give another volume
+FORMAT = 2  # increase it when the same subject and seed give another volume
 NOTE = """SIMULATED brains, not scans of persons: mean anatomy (ICBM152 2009a), warped and
 changed in brightness at random, with effects of ageing that follow the true brain
 age in labels.csv. Use them to try the software, never as evidence on brains.

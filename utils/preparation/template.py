@@ -6,13 +6,10 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 from nibabel.affines import apply_affine
-from nilearn.datasets import load_mni152_template
-from nilearn.image import resample_img
 from scipy import ndimage
 
 from utils.data.images import MNI152_T1_2MM
 
-NAME = "ICBM152 2009a nonlinear symmetric, T1, brain (nilearn)"
 BRAIN_LEVEL = 0.1  # share of the brightest voxel; darker voxels are outside the brain
 SIGMA_PER_WIDTH = 1 / np.sqrt(8 * np.log(2))  # standard deviation of a Gaussian of full width at half maximum 1
 
@@ -45,6 +42,8 @@ def load_template() -> Template:
     Fonov et al., "Unbiased average age-appropriate atlases for pediatric
     studies", NeuroImage 2011.
     """
+    from nilearn.datasets import load_mni152_template  # takes most of a second to import
+
     image = load_mni152_template(resolution=1)
     brain = ndimage.binary_fill_holes(on_model_grid(image) > BRAIN_LEVEL)
     smooth = smooth_to(image.get_fdata(dtype=np.float32), np.ones(3), 2.0)
@@ -54,6 +53,8 @@ def load_template() -> Template:
 
 def on_model_grid(image: Any) -> np.ndarray:
     """Sample an image in MNI152 space on the 2 mm grid; clip it to 0..1."""
+    from nilearn.image import resample_img
+
     resampled = resample_img(
         image, MNI152_T1_2MM.affine, MNI152_T1_2MM.shape, interpolation="linear",
         force_resample=True, copy_header=True,
