@@ -10,12 +10,12 @@ def main() -> None:
     from model.building import load_network
     from model.conventions import discretize_age
     from utils.common import distributed
-    from utils.common.checkpoints import age_interval_of, data_settings, load_checkpoint
+    from utils.common.checkpoints import age_interval_of, load_checkpoint
     from utils.common.files import check_writable, sha256_of
     from utils.data.cohort import add_first_stage_ages, load_cohort
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import read_discretized_ages
-    from utils.data.scans import ScanStore
+    from utils.data.scans import ScanStore, data_settings
     from utils.evaluation.predicting import predict, seen_in_training
     from utils.evaluation.reports import announce_report, write_report
     from utils.training.stages import FirstStage, SecondStage

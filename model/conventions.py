@@ -6,7 +6,7 @@ MODELS = ("scaledense", "scaledense_paper")
 LOSSES = ("mse", "mae")
 RANKERS = ("soft", "sodeep", "none")
 SORTER_TYPES = ("lstm", "lstmla")
-NORMALIZATIONS = ("brain", "legacy")
+NORMALIZATIONS = ("brain", "legacy", "tissue")
 UNKNOWN_SEX = -1  # beside 0 female, 1 male
 
 Ages = TypeVar("Ages")  # float, NumPy array or torch tensor

@@ -39,27 +39,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def data_settings(checkpoint: Mapping[str, Any], normalization: str | None) -> tuple[int, str]:
-    """Return the voxel size in mm and the normalization that a network expects.
-
-    Parameters
-    ----------
-    checkpoint : mapping
-        One that the authors released works at 2 mm.
-    normalization : str or None
-        For a released checkpoint; None means ``brain``.
-
-    Raises
-    ------
-    ValueError
-        If `normalization` contradicts the checkpoint.
-    """
-    own = checkpoint.get("normalization", normalization or "brain")
-    if normalization not in (None, own):
-        raise ValueError(f"was trained with NORMALIZATION={own}; leave it as it is")
-    return checkpoint.get("voxel_size", 2), own
-
-
 def age_interval_of(checkpoint: Mapping[str, Any], age_interval: float | None) -> float:
     """Return the step of the discretized ages, years, that a network was trained with.
 

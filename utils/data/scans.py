@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from utils.common.errors import InputError, ignore_interrupts
 from utils.common.files import replacing
-from utils.data.images import brain_statistics, encode_volume, model_grid, read_image
+from utils.data.images import brain_statistics, encode_volume, model_grid, read_image, scale_by_tissue
 
-FORMAT = 3  # of the cache; raise it when the content of an entry changes
+TISSUE_LEVELS = 4096  # of normalized intensities between 0 and 1
+FORMAT = 4  # of the cache; raise it when the content of an entry changes
 TYPES = tuple(np.dtype(name) for name in ("uint8", "int16", "float32"))
 NUMBERS = ("slope", "intercept", "mean", "deviation")  # of a `Scan`
 HEADER = np.dtype([("type", "u1"), *((name, "f8") for name in NUMBERS)])  # of an entry; its voxels follow
@@ -43,14 +44,43 @@ class Scan(NamedTuple):
     deviation: float
 
 
+def data_settings(checkpoint: Mapping[str, Any], normalization: str | None) -> tuple[int, str]:
+    """Return the voxel size in mm and the normalization that a network expects.
+
+    Parameters
+    ----------
+    checkpoint : mapping
+        One that the authors released works at 2 mm.
+    normalization : str or None
+        For a released checkpoint; None means ``brain``.
+
+    Raises
+    ------
+    ValueError
+        If `normalization` contradicts the checkpoint, or its network was
+        made for another grid of this voxel size.
+    """
+    own = checkpoint.get("normalization", normalization or "brain")
+    if normalization not in (None, own):
+        raise ValueError(f"was trained with NORMALIZATION={own}; leave it as it is")
+    voxel_size = checkpoint.get("voxel_size", 2)
+    shape = tuple(checkpoint.get("network", {}).get("volume_shape", model_grid(voxel_size).shape))
+    if shape != model_grid(voxel_size).shape:
+        raise ValueError(
+            f"was made for {'x'.join(map(str, shape))} voxels of {voxel_size} mm, the grid of an earlier version; "
+            f"today's has {'x'.join(map(str, model_grid(voxel_size).shape))}; train it again"
+        )
+    return voxel_size, own
+
+
 class ScanStore:
     """Read scans, from a cache where there is one.
 
     Parameters
     ----------
     voxel_size : int, mm, of the model's grid
-    normalization : {"brain", "legacy"}
-        See `utils.data.images.brain_statistics`.
+    normalization : {"brain", "legacy", "tissue"}
+        See `utils.data.images.brain_statistics` and `scale_by_tissue` there.
     cache_folder : Path or None
         Holds one folder of entries for each folder of scans; None reads the
         scans themselves each time.
@@ -120,6 +150,10 @@ class ScanStore:
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
+        if self.normalization == "tissue":
+            volume, _, _ = read_image(path, self.voxel_size, scale_by_tissue)
+            voxels = np.rint(volume * TISSUE_LEVELS).astype(np.int16)
+            return Scan(voxels, 1 / TISSUE_LEVELS, 0.0, 0.0, 1.0)  # is normalized already
         volume, slope, intercept = read_image(path, self.voxel_size)
         return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
 
