@@ -13,6 +13,10 @@ LARGEST_GAIN = 0.1  # logarithm of the factor
 LARGEST_GAMMA = 0.1  # logarithm of the exponent
 LARGEST_BIAS = 0.1  # logarithm of the factor, of each term of the bias field
 LARGEST_NOISE = 0.05  # of the brain's mean, standard deviation
+LARGEST_BLUR = 0.5  # voxels, standard deviation along each axis: as of slices of up to 5 mm on a grid of 4 mm
+CURVE_STEPS = 4  # of a contrast curve, from 0 to bright tissue
+CURVE_SPREAD = 0.3  # of the logarithm of the slope of each step
+BRIGHT = 1.5  # bright tissue, in means of the brain
 
 
 def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) -> torch.Tensor:
@@ -23,8 +27,10 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
     volumes : (B, D, H, W) float32 tensor, the first axis left to right, 0 outside the brain
     names : collection of str
         Some of `AUGMENTATIONS`: ``flip`` mirrors half of the volumes left to
-        right; ``rotation`` and ``scaling`` resample; ``gain``, ``gamma``,
-        ``bias_field`` and ``noise`` change the intensities.
+        right; ``rotation`` and ``scaling`` resample; ``blur`` smooths each
+        axis; ``erosion`` darkens the rim of half of the brains, as other
+        brain masks do; ``gain``, ``gamma``, ``contrast``, ``bias_field`` and
+        ``noise`` change the intensities.
     seed : sequence of int
 
     Returns
@@ -36,7 +42,11 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
         volumes = _flip(volumes, rng)
     if "rotation" in names or "scaling" in names:
         volumes = _resample(volumes, "rotation" in names, "scaling" in names, rng)
-    if {"gain", "gamma", "bias_field", "noise"}.intersection(names):
+    if "blur" in names:
+        volumes = _blur(volumes, rng)
+    if "erosion" in names:
+        volumes = _erode(volumes, rng)
+    if {"gain", "gamma", "contrast", "bias_field", "noise"}.intersection(names):
         volumes = _change_intensities(volumes, names, rng)
     return volumes
 
@@ -62,6 +72,40 @@ def _resample(volumes: torch.Tensor, rotate: bool, scale: bool, rng: np.random.G
     return functional.grid_sample(volumes[:, None], grid, align_corners=False)[:, 0]
 
 
+def _blur(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Smooth each volume along each axis by a Gaussian of a width of its own, as thick slices do."""
+    sigma = torch.from_numpy(rng.uniform(0.01, LARGEST_BLUR, (3, len(volumes), 1)).astype(np.float32))
+    weights = torch.softmax(-0.5 * (torch.arange(-2.0, 3.0) / sigma) ** 2, 2).to(volumes.device)
+    for axis, kernels in enumerate(weights, 1):
+        moved = functional.pad(volumes.movedim(axis, -1), (2, 2))
+        size = volumes.shape[axis]
+        parts = (kernels[:, k, None, None, None] * moved[..., k : k + size] for k in range(5))
+        volumes = sum(parts, torch.zeros(())).movedim(-1, axis)
+    return volumes
+
+
+def _erode(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Darken the outermost voxels of half of the brains, each by a factor of its own."""
+    count = len(volumes)
+    factors = np.where(rng.random(count) < 0.5, 1, rng.random(count)).astype(np.float32)
+    brain = (volumes > 0).float()
+    core = -functional.max_pool3d(-brain[:, None], 3, 1, 1)[:, 0]
+    darker = volumes * torch.from_numpy(factors).to(volumes.device)[:, None, None, None]
+    return torch.where(core < brain, darker, volumes)
+
+
+def _bend(volumes: torch.Tensor, mean: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Change the contrast by a rising curve of straight pieces through 0 and bright tissue."""
+    slopes = np.exp(rng.normal(0, CURVE_SPREAD, (len(volumes), CURVE_STEPS + 2)))
+    heights = np.concatenate([np.zeros((len(volumes), 1)), np.cumsum(slopes, 1)], 1)
+    curve = torch.from_numpy((heights / heights[:, CURVE_STEPS, None]).astype(np.float32)).to(volumes.device)
+    bright = BRIGHT * mean
+    place = (CURVE_STEPS * volumes / bright).clamp(0, CURVE_STEPS + 1.999)
+    step = place.long()
+    low, high = (curve.gather(1, (step + k).flatten(1)).view_as(place) for k in (0, 1))
+    return bright * (low + (high - low) * (place - step))
+
+
 def _change_intensities(volumes: torch.Tensor, names: Collection[str], rng: np.random.Generator) -> torch.Tensor:
     """Change the contrast, the brightness, and add noise inside the brain."""
     count, device = len(volumes), volumes.device
@@ -73,6 +117,8 @@ def _change_intensities(volumes: torch.Tensor, names: Collection[str], rng: np.r
     mean = (volumes.sum((1, 2, 3)) / brain.sum((1, 2, 3)).clamp_min(1))[:, None, None, None].clamp_min(1e-6)
     exponent = torch.exp(draw(LARGEST_GAMMA))[..., None, None] if "gamma" in names else 1.0
     changed = mean * (volumes.clamp_min(0) / mean) ** exponent
+    if "contrast" in names:
+        changed = _bend(changed, mean, rng)
     if "gain" in names:
         changed = changed * torch.exp(draw(LARGEST_GAIN))[..., None, None]
     if "bias_field" in names:
