@@ -23,10 +23,12 @@ FILTERS="${FILTERS:-8}"                               # channels of the stem, or
 DENSE_CONNECTIONS="${DENSE_CONNECTIONS:-true}"        # whether every block sees the outputs of all earlier ones
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
 FLIP_AVERAGING="${FLIP_AVERAGING:-false}"             # whether to average over a scan and its mirror image
+INITIAL_WEIGHTS="${INITIAL_WEIGHTS:-}"                # to start from: folder of weights or best.pt; empty: new ones
+FREEZE_BLOCKS="${FREEZE_BLOCKS:-0}"                   # stem and first blocks that keep them; 0: all is trained
 INITIALIZATION="${INITIALIZATION:-live}"              # live: starts at the mean age; released: as the authors'
 VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm, of the network's grid: 2 or a multiple
 FIELD_OF_VIEW="${FIELD_OF_VIEW:-brain}"               # brain: the brain's box of the grid; whole: all of it
-NORMALIZATION="${NORMALIZATION:-brain}"               # brain: z-scores inside it; legacy: as before 2023-11-21
+NORMALIZATION="${NORMALIZATION:-brain}"               # brain: z-scores; tissue: scanners alike; legacy: before 2023-11-21
 
 # ---- loss ----
 LOSS="${LOSS:-mse}"                                   # error of the ages: mse or mae
@@ -78,6 +80,8 @@ fi
   --dense_connections "$DENSE_CONNECTIONS" \
   --use_sex "$USE_SEX" \
   --flip_averaging "$FLIP_AVERAGING" \
+  --initial_weights "$INITIAL_WEIGHTS" \
+  --freeze_blocks "$FREEZE_BLOCKS" \
   --initialization "$INITIALIZATION" \
   --voxel_size "$VOXEL_SIZE" \
   --field_of_view "$FIELD_OF_VIEW" \

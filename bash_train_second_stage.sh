@@ -19,6 +19,8 @@ AGE_JITTER="${AGE_JITTER:-6}"                         # years, SD of the error a
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages; as in the first stage
 
 # ---- network ----
+INITIAL_WEIGHTS="${INITIAL_WEIGHTS:-}"                # to start from: folder of weights or best.pt; empty: new ones
+FREEZE_BLOCKS="${FREEZE_BLOCKS:-0}"                   # stem and first blocks that keep them; 0: all is trained
 INITIALIZATION="${INITIALIZATION:-live}"              # live: starts at the mean age; released: as the authors'
 
 # ---- loss ----
@@ -67,6 +69,8 @@ fi
   --start_from_first_stage "$START_FROM_FIRST_STAGE" \
   --age_jitter "$AGE_JITTER" \
   --age_interval "$AGE_INTERVAL" \
+  --initial_weights "$INITIAL_WEIGHTS" \
+  --freeze_blocks "$FREEZE_BLOCKS" \
   --initialization "$INITIALIZATION" \
   --loss "$LOSS" \
   --ranking "$RANKING" \

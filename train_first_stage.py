@@ -17,24 +17,26 @@ def main() -> None:
     from utils.common import distributed
     from utils.common.checkpoints import load_checkpoint
     from utils.common.files import sha256_of
-    from utils.data.cohort import load_cohort, split_into_folds
+    from utils.data.cohort import are_known, load_cohort, split_into_folds
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import write_discretized_ages
     from utils.data.images import brain_box, model_grid
     from utils.data.scans import ScanStore
     from utils.data.subjects import Subject
     from utils.evaluation.predicting import predict
+    from utils.prediction.weights import read_initial_weights
     from utils.training.settings import TrainingSettings
     from utils.training.stages import FirstStage
     from utils.training.state import check_run_folder, describe_checkpoint
     from utils.training.trainer import Trainer
 
     settings, released_start = settings_from(TrainingSettings, args), args.initialization == "released"
+    initial = read_initial_weights(args.initial_weights, 1, args.age_interval)
+    voxel_size, normalization = initial[1:3] if initial else (args.voxel_size, args.normalization)
     with user_errors():
-        grid = model_grid(args.voxel_size)
-        box = brain_box(args.voxel_size) if args.field_of_view == "brain" else None
-        unscaled = NetworkConfig(
-            1, args.model, args.use_sex, grid.shape, args.blocks, args.filters, field_of_view=box,
+        unscaled = initial.network.config if initial else NetworkConfig(
+            1, args.model, args.use_sex, model_grid(voxel_size).shape, args.blocks, args.filters,
+            field_of_view=brain_box(voxel_size) if args.field_of_view == "brain" else None,
             flip_averaging=args.flip_averaging, dense_connections=args.dense_connections,
         )  # fmt: skip
         criterion = make_loss(
@@ -42,26 +44,28 @@ def main() -> None:
         )
     check_run_folder(args.output_dir, args.resume)
     device = distributed.start(args.device)
-    criterion.to(device)
-    if device.type == "cpu" and args.voxel_size == 2 and distributed.rank() == 0:
+    if device.type == "cpu" and voxel_size == 2 and distributed.rank() == 0:
         print("note: training at 2 mm on a CPU takes minutes for a hundred scans; try RECIPE=recipes/small_cohort.sh")
-    scans = ScanStore(args.voxel_size, args.normalization, args.cache_folder, args.num_workers)
+    scans = ScanStore(voxel_size, normalization, args.cache_folder, args.num_workers)
     folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
-    folders = {split: folder for split, folder in folders.items() if folder}
-    cohort = load_cohort(folders, args.label_table, scans, use_sex=args.use_sex)
-    valid_subjects = cohort.get("valid", [])
+    cohort = load_cohort({s: f for s, f in folders.items() if f}, args.label_table, scans, use_sex=unscaled.use_sex)
+    valid_subjects, known = cohort.get("valid", []), initial.subjects if initial else []
 
     def train(train_subjects: list[Subject], folder: Path, seed: int) -> Path:
         ages = [subject.chronological_age for subject in train_subjects]
-        config = unscaled if released_start else scale_to(unscaled, ages, stage=1)
-        network = make_network(config, seed, args.activation_checkpointing, released_start)
+        config = unscaled if released_start or initial else scale_to(unscaled, ages, stage=1)
+        with user_errors("--freeze_blocks"):
+            network = make_network(
+                config, seed, args.activation_checkpointing, released_start, initial and initial.network,
+                args.freeze_blocks,
+            )  # fmt: skip
         identity = describe_checkpoint(
-            config.to_dict(), args.voxel_size, args.normalization, args.age_interval, train_subjects,
-            valid_subjects if settings.chooses_by_validation else [],
+            config.to_dict(), voxel_size, normalization, args.age_interval, train_subjects,
+            valid_subjects if settings.chooses_by_validation else [], initial_subjects=known,
         )  # fmt: skip
         return Trainer(
-            network, FirstStage(), criterion, ScanDataset(train_subjects, scans), ScanDataset(valid_subjects, scans),
-            folder, settings, flags_of(args), device, identity,
+            network, FirstStage(), criterion.to(device), ScanDataset(train_subjects, scans),
+            ScanDataset(valid_subjects, scans), folder, settings, flags_of(args), device, identity,
         ).fit()  # fmt: skip
 
     def estimate(checkpoint: Path, subjects: list[Subject], label: str) -> np.ndarray:
@@ -84,10 +88,10 @@ def main() -> None:
             write_discretized_ages(
                 args.output_dir / f"{split}_discretized_age.npy", [subject.subject_id for subject in subjects],
                 ages[split], args.age_interval, sha256_of(best),
-                np.full(len(subjects), split != "train" or args.folds > 0),
+                (split != "train" or args.folds > 0) & ~are_known(subjects, known),
             )  # fmt: skip
-        print(f"weights of the {args.keep} epoch: {best}")
-        print(f"discretized ages: {args.output_dir}/<{'|'.join(cohort)}>_discretized_age.npy")
+        tables = f"{args.output_dir}/<{'|'.join(cohort)}>_discretized_age.npy"
+        print(f"weights of the {args.keep} epoch: {best}\ndiscretized ages: {tables}")
     distributed.stop()
 
 

@@ -12,12 +12,13 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     from model.building import load_network, make_loss, make_network, scale_to, start_from_first_stage
     from utils.common import distributed
-    from utils.common.checkpoints import data_settings, load_checkpoint
+    from utils.common.checkpoints import load_checkpoint
     from utils.common.files import sha256_of
     from utils.data.cohort import add_first_stage_ages, load_cohort, warn_of_overfitting
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import read_discretized_ages
-    from utils.data.scans import ScanStore
+    from utils.data.scans import ScanStore, data_settings
+    from utils.prediction.weights import check_same_network, read_initial_weights
     from utils.training.settings import TrainingSettings
     from utils.training.stages import SecondStage
     from utils.training.state import check_run_folder, describe_checkpoint
@@ -28,6 +29,9 @@ def main() -> None:
     with user_errors(str(args.first_stage_checkpoint)):
         first_network = load_network(first_stage, stage=1)
         voxel_size, normalization = data_settings(first_stage, args.normalization)
+    initial = read_initial_weights(args.initial_weights, 2, args.age_interval)
+    if initial:
+        check_same_network(args.initial_weights, initial, first_network, voxel_size, normalization)
     with user_errors():
         criterion = make_loss(
             args.loss, args.ranking, args.sorter, args.rank_temperature, args.ranking_weight, args.age_difference_weight
@@ -51,8 +55,12 @@ def main() -> None:
     ages = [subject.chronological_age for subject in cohort["train"]]
     unscaled = replace(first_network.config, stage=2, age_mean=0.0, age_sd=1.0)
     config = unscaled if released_start else scale_to(unscaled, ages, stage=2)
-    network = make_network(config, args.seed, args.activation_checkpointing, released_start)
-    if args.start_from_first_stage:
+    with user_errors("--freeze_blocks"):
+        network = make_network(
+            initial.network.config if initial else config, args.seed, args.activation_checkpointing, released_start,
+            initial and initial.network, args.freeze_blocks,
+        )  # fmt: skip
+    if args.start_from_first_stage and not initial:
         start_from_first_stage(network, first_network)
     best = Trainer(
         network,
@@ -65,8 +73,8 @@ def main() -> None:
         flags_of(args),
         device,
         describe_checkpoint(
-            config.to_dict(), voxel_size, normalization, args.age_interval, cohort["train"],
-            valid_subjects if settings.chooses_by_validation else [], sha256,
+            network.config.to_dict(), voxel_size, normalization, args.age_interval, cohort["train"],
+            valid_subjects if settings.chooses_by_validation else [], sha256, initial.subjects if initial else [],
         ),
     ).fit()  # fmt: skip
     if distributed.rank() == 0:

@@ -24,9 +24,14 @@ def scale_to(config: NetworkConfig, train_ages: Sequence[float], stage: int) -> 
 
 
 def make_network(
-    config: NetworkConfig, seed: int, activation_checkpointing: bool = False, released_start: bool = False
+    config: NetworkConfig,
+    seed: int,
+    activation_checkpointing: bool = False,
+    released_start: bool = False,
+    initial: ScaleDense | None = None,
+    freeze_blocks: int = 0,
 ) -> ScaleDense:
-    """Make a network with new weights; sets the seed of torch's global generator.
+    """Make a network to be trained; sets the seed of torch's global generator.
 
     Parameters
     ----------
@@ -36,13 +41,47 @@ def make_network(
         Whether training keeps only the inputs of the blocks.
     released_start : bool
         Whether the last layer starts as the authors' does, rather than at 0.
+    initial : ScaleDense or None
+        One of the same configuration, whose weights it starts from; None: new weights.
+    freeze_blocks : int
+        See `freeze`.
+
+    Raises
+    ------
+    ValueError
+        If no block would be left to train.
     """
     torch.manual_seed(seed)
     network = ScaleDense(config)
     if released_start:
         nn.init.xavier_normal_(network.output_layer[-1].weight)  # type: ignore[arg-type]
+    if initial is not None:
+        network.load_state_dict(initial.state_dict())
     network.trunk.activation_checkpointing = activation_checkpointing
+    freeze(network, freeze_blocks)
     return network
+
+
+def freeze(network: ScaleDense, blocks: int) -> None:
+    """Keep the weights and the running statistics of the stem and the first blocks as they are.
+
+    Parameters
+    ----------
+    network : ScaleDense, changed in place
+    blocks : int
+        0 freezes nothing, not even the stem.
+
+    Raises
+    ------
+    ValueError
+        If the network has no more blocks than that.
+    """
+    trunk = network.trunk
+    if blocks >= len(trunk.blocks):
+        raise ValueError(f"{blocks} of {len(trunk.blocks)} blocks frozen leaves none to train; freeze fewer")
+    trunk.frozen = [trunk.stem, *trunk.blocks[:blocks]] if blocks else []
+    for part in trunk.frozen:
+        part.requires_grad_(False)
 
 
 def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:

@@ -151,6 +151,14 @@ class ScaleDenseTrunk(nn.Module):
         last_in, last_out = config.widths[-1]
         self.features = last_in + last_out if self.pool_all and self.dense_connections else last_out
         self.activation_checkpointing = False
+        self.frozen: list[nn.Module] = []  # of `model.building.freeze`
+
+    def train(self, mode: bool = True) -> "ScaleDenseTrunk":
+        """Switch between training and evaluation; frozen parts stay in evaluation."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         """Compute features.

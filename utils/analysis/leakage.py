@@ -37,7 +37,9 @@ def seen_by_checkpoints(checkpoints: Sequence[Path]) -> Seen:
             seen.warnings.append(f"{path} does not record its training subjects, so leakage from it cannot be excluded")
             continue
         stage = {1: "first stage's ", 2: "second stage's "}.get(content.get("network", {}).get("stage"), "")
-        seen.training[f"the {stage}training of {path}"] = set(map(person_of, content["train_subjects"]))
+        seen.training[f"the {stage}training of {path}"] = set(
+            map(person_of, [*content["train_subjects"], *content.get("initial_subjects", ())])
+        )
         validation = set(map(person_of, content.get("valid_subjects", [])))
         if validation:
             seen.validation[f"the {stage}validation of {path}"] = validation

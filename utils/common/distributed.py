@@ -112,7 +112,7 @@ def average_statistics(network: nn.Module) -> None:
         return
     for module in network.modules():
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-        if mean is not None and variance is not None:
+        if module.training and mean is not None and variance is not None:  # frozen ones stay
             variance += mean**2
             for statistic in (mean, variance):
                 distributed.all_reduce(statistic)

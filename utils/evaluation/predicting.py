@@ -10,8 +10,9 @@ import torch
 from tqdm import tqdm
 
 from utils.common import distributed
+from utils.data.cohort import are_known
 from utils.data.dataset import ScanDataset, make_loader, to_device
-from utils.data.subjects import AGE_FIELDS, Subject, person_of
+from utils.data.subjects import AGE_FIELDS, Subject
 from utils.evaluation.metrics import Predictions
 
 
@@ -96,13 +97,15 @@ def seen_in_training(subjects: Sequence[Subject], path: Path, checkpoint: Mappin
     if "train_subjects" not in checkpoint:
         return np.ones(len(subjects), dtype=bool)
     seen = {}
-    for key, use in (("train_subjects", "train"), ("valid_subjects", "choose the epoch of")):
-        known = {person_of(subject_id) for subject_id in checkpoint[key]}
-        seen[key] = np.array([person_of(subject.subject_id) in known for subject in subjects], dtype=bool)
+    trained = [*checkpoint["train_subjects"], *checkpoint.get("initial_subjects", ())]
+    for key, names, use in (
+        ("train", trained, "train"), ("valid", checkpoint["valid_subjects"], "choose the epoch of"),
+    ):  # fmt: skip
+        seen[key] = are_known(subjects, names)
         if seen[key].any():
             print(
                 f"WARNING: {seen[key].sum()} of {len(subjects)} subjects, such as "
                 f"{subjects[int(seen[key].argmax())].subject_id}, were used to {use} {path}; "
                 "the errors below are smaller than on new subjects"
             )
-    return seen["train_subjects"]
+    return seen["train"]

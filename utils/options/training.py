@@ -64,6 +64,8 @@ def parse_training_flags(stage: int, flags: Sequence[str] | None = None) -> argp
         parser.error("--keep best needs --valid_folder; give one, or keep the last epoch's weights (--keep last)")
     if args.valid_folder is None and args.scheduler == "plateau":
         parser.error("--scheduler plateau needs --valid_folder; give one, or use cosine or constant")
+    if args.freeze_blocks and not args.initial_weights and not (stage == 2 and args.start_from_first_stage):
+        parser.error("--freeze_blocks would keep random weights; give --initial_weights, or leave it at 0")
     if args.ranking == "sodeep" and args.ranking_weight == 0:
         parser.error("--ranking sodeep does nothing with --ranking_weight 0; set RANKING_WEIGHT, such as 10")
     if args.ranking == "sodeep" and args.sorter is None:
@@ -122,6 +124,15 @@ def _add_data_flags(group: argparse._ArgumentGroup, stage: int) -> None:
 
 def _add_network_flags(group: argparse._ArgumentGroup, stage: int) -> None:
     flag(
+        group, "--initial_weights", "", optional_path,
+        "weights to start from, of this stage: a folder of weights (its first cascade), or a best.pt. Network, grid, "
+        "normalization and the scale of the ages are theirs. '': new weights",
+    )  # fmt: skip
+    flag(
+        group, "--freeze_blocks", "0", whole,
+        "the stem and this many blocks keep their initial weights; 0: everything is trained",
+    )  # fmt: skip
+    flag(
         group, "--initialization", "live", str.lower,
         "live: estimates start at the mean training age; released: as the authors' code, where a ReLU may start dead",
         choices=("live", "released"),
@@ -153,7 +164,8 @@ def _add_network_flags(group: argparse._ArgumentGroup, stage: int) -> None:
     )  # fmt: skip
     flag(
         group, "--normalization", "brain", str.lower,
-        "of the intensities inside the brain. brain: z-scores; legacy: as the authors' code before 2023-11-21",
+        "of the intensities. brain: z-scores inside the brain, as the authors; tissue: means of fluid, gray and white "
+        "matter at fixed values, which makes scanners alike; legacy: as the authors' code before 2023-11-21",
         choices=NORMALIZATIONS,
     )  # fmt: skip
 

@@ -156,6 +156,7 @@ def describe_checkpoint(
     train_subjects: Sequence[Subject],
     choosing_subjects: Sequence[Subject],
     first_stage_sha256: str | None = None,
+    initial_subjects: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Collect what a checkpoint must say of itself besides its weights.
 
@@ -170,6 +171,8 @@ def describe_checkpoint(
     choosing_subjects : sequence of Subject
         Validation subjects that choose the epoch or the learning rate.
     first_stage_sha256 : str, for a second stage
+    initial_subjects : sequence of str
+        On whom the initial weights were trained.
 
     Returns
     -------
@@ -191,5 +194,6 @@ def describe_checkpoint(
         "train_sexes": [subject.sex for subject in train_subjects],
         "valid_subjects": [subject.subject_id for subject in choosing_subjects],
         "valid_ages": [subject.chronological_age for subject in choosing_subjects],
+        "initial_subjects": list(initial_subjects),
         **second,
     }

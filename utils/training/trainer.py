@@ -9,7 +9,6 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from model.cpu_layers import use_cpu_layers
@@ -99,7 +98,7 @@ class Trainer:
         self.folder, self.settings, self.flags, self.device = folder, settings, flags, device
         self.identity = identity
         self.best_path = folder / "best.pt"
-        self.optimizer = make_optimizer(network.parameters(), settings)
+        self.optimizer = make_optimizer([p for p in network.parameters() if p.requires_grad], settings)
         self.scheduler = make_scheduler(self.optimizer, settings)
         self.batches = EpochBatches(
             [subject.chronological_age for subject in train_set.subjects],
@@ -255,9 +254,17 @@ class Trainer:
         scans. With few steps an epoch, estimates are then off by years, all
         in one direction.
         """
-        self.network.train()
-        with autocast(self.device, self.settings.precision):
-            update_bn(self._every_scan(), self.network.trunk)
+        trunk = self.network.train().trunk
+        norms = [part for part in trunk.modules() if isinstance(part, nn.BatchNorm3d) and part.training]  # not frozen
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+        with torch.no_grad(), autocast(self.device, self.settings.precision):
+            for volumes in self._every_scan():
+                trunk(volumes)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
         distributed.average_statistics(self.network)
 
     def _every_scan(self) -> Iterator[torch.Tensor]:
