@@ -12,12 +12,15 @@ SCAN_FOLDER="${SCAN_FOLDER:-preprocessed}"            # prepared scans, such as 
 LABEL_TABLE="${LABEL_TABLE:-labels.csv}"              # subject, age in years, sex
 OUTPUT_DIR="${OUTPUT_DIR:-runs/cross_validation}"     # folder for everything; a second call goes on with it
 FOLDS="${FOLDS:-5}"                                   # parts, each tested by networks trained on the others
+HOLD_OUT="${HOLD_OUT:-people}"                        # who is tested: people (K parts), sites (each in turn) or both
+SITE_COLUMN="${SITE_COLUMN:-}"                        # column of the label table: scanner or center; empty: none
 MEMBERS="${MEMBERS:-1}"                               # cascades of other seeds, whose estimates are averaged
 STAGES="${STAGES:-2}"                                 # 1: the first stage alone
 SEED="${SEED:-0}"                                     # of the folds, and of the first member
 WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # folder for weights trained on all subjects; empty: none
 DATA_NOTICE="${DATA_NOTICE:-}"                        # name, source and licence of the data, for the model card
 REMARK="${REMARK:-}"                                  # paragraph for the top of the model card; empty: none
+JOBS="${JOBS:-1}"                                     # networks that are trained side by side
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
 CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # decoded scans; empty: decode them each time
 
@@ -26,12 +29,15 @@ CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # decoded scans; empty: de
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \
   --folds "$FOLDS" \
+  --hold_out "$HOLD_OUT" \
+  --site_column "$SITE_COLUMN" \
   --members "$MEMBERS" \
   --stages "$STAGES" \
   --seed "$SEED" \
   --weights_dir "$WEIGHTS_DIR" \
   --data_notice "$DATA_NOTICE" \
   --remark "$REMARK" \
+  --jobs "$JOBS" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \
   "$@"

@@ -10,7 +10,10 @@ INPUT="${INPUT:-raw}"                                 # a scan, a folder of scan
 OUTPUT_DIR="${OUTPUT_DIR:-predictions}"               # folder for predictions.csv and the pictures
 LABEL_TABLE="${LABEL_TABLE:-}"                        # subject, age, sex, where known; empty: none
 WEIGHTS_DIR="${WEIGHTS_DIR:-$HERE/weights}"           # folder of weights that bash_cross_validate.sh wrote
+CALIBRATION_TABLE="${CALIBRATION_TABLE:-}"            # ages of 10 or more healthy people among the scans; empty: none
+SCANNER="${SCANNER:-}"                                # training site whose scanner was used; empty: none of them
 EXPLAIN="${EXPLAIN:-none}"                            # maps of what looks older: occlusion or integrated_gradients
+BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, not to extract again: auto, true, false
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read prepared scans
 
 if (($#)) && [[ "$1" != -* ]]; then
@@ -23,6 +26,9 @@ set_up_environment requirements.txt requirements-preprocess.txt
   --output_dir "$OUTPUT_DIR" \
   --label_table "$LABEL_TABLE" \
   --weights_dir "$WEIGHTS_DIR" \
+  --calibration_table "$CALIBRATION_TABLE" \
+  --scanner "$SCANNER" \
   --explain "$EXPLAIN" \
+  --brain_extracted "$BRAIN_EXTRACTED" \
   --num_workers "$NUM_WORKERS" \
   "$@"

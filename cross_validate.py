@@ -12,6 +12,10 @@ def main() -> None:
         raise InputError("--folds: cross-validation needs at least 2 folds")
     if args.weights_dir and args.stages == 1:
         raise InputError("--stages 1: weights hold both stages; leave --weights_dir out, or train both")
+    if args.hold_out != "people" and not args.site_column:
+        raise InputError(f"--hold_out {args.hold_out}: name the column of sites with SITE_COLUMN (--site_column)")
+    if args.weights_dir and args.hold_out == "sites":
+        raise InputError("--hold_out sites: weights need the errors within sites, too; use --hold_out both")
     # Imported here, so that --help and wrong flags answer at once.
     from utils.common.files import check_writable
     from utils.data.cohort import load_cohort
@@ -33,20 +37,32 @@ def main() -> None:
     # All scans are checked before the first training; a folder with folds was checked when it was begun.
     begun = (args.output_dir / cross_validation.TABLE).exists()
     scans = None if begun else ScanStore(trainings[0].voxel_size, trainings[0].normalization, None, args.num_workers)
-    subjects = load_cohort({"scan": args.scan_folder}, args.label_table, scans, use_sex=trainings[0].use_sex)["scan"]
+    subjects = load_cohort(
+        {"scan": args.scan_folder}, args.label_table, scans, use_sex=trainings[0].use_sex, site_column=args.site_column
+    )["scan"]
     if args.weights_dir and len(subjects) < cross_validation.FEWEST_FOR_WEIGHTS:
         raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the 90 % interval of weights")
-    fold = cross_validation.write_folds(args.output_dir, subjects, args.folds, args.seed)
+    folds = cross_validation.assign_folds(subjects, settings)
     cross_validation.check_settings(settings, [flags_of(training) for training in trainings])
-    cross_validation.run_all(subjects, fold, settings, trainings[-1].precision)
-    predictions, report = cross_validation.pool(subjects, fold, settings)
+    cross_validation.run_all(subjects, folds, settings)
     name, own = ("Cascade", SecondStage.columns[:1]) if args.stages == 2 else ("First stage", ())
     columns = ["interval_low", "interval_high", *own]
-    title = f"{name}, cross-validated"
-    metrics = write_report(args.output_dir, subjects, predictions, title, columns, stage_report=report)
-    announce_report(args.output_dir, name.lower(), metrics)
-    if args.weights_dir and metrics:
-        cross_validation.write_weights(args.weights_dir, subjects, predictions, metrics, settings)
+    predictions, metrics = {}, {}
+    for held_out, fold in folds.items():
+        predictions[held_out], report = cross_validation.pool(subjects, fold, settings)
+        folder = args.output_dir if held_out == "people" else args.output_dir / "unseen_sites"
+        title = f"{name}, {'cross-validated' if held_out == 'people' else 'on sites that training never saw'}"
+        groups = [subject.site for subject in subjects]
+        metrics[held_out] = (
+            write_report(folder, subjects, predictions[held_out], title, columns, stage_report=report, groups=groups)
+            or {}
+        )
+        announce_report(folder, f"{name.lower()}, {held_out} held out", metrics[held_out])
+    if args.site_column:
+        rows = cross_validation.describe_sites(subjects, predictions, folds)
+        cross_validation.announce_sites(args.output_dir / "sites.csv", rows)
+    if args.weights_dir:
+        cross_validation.write_weights(args.weights_dir, subjects, predictions, metrics, settings, folds)
         print(f"weights and model card: {args.weights_dir}")
 
 

@@ -16,23 +16,32 @@ def main() -> None:
     from utils.common import distributed
     from utils.common.files import check_writable
     from utils.data.dataset import ScanDataset
-    from utils.data.scans import ScanStore
-    from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
+    from utils.data.scans import ScanStore, data_settings
+    from utils.data.tables import read_label_table
     from utils.evaluation.predicting import predict
     from utils.prediction import scan_ages
+    from utils.prediction.likeness import measure_distances
     from utils.prediction.pictures import draw_scan
-    from utils.prediction.weights import load_mean_volume, load_weights
+    from utils.prediction.weights import load_typical_volumes, load_weights
+    from utils.preparation.preprocessing_jobs import Settings as PreprocessingSettings
     from utils.training.stages import FirstStage
 
     check_writable(args.output_dir)
     manifest, members = load_weights(args.weights_dir)
-    mean_volume = load_mean_volume(args.weights_dir)
+    typical = load_typical_volumes(args.weights_dir)
+    scan_ages.interval_errors(manifest, args.scanner)  # a wrong name ends the command before the work
     with user_errors(str(args.weights_dir)):
+        data_settings({**manifest, "network": manifest["networks"]["first_stage"]}, None)
         stages = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
+    calibration = read_label_table(args.calibration_table) if args.calibration_table else None
     scans = scan_ages.find_scans(args.input)
     scan_ages.add_labels(scans, args.label_table, args.sex)
     scan_ages.add_verdicts(scans)
-    scan_ages.preprocess(scans, args.output_dir / "preprocessed", manifest["preprocessing"], args.device, args.timeout)
+    prepare = PreprocessingSettings(
+        args.output_dir / "preprocessed", scan_ages.registration_of(manifest["preprocessing"]), args.device,
+        keep_failed=False, save_masks=False, brain_extracted=args.brain_extracted,
+    )  # fmt: skip
+    scan_ages.preprocess(scans, prepare, args.timeout)
     device = distributed.start(args.device)
     network = Cascade(stages, manifest["age_interval"]).to(device)
     store = ScanStore(manifest["voxel_size"], manifest["normalization"])
@@ -45,15 +54,20 @@ def main() -> None:
             network, FirstStage(), dataset, device, batch_size=args.batch_size, num_workers=args.num_workers,
             precision=args.precision, label="brain age",
         )["brain_age"]  # fmt: skip
-        radius = interval_radius(manifest["out_of_fold_errors"], INTERVAL_COVERAGE)
-        scan_ages.add_ages(usable, ages, radius, manifest["age_range"])
+        scan_ages.add_ages(usable, ages, manifest, args.scanner)
+        if calibration:
+            print(scan_ages.calibrate(usable, calibration, manifest))
+        scan_ages.add_likeness(
+            usable, measure_distances(dataset, typical, args.num_workers), manifest["distance_limit"]
+        )
+        scan_ages.add_age_warnings(usable)
     scan_ages.write_table(args.output_dir / "predictions.csv", scans)
     for scan in tqdm(usable, "pictures", unit="scan", disable=None, leave=False):
         draw_scan(args.output_dir / "pictures" / f"{scan.name}.png", scan)
     if args.explain != "none":
         from utils.prediction.explaining import write_maps
 
-        write_maps(args.output_dir / "maps", network, usable, dataset, mean_volume.to(device), args.explain)
+        write_maps(args.output_dir / "maps", network, usable, dataset, typical.mean.to(device), args.explain)
     print("\n".join(scan_ages.describe(scans)))
     print(f"table: {args.output_dir / 'predictions.csv'}   pictures: {args.output_dir / 'pictures'}")
     sys.exit(0 if len(usable) == len(scans) else 1)

@@ -24,6 +24,7 @@ def load_cohort(
     use_sex: bool = True,
     sex_of_all: str | None = None,
     ages_required: bool = True,
+    site_column: str = "",
 ) -> dict[str, list[Subject]]:
     """Find the scans of every split, match and check them all.
 
@@ -40,6 +41,8 @@ def load_cohort(
         Sex of all subjects where there is no table, such as ``F``.
     ages_required : bool
         Whether a row without an age is a problem.
+    site_column : str
+        Column of the table that tells the site; empty: none.
 
     Returns
     -------
@@ -50,7 +53,7 @@ def load_cohort(
     InputError
         With every problem of the table, the folders and the scans.
     """
-    table = read_label_table(label_table) if label_table else None
+    table = read_label_table(label_table, site_column) if label_table else None
     if table and table.complaint:
         if ages_required:
             raise InputError(table.complaint)
@@ -100,7 +103,7 @@ def _match(
                 "or give each session its own row"
             )
             continue
-        age, sex = UNKNOWN_AGE, given_sex
+        age, sex, site = UNKNOWN_AGE, given_sex, ""
         if table:
             if not found:
                 problems.append(f"{path}: no row of {table.path} has the subject {subject_id}; add one")
@@ -110,13 +113,14 @@ def _match(
                 problems.append(table.missing_ages[subject_id])
             age = table.ages.get(subject_id, UNKNOWN_AGE)
             sex = table.sexes.get(subject_id, given_sex)
+            site = table.sites.get(subject_id, "")
         if use_sex and sex == UNKNOWN_SEX:
             problems.append(
                 f"{path}: the sex of {subject_id} is not known as 0/1, F/M or female/male"
                 + (f" in {table.path}" if table else "")
                 + "; add it, or use a model without sex (--use_sex false)"
             )
-        subjects[subject_id] = Subject(subject_id, path, age, sex)
+        subjects[subject_id] = Subject(subject_id, path, age, sex, site=site)
     return [subjects[key] for key in sorted(subjects)]
 
 
@@ -146,6 +150,12 @@ def add_first_stage_ages(
         replace(subject, first_stage_age=float(age), discretized_age=float(discretized), out_of_fold=bool(own))
         for subject, age, discretized, own in zip(subjects, brain_age, discretized_age, unseen, strict=True)
     ]
+
+
+def are_known(subjects: Sequence[Subject], training_subjects: Sequence[str]) -> np.ndarray:
+    """Tell which subjects are persons on whom a network was trained, (N,) bool array."""
+    known = set(map(person_of, training_subjects))
+    return np.array([person_of(subject.subject_id) in known for subject in subjects], bool)
 
 
 def warn_of_overfitting(train_subjects: Sequence[Subject], valid_subjects: Sequence[Subject]) -> None:

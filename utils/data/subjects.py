@@ -34,6 +34,8 @@ class Subject:
         From the first stage; NaN before it has run.
     out_of_fold : bool
         Whether these ages come from a network that never saw the person.
+    site : str
+        Where the person was scanned; empty where nobody asks.
     """
 
     subject_id: str
@@ -43,6 +45,7 @@ class Subject:
     first_stage_age: float = UNKNOWN_AGE
     discretized_age: float = UNKNOWN_AGE
     out_of_fold: bool = False
+    site: str = ""
 
 
 def person_of(subject_id: str) -> str:

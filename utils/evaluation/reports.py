@@ -15,6 +15,7 @@ from utils.common.files import replacing, write_json
 from utils.data.subjects import SEX_NAMES, Subject, person_of
 from utils.evaluation.metrics import Predictions, compare_errors, evaluate_ages
 
+COLOURS, MARKERS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3"), "os^Dv"  # of groups
 MOST_DRAWN = 2000  # points drawn as shapes; more become pixels, so that files stay small
 METRIC_ROWS = (  # label, key of `evaluate_ages`, digits
     ("MAE (years)", "mae", 2),
@@ -28,7 +29,13 @@ METRIC_ROWS = (  # label, key of `evaluate_ages`, digits
 )
 
 
-def plot_ages(chronological_age: np.ndarray, brain_age: np.ndarray, title: str, lines: Sequence[str] = ()) -> Figure:
+def plot_ages(
+    chronological_age: np.ndarray,
+    brain_age: np.ndarray,
+    title: str,
+    lines: Sequence[str] = (),
+    groups: Sequence[str] = (),
+) -> Figure:
     """Draw brain age against chronological age, with the identity and the fit.
 
     Parameters
@@ -37,6 +44,8 @@ def plot_ages(chronological_age: np.ndarray, brain_age: np.ndarray, title: str, 
     title : str
     lines : sequence of str
         Written into the figure.
+    groups : sequence of N str
+        Such as sites, each drawn in a color of its own; none, or all equal: one color.
     """
     figure = Figure(figsize=(5.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
@@ -47,15 +56,15 @@ def plot_ages(chronological_age: np.ndarray, brain_age: np.ndarray, title: str, 
         slope, intercept = np.polyfit(chronological_age, brain_age, 1)
         ends = np.array([chronological_age.min(), chronological_age.max()])
         axes.plot(ends, slope * ends + intercept, "--", color="#c44e52", linewidth=1.5, label=f"fit, slope {slope:.2f}")
-    axes.scatter(
-        chronological_age,
-        brain_age,
-        s=18,
-        alpha=0.7,
-        color="#4c72b0",
-        edgecolors="none",
-        rasterized=len(brain_age) > MOST_DRAWN,
-    )
+    group = np.array(groups if len(groups) else [""] * len(brain_age))
+    names = sorted(set(group), key=lambda name: (-(group == name).sum(), name))
+    for number, name in enumerate(names):
+        chosen = group == name
+        axes.scatter(
+            chronological_age[chosen], brain_age[chosen], s=18, alpha=0.7, color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)], edgecolors="none", rasterized=len(brain_age) > MOST_DRAWN,
+            label=name if len(names) > 1 else None,
+        )  # fmt: skip
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", title=title,
              xlabel="Chronological age (years)", ylabel="Brain age (years)")  # fmt: skip
     axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=9)
@@ -87,6 +96,7 @@ def write_report(
     npz_name: str = "predictions.npz",
     plot_name: str = "brain_age.png",
     stage_report: Callable[[Predictions], tuple[dict[str, float], str]] | None = None,
+    groups: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """Write predictions as ``.csv`` and ``.npz``, and metrics and a figure if ages are known.
 
@@ -105,6 +115,8 @@ def write_report(
         File names.
     stage_report : callable
         Returns further metrics, and a warning to write with them.
+    groups : sequence of N str
+        For `plot_ages`; none where there are no groups.
 
     Returns
     -------
@@ -145,7 +157,10 @@ def write_report(
                 age[known], predictions["brain_age"][known], first, persons=persons
             )
     write_json(folder / "metrics.json", metrics)
-    figure = plot_ages(age[known], predictions["brain_age"][known], title, describe_metrics(metrics))
+    figure = plot_ages(
+        age[known], predictions["brain_age"][known], title, describe_metrics(metrics),
+        np.array(groups)[known].tolist() if len(groups) else (),
+    )  # fmt: skip
     with replacing(folder / plot_name) as temporary:
         figure.savefig(temporary, dpi=150, format=Path(plot_name).suffix.lstrip(".") or "png")
     return metrics

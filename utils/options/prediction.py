@@ -5,6 +5,7 @@ from pathlib import Path
 from utils.common.files import PROJECT
 from utils.options.flags import (
     Parser,
+    add_brain_extracted,
     add_label_table,
     add_machine_flags,
     add_timeout,
@@ -26,7 +27,7 @@ def prediction_parser() -> Parser:
     )
     flag(
         parser, "--input", "raw", Path,
-        "a scan, a folder of scans (.nii, .nii.gz), a BIDS data set, or the folder of fsl_anat's folders; a brain on "
+        "a scan, a folder of scans (.nii, .nii.gz, .mgz), a BIDS data set, or the folder of fsl_anat's folders; a brain on "
         "the 2 mm grid of MNI152 with 0 around it counts as prepared, any other scan is preprocessed",
     )  # fmt: skip
     flag(parser, "--output_dir", "predictions", Path, "folder for the results")
@@ -38,7 +39,17 @@ def prediction_parser() -> Parser:
         "write maps of where the brain looks older; occlusion is easier to read, integrated_gradients faster",
         choices=("none", "occlusion", "integrated_gradients"),
     )  # fmt: skip
+    flag(
+        parser, "--calibration_table", "", optional_path,
+        "ages of 10 or more healthy people of the same scanner, whose scans are part of the input: calibrates all "
+        "brain ages to this scanner; '': none",
+    )  # fmt: skip
+    flag(
+        parser, "--scanner", "", str,
+        "the training site whose scanner made the scans, by its name in the model card; '': training never saw it",
+    )  # fmt: skip
     add_machine_flags(parser.add_argument_group("machine"), None, "8")
+    add_brain_extracted(parser)
     add_timeout(parser)
     return parser
 
@@ -47,7 +58,8 @@ def cross_validation_parser() -> Parser:
     """Return the parser of ``cross_validate.py``."""
     parser = Parser(
         "Cross-validate both stages. Subjects are parted into K folds of similar ages, all scans of a person\n"
-        "in one fold, and each is estimated by networks that never saw the person. There is no validation split.\n\n"
+        "in one fold, and each is estimated by networks that never saw the person. There is no validation split.\n"
+        "With --hold_out sites or both, each site of --site_column is estimated by networks that never saw it.\n\n"
         "Runs bash_train_first_stage.sh and bash_train_second_stage.sh with the variables of the environment,\n"
         "such as RECIPE or EPOCHS. Writes predictions.csv, metrics.json and a scatter plot of all subjects,\n"
         "folds.csv, and a folder for each fold. What is finished is not run again. With --weights_dir it then\n"
@@ -57,12 +69,22 @@ def cross_validation_parser() -> Parser:
     add_label_table(parser, "labels.csv")
     flag(parser, "--output_dir", "runs/cross_validation", Path, "folder for everything")
     flag(parser, "--folds", "5", folds, "K, the number of parts: each is tested once")
+    flag(
+        parser, "--hold_out", "people", str,
+        "who is tested. people: each of the K parts; sites: each site, by networks that never saw its scanner; both",
+        choices=("people", "sites", "both"),
+    )  # fmt: skip
+    flag(parser, "--site_column", "", str, "column of the label table that tells the scanner or center; '': none")
     flag(parser, "--members", "1", count, "cascades in each fold, of different seeds, whose estimates are averaged")
     flag(parser, "--stages", "2", int, "1: only the first stage", choices=(1, 2))
     flag(parser, "--seed", "0", whole, "of the folds; member m trains with seed + m - 1")
     flag(
         parser, "--weights_dir", "", optional_path,
         "folder for weights trained on all subjects, with a model card; '': none",
+    )  # fmt: skip
+    flag(
+        parser, "--jobs", "1", count,
+        "networks that are trained side by side, on one machine; small ones leave cores and a GPU idle",
     )  # fmt: skip
     flag(parser, "--data_notice", "", str, "name, source and licence of the data, for the model card")
     flag(parser, "--remark", "", str, "a paragraph for the top of the model card, such as a warning; '': none")

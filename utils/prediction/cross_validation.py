@@ -3,34 +3,46 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from tqdm import tqdm
 
 from utils.common.checkpoints import load_checkpoint
 from utils.common.errors import InputError
 from utils.common.files import PROJECT, replacing, sha256_of, write_json
 from utils.data.cohort import split_into_folds
-from utils.data.dataset import ScanDataset, make_loader, to_device
+from utils.data.dataset import ScanDataset
 from utils.data.scans import ScanStore
-from utils.data.subjects import Subject
-from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_radius, residual_sd_within_bins
+from utils.data.subjects import Subject, person_of
+from utils.evaluation.metrics import (
+    INTERVAL_COVERAGE,
+    Predictions,
+    correlation,
+    interval_radius,
+    residual_sd_within_bins,
+)
+from utils.prediction.likeness import describe_training
 from utils.prediction.model_card import make_card, make_manifest
 from utils.prediction.weights import STAGES, save_weights
 from utils.training.stages import SecondStage
 from utils.training.state import FREE_ON_RESUME
 
 Report = Callable[[Predictions], tuple[dict[str, float], str]]
+Folds = dict[str, np.ndarray]  # what is held out, and the fold of each subject
 
 TABLE = "folds.csv"
 ALL = "all"  # the fold without test subjects
+EVERYBODY = "all sites"
 FEWEST_FOR_WEIGHTS = 10  # subjects; fewer give no 90 % interval
 LAST_LINES = 12  # of a log, shown when its script failed
 TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
@@ -50,56 +62,82 @@ class CrossValidation:
     output_dir: Path
     label_table: Path
     folds: int
+    hold_out: str
+    site_column: str
     members: int
     stages: int
     seed: int
     weights_dir: Path | None
     data_notice: str
     remark: str
+    jobs: int
     num_workers: int
     cache_folder: Path | None
 
-    def member_folder(self, fold: int | str, member: int) -> Path:
-        """Return the folder of a fold's member; both are counted from 1, and `fold` may be `ALL`."""
-        return self.output_dir / (f"fold_{fold}" if isinstance(fold, int) else fold) / f"member_{member}"
+    def member_folder(self, fold: str, member: int) -> Path:
+        """Return the folder of a fold's member, which is counted from 1; `fold` may be `ALL`."""
+        return self.output_dir / fold / f"member_{member}"
 
 
-def write_folds(folder: Path, subjects: Sequence[Subject], folds: int, seed: int) -> np.ndarray:
+def assign_folds(subjects: Sequence[Subject], settings: CrossValidation) -> Folds:
     """Assign each subject to the fold in which it is tested, once for all runs in a folder.
 
     Parameters
     ----------
-    folder : Path
-        Gets ``folds.csv``; an existing one must hold the same assignment.
     subjects : sequence of N Subject
-    folds : int
-    seed : int
+    settings : CrossValidation
+        Its folder gets ``folds.csv``; an existing one must hold the same assignment.
 
     Returns
     -------
-    (N,) int array, the fold of each subject, from 1
+    dict of {"people", "sites"} to (N,) str array
+        What is held out, and each subject's fold, such as ``fold_1`` or ``site_Oslo``.
 
     Raises
     ------
     InputError
-        If the folder holds other folds.
+        If the folder holds other folds, there are fewer than two sites, or
+        a person was scanned at several.
     """
-    fold = np.zeros(len(subjects), int)
-    for number, (_, part) in enumerate(split_into_folds(subjects, folds, seed), 1):
-        fold[part] = number
+    folds: Folds = {}
+    if settings.hold_out in ("people", "both"):
+        folds["people"] = np.full(len(subjects), "", object)
+        for number, (_, part) in enumerate(split_into_folds(subjects, settings.folds, settings.seed), 1):
+            folds["people"][part] = f"fold_{number}"
+    if settings.hold_out in ("sites", "both"):
+        folds["sites"] = np.array([f"site_{re.sub('[^A-Za-z0-9.-]', '_', s.site)}" for s in subjects], object)
+        _check_sites(subjects, folds["sites"])
+    empty = [""] * len(subjects)
     rows = [
-        [subject.subject_id, f"{subject.chronological_age:.4f}", str(number), subject.path.name]
-        for subject, number in zip(subjects, fold, strict=True)
+        [subject.subject_id, f"{subject.chronological_age:.4f}", *row, subject.path.name]
+        for subject, *row in zip(subjects, folds.get("people", empty), folds.get("sites", empty), strict=True)
     ]
-    path = folder / TABLE
+    path = settings.output_dir / TABLE
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             if list(csv.reader(file))[1:] != rows:
                 raise InputError(f"{path}: holds other subjects or folds; set another OUTPUT_DIR (--output_dir)")
-        return fold
+        return folds
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["subject_id", "age", "fold", "scan"], *rows])
-    return fold
+        csv.writer(file).writerows([["subject_id", "age", "fold", "site", "scan"], *rows])
+    return folds
+
+
+def _check_sites(subjects: Sequence[Subject], sites: np.ndarray) -> None:
+    """Refuse fewer than two sites, sites whose folders would have one name, and persons who were at several."""
+    names: dict[str, str] = {}
+    persons: dict[str, str] = {}
+    problems = []
+    for subject, site in zip(subjects, sites, strict=True):
+        person = person_of(subject.subject_id)
+        if names.setdefault(site, subject.site) != subject.site:
+            problems.append(f"sites {names[site]} and {subject.site} differ only in special characters; rename one")
+        if persons.setdefault(person, site) != site:
+            problems.append(f"{subject.subject_id}: {person} is at several sites, so neither can be held out")
+    if len(names) < 2:
+        problems.append(f"--hold_out: there is only the site {subjects[0].site}; use --hold_out people")
+    if problems:
+        raise InputError(sorted(set(problems)))
 
 
 def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
@@ -113,7 +151,7 @@ def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
     InputError
         If the bash script fails, for example because there is no such recipe.
     """
-    _, script, flags = list(_steps(1, 1, False, settings, "auto"))[stage - 1]
+    _, script, flags = list(_steps("fold_1", 1, False, settings))[stage - 1]
     done = subprocess.run(
         ["bash", "-c", SHOW_ARGUMENTS, str(PROJECT / script), *flags],
         env=_environment(), capture_output=True, text=True, check=False,
@@ -178,9 +216,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
 
 
-def _steps(
-    fold: int | str, member: int, tested: bool, settings: CrossValidation, precision: str
-) -> Iterator[tuple[Path, str, list[str]]]:
+def _steps(fold: str, member: int, tested: bool, settings: CrossValidation) -> Iterator[tuple[Path, str, list[str]]]:
     """Yield what one member of a fold runs: the file that shows that it has finished, the script, its flags."""
     own = settings.member_folder(fold, member)
     first, second = own / "first_stage", own / "second_stage"
@@ -189,7 +225,7 @@ def _steps(
     train = [*machine, "--train_folder", own.parent / "train", "--valid_folder", "",
              "--seed", settings.seed + member - 1, "--resume"]  # fmt: skip
     test = [*machine, "--test_folder", own.parent / "test", "--output_dir", own / TESTS[settings.stages],
-            "--precision", precision, "--checkpoint", own / STAGES[settings.stages - 1] / "best.pt"]  # fmt: skip
+            "--precision", "float32", "--checkpoint", own / STAGES[settings.stages - 1] / "best.pt"]  # fmt: skip
     of_first = ["--first_stage_checkpoint", first / "best.pt"]
     flags = [*train, "--test_folder", "", "--output_dir", first]
     steps = [(first / "train_discretized_age.npy", "bash_train_first_stage.sh", flags)]
@@ -204,51 +240,66 @@ def _steps(
         yield product, script, [str(value) for value in values]
 
 
-def run_all(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidation, precision: str) -> None:
-    """Train and test every member of every fold that is not finished yet.
+def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation) -> None:
+    """Train and test every member of every fold that is not finished yet, some side by side.
 
     Parameters
     ----------
     subjects : sequence of N Subject
-    fold : (N,) int array, from 1
+    folds : dict of (N,) str arrays
+        Of `assign_folds`.
     settings : CrossValidation
-    precision : str
-        Of the tests.
 
     Raises
     ------
     InputError
         If a script fails, with the end of its log.
     """
-    tested: dict[int | str, np.ndarray] = {number: fold == number for number in range(1, settings.folds + 1)}
+    tested = {name: fold == name for fold in folds.values() for name in sorted(set(fold))}
     if settings.weights_dir:
         tested[ALL] = np.zeros(len(subjects), bool)
-    work = []
-    for number, chosen in tested.items():
-        folder = settings.member_folder(number, 1).parent
+    chains: list[list[tuple[Path, Path, str, list[str]]]] = []
+    for name, chosen in tested.items():
+        folder = settings.member_folder(name, 1).parent
         link_scans(folder / "train", [s for s, own in zip(subjects, chosen, strict=True) if not own])
         if chosen.any():
             link_scans(folder / "test", [s for s, own in zip(subjects, chosen, strict=True) if own])
         for member in range(1, settings.members + 1):
-            steps = _steps(number, member, bool(chosen.any()), settings, precision)
-            work += [(folder / f"member_{member}", *step) for step in steps]
-    with tqdm(work, unit="script", disable=None) as bar:
-        for folder, product, script, flags in bar:
-            if not product.exists():
-                name = f"{folder.parent.name}, {folder.name}: {script}"
-                bar.set_description(name)
-                if not sys.stderr.isatty():
-                    print(name, flush=True)
-                _run(folder, script, flags)
+            steps = _steps(name, member, bool(chosen.any()), settings)
+            chains.append([(folder / f"member_{member}", *step) for step in steps])
+    failed = Event()  # after which nothing more is started
+    threads = max(1, len(os.sched_getaffinity(0)) // settings.jobs)
+    with (
+        tqdm(total=sum(map(len, chains)), unit="script", disable=None) as bar,
+        ThreadPoolExecutor(settings.jobs) as pool,
+    ):
+
+        def run(chain: Sequence[tuple[Path, Path, str, list[str]]]) -> None:
+            for folder, product, script, flags in chain:
+                if not product.exists() and not failed.is_set():
+                    what = f"{folder.parent.name}, {folder.name}: {script}"
+                    bar.set_description(what)
+                    if not sys.stderr.isatty():
+                        print(what, flush=True)
+                    _run(folder, script, flags, threads)
+                bar.update()
+
+        try:
+            for done in [pool.submit(run, chain) for chain in chains]:
+                done.result()
+        except BaseException:
+            failed.set()
+            raise
 
 
-def _run(folder: Path, script: str, flags: Sequence[str]) -> None:
+def _run(folder: Path, script: str, flags: Sequence[str], threads: int) -> None:
     """Run a bash script, its output going to a log in the folder."""
     log = folder / f"{Path(script).stem.removeprefix('bash_')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         command = ["bash", str(PROJECT / script), *flags]
-        status = subprocess.run(command, stdout=file, stderr=file, env=_environment(), check=False).returncode
+        environment = {"OMP_NUM_THREADS": str(threads), **_environment()}
+        status = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
     if status:
         lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
         raise InputError("\n  ".join([f"{script} failed with status {status}; the end of {log}:", *lines]))
@@ -260,7 +311,8 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     Parameters
     ----------
     subjects : sequence of N Subject
-    fold : (N,) int array, from 1
+    fold : (N,) str array
+        One of those of `assign_folds`.
     settings : CrossValidation
 
     Returns
@@ -268,7 +320,8 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     predictions : dict of str to (N,) float array, years
         ``brain_age``, ``chronological_age``, the bounds of the interval,
         ``interval_low`` and ``interval_high``, whose radius comes from the
-        other folds, and, with two stages, those of `SecondStage.columns`.
+        people of the other folds whose ages their networks had seen
+        (`seen_ages`), and, with two stages, those of `SecondStage.columns`.
     report : callable
         For `utils.evaluation.reports.write_report`: gives the share of
         intervals that hold the age and, with two stages, the standard
@@ -278,21 +331,23 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     index = {subject.subject_id: number for number, subject in enumerate(subjects)}
     names = ["brain_age", *(SecondStage.columns if settings.stages == 2 else ())]
     table = {name: np.full((settings.members, len(subjects)), np.nan, np.float32) for name in names}
-    for number in range(1, settings.folds + 1):
+    for name in sorted(set(fold)):
         for member in range(settings.members):
-            path = settings.member_folder(number, member + 1) / TESTS[settings.stages] / "predictions.csv"
+            path = settings.member_folder(name, member + 1) / TESTS[settings.stages] / "predictions.csv"
             with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
-                    for name in names:
-                        table[name][member, index[row["subject_id"]]] = float(row[name])
-            missing = ~np.isfinite(table["brain_age"][member, fold == number])
+                    for column in names:
+                        table[column][member, index[row["subject_id"]]] = float(row[column])
+            missing = ~np.isfinite(table["brain_age"][member, fold == name])
             if missing.any():
                 raise InputError(f"{path}: lacks {missing.sum()} subjects of the fold; delete it and run this again")
     predictions: dict[str, Any] = {name: values.mean(0) for name, values in table.items()}
     predictions["chronological_age"] = np.array([subject.chronological_age for subject in subjects], np.float32)
     error = np.abs(predictions["brain_age"] - predictions["chronological_age"])
-    radius = np.array([interval_radius(error[fold != number], INTERVAL_COVERAGE) for number in fold])
-    predictions["interval_low"] = predictions["brain_age"] - radius
+    seen = seen_ages(predictions["chronological_age"], fold)
+    radii = {name: interval_radius(error[(fold != name) & seen], INTERVAL_COVERAGE) for name in set(fold)}
+    radius = np.array([radii[name] for name in fold])
+    predictions["interval_low"] = np.maximum(predictions["brain_age"] - radius, 0)
     predictions["interval_high"] = predictions["brain_age"] + radius
     scalars = {"coverage": float((error <= radius).mean())}
     if settings.stages == 2:
@@ -301,12 +356,79 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     return predictions, lambda _: (scalars, "")
 
 
+def seen_ages(age: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Tell whose age lies in the range of the ages that the networks of their fold were trained on, (N,) bool array.
+
+    A site that is held out may be older than all others. What networks make
+    of ages that they never saw says little of those that are trained on everybody.
+    """
+    seen = np.zeros(len(age), bool)
+    for name in set(fold):
+        others = age[fold != name]
+        seen |= (fold == name) & (age >= others.min()) & (age <= others.max())
+    return seen
+
+
+def describe_sites(
+    subjects: Sequence[Subject], predictions: Mapping[str, Predictions], folds: Folds
+) -> list[dict[str, Any]]:
+    """Return a row of figures for each site and each way of holding out.
+
+    Parameters
+    ----------
+    subjects : sequence of N Subject
+    predictions : mapping of {"people", "sites"} to the predictions of `pool`
+    folds : dict of (N,) str arrays
+        Of `assign_folds`.
+
+    Returns
+    -------
+    list of dict
+        ``held_out``, ``site``, ``n``, ``mae``, ``mean_gap``, ``pearson``
+        (None if undefined), ``coverage`` of the intervals, and ``n`` and the
+        first two for those of `seen_ages`. The last row of each way pools everybody.
+    """
+    sites = np.array([subject.site for subject in subjects])
+    rows = []
+    for held_out, own in predictions.items():
+        age, seen = own["chronological_age"], seen_ages(own["chronological_age"], folds[held_out])
+        gap = own["brain_age"] - age
+        covered = (own["interval_low"] <= age) & (age <= own["interval_high"])
+        for site in (*sorted(set(sites)), EVERYBODY):
+            chosen = np.full(len(age), True) if site == EVERYBODY else sites == site
+            pearson = float(correlation(age[chosen], own["brain_age"][chosen])) if chosen.sum() > 2 else np.nan
+            row = {"held_out": held_out, "site": site, "n": int(chosen.sum()), "mae": np.abs(gap[chosen]).mean(),
+                   "mean_gap": gap[chosen].mean(), "pearson": pearson, "coverage": covered[chosen].mean(),
+                   "n_seen_ages": int((chosen & seen).sum())}  # fmt: skip
+            if (chosen & seen).any():
+                row |= {"mae_seen_ages": np.abs(gap[chosen & seen]).mean(),
+                        "mean_gap_seen_ages": gap[chosen & seen].mean()}  # fmt: skip
+            rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
+    return rows
+
+
+def announce_sites(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the figures of `describe_sites` as a table, and print them."""
+    with replacing(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.4f")
+    print(f"figures by site: {path}")
+    print(
+        f"  {'held out':<9} {'site':<14} {'n':>5} {'MAE':>6} {'mean gap':>9} {'Pearson':>8} {'90 % interval holds':>20}"
+    )
+    for row in rows:
+        print(
+            f"  {row['held_out']:<9} {row['site'][:14]:<14} {row['n']:>5} {row['mae']:>6.2f} {row['mean_gap']:>+9.2f} "
+            f"{row['pearson']:>8.3f} {100 * row['coverage']:>18.0f} %"
+        )
+
+
 def write_weights(
     folder: Path,
     subjects: Sequence[Subject],
-    predictions: Predictions,
-    metrics: Mapping[str, Any],
+    predictions: Mapping[str, Predictions],
+    metrics: Mapping[str, Mapping[str, Any]],
     settings: CrossValidation,
+    folds: Folds,
 ) -> None:
     """Write the cascades that were trained on all subjects as weights with a model card.
 
@@ -314,19 +436,27 @@ def write_weights(
     ----------
     folder : Path
     subjects : sequence of N Subject
-    predictions : dict of str to (N,) float array
-        Of `pool`.
-    metrics : mapping
-        Of `utils.evaluation.reports.write_report`.
+    predictions, metrics : mapping of {"people", "sites"}
+        Of `pool`, and of `utils.evaluation.reports.write_report`.
     settings : CrossValidation
-    """  # fmt: skip
+    folds : dict of (N,) str arrays
+        Of `assign_folds`.
+    """
     members = (settings.member_folder(ALL, number) for number in range(1, settings.members + 1))
     checkpoints = [[load_checkpoint(own / stage / "best.pt") for stage in STAGES] for own in members]
     first = checkpoints[0][0]
-    manifest = make_manifest(subjects, predictions, metrics, settings.data_notice, settings.remark)
-    card = make_card(manifest, subjects, first, settings.members, settings.folds)
-    scans = ScanStore(first["voxel_size"], first["normalization"], None, settings.num_workers)
-    cpu = torch.device("cpu")
-    loader = make_loader(ScanDataset(subjects, scans), [[i] for i in range(len(subjects))], 0, cpu)
-    mean_volume = sum(to_device(batch, cpu)["volume"][0, 0] for batch in loader) / len(subjects)
-    save_weights(folder, checkpoints, manifest, card, mean_volume)
+    scans = ScanStore(first["voxel_size"], first["normalization"], settings.cache_folder, settings.num_workers)
+    scans.prepare([subject.path for subject in subjects])
+    typical, limit = describe_training(ScanDataset(subjects, scans), settings.num_workers)
+    manifest = make_manifest(subjects, predictions["people"], metrics["people"], settings.data_notice, settings.remark)
+    manifest["distance_limit"] = round(limit, 4)
+    rows = describe_sites(subjects, predictions, folds) if settings.site_column else []
+    if "sites" in folds:
+        own = predictions["sites"]
+        gaps, seen = own["brain_age"] - own["chronological_age"], seen_ages(own["chronological_age"], folds["sites"])
+        sites = np.array([subject.site for subject in subjects])
+        manifest["unseen_site_gaps"] = {
+            site: np.round(gaps[(sites == site) & seen], 3).tolist() for site in sorted(set(sites))
+        }
+    card = make_card(manifest, subjects, first, settings.members, settings.folds, rows)
+    save_weights(folder, checkpoints, manifest, card, typical)

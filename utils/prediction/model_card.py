@@ -34,10 +34,8 @@ The first stage alone has an MAE of {first_mae:.2f} years. The {interval:.0f} % 
 {radius:.1f} years, from the errors of this cross-validation. With each fold's radius taken from the other folds, it
 held the age of {covered:.0f} % of these subjects.
 
-**These figures say nothing about other scanners.** They hold for people who are scanned and prepared as the training
-subjects were. On another scanner, protocol or population, or after another preparation, errors can be several times
-as large, and all estimates can be shifted in one direction. Test the weights on healthy people from your scanner
-before you use them.
+**These figures hold for the scanners of the training subjects only**, and for people scanned and prepared as they
+were. {elsewhere}
 
 ## Intended use
 
@@ -51,6 +49,11 @@ is {gap_age_spearman:.2f}; if that is negative, young brains are estimated too o
 - Ages outside the training range: estimates hardly go beyond it.
 - Scans unlike the training data, such as other contrasts, contrast agent, large lesions or surgery.
 """
+
+
+NO_OTHER_SITE = """On another scanner, protocol or population, or after another preparation, errors can be several
+times as large, and all estimates can be shifted in one direction. Test the weights on healthy people from your scanner
+before you use them."""
 
 
 def make_manifest(
@@ -89,7 +92,12 @@ def make_manifest(
 
 
 def make_card(
-    manifest: Mapping[str, Any], subjects: Sequence[Subject], checkpoint: Mapping[str, Any], members: int, folds: int
+    manifest: Mapping[str, Any],
+    subjects: Sequence[Subject],
+    checkpoint: Mapping[str, Any],
+    members: int,
+    folds: int,
+    site_rows: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the model card, Markdown.
 
@@ -101,6 +109,8 @@ def make_card(
     checkpoint : mapping
         Of a first stage.
     members, folds : int
+    site_rows : sequence of mapping
+        Of `utils.prediction.cross_validation.describe_sites`.
     """
     metrics, errors = manifest["cross_validation"], manifest["out_of_fold_errors"]
     sex_of = {person_of(subject.subject_id): subject.sex for subject in subjects}
@@ -122,7 +132,27 @@ def make_card(
         "radius": interval_radius(errors, INTERVAL_COVERAGE),
         "covered": 100 * metrics["coverage"],
     }
+    values["elsewhere"] = _describe_sites(site_rows) if "unseen_site_gaps" in manifest else NO_OTHER_SITE
     return CARD.format(**values)
+
+
+def _describe_sites(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures by site as Markdown."""
+    lines = [
+        "On other scanners errors are larger, and all estimates can be shifted in one direction. Each site",
+        "was therefore held out once, and its people were estimated by networks that never saw its scanner:",
+        "",
+        "| held out | site | N | MAE, years | mean gap | Pearson | 90 % intervals hold | N of ages that training saw | \
+MAE | mean gap |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        seen = f"{row['mae_seen_ages']:.2f} | {row['mean_gap_seen_ages']:+.2f}" if row["n_seen_ages"] else " | "
+        lines.append(
+            f"| {row['held_out']} | {row['site']} | {row['n']} | {row['mae']:.2f} | {row['mean_gap']:+.2f} | "
+            f"{row['pearson']:.2f} | {100 * row['coverage']:.0f} % | {row['n_seen_ages']} | {seen} |"
+        )
+    return "\n".join([*lines, "", "`bash_predict.sh` takes the intervals of a scan from the errors on held-out sites."])
 
 
 def _describe_preparation(made: Mapping[str, str] | None) -> str:

@@ -34,8 +34,9 @@ def draw_scan(path: Path, scan: PredictedScan) -> None:
     picture.set_axis_off()
     picture.set_title(f"{scan.name}: brain age {scan.estimate()}", loc="left", fontsize=13, fontweight="bold")
     axis.axvspan(*scan.age_range, color="0.92", label="training ages")
+    sides = np.abs(np.array(scan.interval) - scan.brain_age)[:, None]
     axis.errorbar(
-        scan.brain_age, 0, xerr=scan.radius, fmt="o", color=AGE_COLOUR, capsize=5, markersize=9,
+        scan.brain_age, 0, xerr=sides, fmt="o", color=AGE_COLOUR, capsize=5, markersize=9,
         label=f"brain age, {100 * INTERVAL_COVERAGE:.0f} % interval",
     )  # fmt: skip
     if np.isfinite(scan.chronological_age):
@@ -43,8 +44,7 @@ def draw_scan(path: Path, scan: PredictedScan) -> None:
             scan.chronological_age, 0, "|", color=TRUTH_COLOUR, markersize=18, markeredgewidth=3,
             label="chronological age",
         )  # fmt: skip
-    low = min(scan.age_range[0], scan.brain_age - scan.radius)
-    high = max(scan.age_range[1], scan.brain_age + scan.radius)
+    low, high = min(scan.age_range[0], scan.interval[0]), max(scan.age_range[1], scan.interval[1])
     axis.set(xlim=(low - MARGIN, high + MARGIN), ylim=(-1, 2), yticks=[], xlabel="years")
     axis.legend(loc="upper left", ncols=3, frameon=False, fontsize=9, borderaxespad=0.1)
     if scan.warnings:

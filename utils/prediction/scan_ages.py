@@ -15,7 +15,9 @@ from utils.common.files import replacing
 from utils.data.images import model_grid, read_image
 from utils.data.scans import ScanStore
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject, person_of
-from utils.data.tables import SEXES, read_label_table
+from utils.data.tables import SEXES, LabelTable, read_label_table
+from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
+from utils.prediction.calibration import FEWEST_PEOPLE, Calibration, fit_calibration
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
 from utils.preparation.quality import misplacement
 from utils.preparation.raw_scans import RawFile, find_raw_scans
@@ -47,6 +49,12 @@ class PredictedScan:
     brain_age : float, years; NaN where it failed
     radius : float, years
         Half the width of the brain age's 90 % interval.
+    interval_from : str
+        The errors that the interval comes from.
+    uncalibrated_age : float, years
+        The brain age before calibration; NaN without one.
+    unlike : bool
+        Whether the scan is unlike the training scans.
     age_range : (low, high), years
         Ages of the training subjects.
     """
@@ -60,6 +68,9 @@ class PredictedScan:
     warnings: list[str] = field(default_factory=list)
     brain_age: float = UNKNOWN_AGE
     radius: float = UNKNOWN_AGE
+    interval_from: str = ""
+    uncalibrated_age: float = UNKNOWN_AGE
+    unlike: bool = False
     age_range: Sequence[float] = ()
 
     @property
@@ -67,11 +78,21 @@ class PredictedScan:
         """The scan as the data set takes it."""
         return Subject(self.name, self.prepared or self.source, self.chronological_age, self.sex)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The bounds of the brain age's 90 % interval, years; no age is below 0."""
+        return max(0.0, self.brain_age - self.radius), self.brain_age + self.radius
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``unlike training scans`` or ``failed``."""
+        return "failed" if self.failure else "unlike training scans" if self.unlike else "ok"
+
     def estimate(self) -> str:
         """Return brain age, interval and, where the age is known, gap in words."""
-        age, radius = self.brain_age, self.radius
+        age, (low, high) = self.brain_age, self.interval
         gap = f", gap {age - self.chronological_age:+.1f}" if np.isfinite(self.chronological_age) else ""
-        return f"{age:.1f} years ({age - radius:.0f} to {age + radius:.0f}){gap}"
+        return f"{age:.1f} years ({low:.0f} to {high:.0f}){gap}"
 
 
 def prepared_voxel_size(path: Path) -> int | None:
@@ -141,36 +162,31 @@ def add_training(scans: Sequence[PredictedScan], training_persons: Sequence[str]
             scan.warnings.append("is of a training subject; the networks know the age, so the gap means nothing")
 
 
-def preprocess(
-    scans: Sequence[PredictedScan],
-    folder: Path,
-    expected: Sequence[Mapping[str, str] | None],
-    device: str,
-    timeout: float,
-) -> None:
-    """Preprocess the raw scans among `scans` as the training scans were.
+def registration_of(expected: Sequence[Mapping[str, str] | None]) -> str:
+    """Return the registration of the training scans, from their preparations as `preparation_of` returns them."""
+    return next(filter(None, expected), {"registration": "affine"})["registration"]
+
+
+def preprocess(scans: Sequence[PredictedScan], settings: Settings, timeout: float) -> None:
+    """Preprocess the raw scans among `scans`.
 
     Parameters
     ----------
     scans : sequence of PredictedScan
         Get their prepared brains, and warnings and failures from quality control.
-    folder : Path
-        For the prepared brains.
-    expected : sequence of mapping or None
-        Preparations of the training scans, as `preparation_of` returns them.
-    device : {"auto", "cuda", "cpu"}
+    settings : Settings
+        With the registration of the training scans.
     timeout : float, s, for each scan
     """
     raw = {scan.name: scan for scan in scans if not scan.prepared and not scan.failure}
     if not raw:
         return
-    registration = next(filter(None, expected), {"registration": "nonlinear"})["registration"]
     files = [RawFile(scan.name, scan.source) for scan in raw.values()]
-    for record in preprocess_all(files, Settings(folder, registration, device, False, False), 0, timeout):
+    for record in preprocess_all(files, settings, 0, timeout):
         scan = raw[record["name"]]
         _add_verdict(scan, record)
         if not scan.failure:
-            scan.prepared = folder / f"{scan.name}.nii.gz"
+            scan.prepared = settings.output_dir / f"{scan.name}.nii.gz"
 
 
 def add_verdicts(scans: Sequence[PredictedScan]) -> None:
@@ -207,11 +223,108 @@ def check_scans(scans: Sequence[PredictedScan], store: ScanStore) -> list[Predic
     return [scan for scan in scans if not scan.failure]
 
 
-def add_ages(scans: Sequence[PredictedScan], brain_ages: np.ndarray, radius: float, age_range: Sequence[float]) -> None:
-    """Set brain ages, in years; warn of ages outside the training range."""
-    low, high = age_range
+def add_ages(scans: Sequence[PredictedScan], brain_ages: np.ndarray, manifest: Mapping[str, Any], scanner: str) -> None:
+    """Set brain ages and their intervals, in years.
+
+    Parameters
+    ----------
+    scans : sequence of N PredictedScan, changed in place
+    brain_ages : (N,) float array, years
+    manifest : mapping
+        Of the weights.
+    scanner : str
+        The training site on whose scanner the scans were made; empty: one that training never saw.
+
+    Raises
+    ------
+    InputError
+        If the training knew no such site.
+    """
+    errors, source = interval_errors(manifest, scanner)
+    radius = interval_radius(errors, INTERVAL_COVERAGE)
     for scan, brain_age in zip(scans, brain_ages, strict=True):
-        scan.brain_age, scan.radius, scan.age_range = float(brain_age), radius, age_range
+        scan.brain_age, scan.radius, scan.interval_from = float(brain_age), radius, source
+        scan.age_range = manifest["age_range"]
+
+
+def interval_errors(manifest: Mapping[str, Any], scanner: str) -> tuple[np.ndarray, str]:
+    """Return the absolute errors, (N,) float array, years, that intervals come from, and which they are."""
+    sites = manifest.get("unseen_site_gaps", {})
+    if scanner and scanner not in sites:
+        raise InputError(
+            f"--scanner {scanner}: the weights were trained on "
+            + (f"the scanners {', '.join(sites)}" if sites else "scanners without names")
+            + "; give one of them, or leave SCANNER empty for a scanner that training never saw"
+        )
+    if scanner or not sites:
+        return np.asarray(manifest["out_of_fold_errors"]), f"scanner {scanner}" if scanner else "training scanners"
+    return np.abs(np.concatenate([np.asarray(gaps) for gaps in sites.values()])), "unseen scanners"
+
+
+def calibrate(scans: Sequence[PredictedScan], labels: LabelTable, manifest: Mapping[str, Any]) -> Calibration:
+    """Calibrate all brain ages by the healthy people of a table.
+
+    Parameters
+    ----------
+    scans : sequence of PredictedScan, changed in place
+    labels : LabelTable
+        Of healthy people who are among the scans.
+    manifest : mapping
+        Of the weights.
+
+    Raises
+    ------
+    InputError
+        If fewer than `FEWEST_PEOPLE` of them are among the scans.
+    """
+    found: dict[str, tuple[PredictedScan, float]] = {}
+    for scan in scans:
+        known = labels.find(scan.name if scan.source.name == FSL_PRODUCT else scan.source.name)
+        if known and known in labels.ages:
+            found.setdefault(person_of(known), (scan, labels.ages[known]))
+    if len(found) < FEWEST_PEOPLE:
+        raise InputError(
+            f"{labels.path}: {len(found)} of its people have a scan with a brain age here; calibration needs at least "
+            f"{FEWEST_PEOPLE} healthy people of the same scanner, whose scans are part of INPUT"
+        )
+    gaps = [np.asarray(own) for own in manifest.get("unseen_site_gaps", {}).values() if own]
+    errors = np.asarray(manifest["out_of_fold_errors"])
+    offset_sd = float(np.sqrt(np.mean([own.mean() ** 2 for own in gaps]))) if gaps else float(errors.mean())
+    residual_sd = float(np.sqrt(np.mean(errors**2)))
+    people, ages = zip(*found.values(), strict=True)
+    calibration = fit_calibration(np.array(ages), np.array([s.brain_age for s in people]), offset_sd, residual_sd)
+    calibrated, radii = calibration.apply(np.array([scan.brain_age for scan in scans]))
+    for scan, age, radius in zip(scans, calibrated, radii, strict=True):
+        scan.uncalibrated_age, scan.brain_age, scan.radius = scan.brain_age, float(age), float(radius)
+        scan.interval_from = f"calibration by {calibration.people} people"
+    return calibration
+
+
+def add_likeness(scans: Sequence[PredictedScan], distances: np.ndarray, limit: float) -> None:
+    """Mark scans that are unlike the training scans, and widen their intervals.
+
+    Parameters
+    ----------
+    scans : sequence of N PredictedScan, changed in place
+    distances : (N,) float array
+        Of `utils.prediction.likeness.measure_distances`.
+    limit : float
+        What hardly any training scan exceeds.
+    """
+    for scan, distance in zip(scans, distances, strict=True):
+        if distance > limit:
+            scan.unlike = True
+            scan.radius *= float(distance / limit)
+            scan.warnings.append(
+                f"is unlike the training scans (distance {distance:.2f}, expected at most {limit:.2f}); the estimate "
+                "may be off by many years"
+            )
+
+
+def add_age_warnings(scans: Sequence[PredictedScan]) -> None:
+    """Warn of ages outside the training range."""
+    for scan in scans:
+        low, high = scan.age_range
         for what, age in (("brain age", scan.brain_age), ("chronological age", scan.chronological_age)):
             if age < low or age > high:
                 scan.warnings.append(f"{what} {age:.1f} is outside the training range, {low:.0f} to {high:.0f} years")
@@ -227,14 +340,15 @@ def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
         writer = csv.writer(file)
         writer.writerow(
             ["subject_id", "chronological_age", "sex", "brain_age", "interval_low", "interval_high", "brain_age_gap",
-             "status", "warnings", "scan"]
+             "interval_from", "uncalibrated_age", "status", "warnings", "scan"]
         )  # fmt: skip
         for scan in scans:
-            age, radius = scan.brain_age, scan.radius
+            known = np.isfinite(scan.brain_age)
             writer.writerow(
-                [scan.name, number(scan.chronological_age), SEX_NAMES[scan.sex], number(age), number(age - radius),
-                 number(age + radius), number(age - scan.chronological_age), "failed" if scan.failure else "ok",
-                 scan.failure or "; ".join(scan.warnings), str(scan.source)]
+                [scan.name, number(scan.chronological_age), SEX_NAMES[scan.sex], number(scan.brain_age),
+                 *(number(bound) if known else "" for bound in scan.interval),
+                 number(scan.brain_age - scan.chronological_age), scan.interval_from, number(scan.uncalibrated_age),
+                 scan.status, scan.failure or "; ".join(scan.warnings), str(scan.source)]
             )  # fmt: skip
 
 
@@ -246,9 +360,10 @@ def describe(scans: Sequence[PredictedScan]) -> Iterator[str]:
         yield f"{scan.name:<{width}}  {'; '.join(outcome)}"
     usable = [scan for scan in scans if not scan.failure]
     warned = sum(bool(scan.warnings) for scan in usable)
+    unlike = sum(scan.unlike for scan in usable)
     yield (
         f"{len(scans)} scan{'' if len(scans) == 1 else 's'}: {len(usable)} with a brain age, {warned} of them with a "
-        f"warning, {len(scans) - len(usable)} failed"
+        f"warning, {unlike} unlike the training scans, {len(scans) - len(usable)} failed"
     )
 
 

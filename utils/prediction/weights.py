@@ -2,24 +2,30 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from model.building import REMOVED
+from model.building import REMOVED, load_network
 from model.conventions import NORMALIZATIONS
-from utils.common.errors import InputError
+from model.scaledense import ScaleDense
+from utils.common.checkpoints import age_interval_of, load_checkpoint
+from utils.common.errors import InputError, user_errors
 from utils.common.files import check_writable, replacing, write_json
+from utils.data.scans import data_settings
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
+from utils.prediction.likeness import TypicalVolumes
 
 MANIFEST = "weights.json"
 CARD = "MODEL_CARD.md"
-MEAN_VOLUME = "mean_volume.safetensors"
+TYPICAL_VOLUMES = "typical_volumes.safetensors"
 STAGES = ("first_stage", "second_stage")
+DATA_SETTINGS = ("voxel_size", "normalization", "age_interval")
 NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and a check of each
     "members": lambda value: value >= 1,
     "networks": lambda value: set(value) == set(STAGES),
@@ -28,6 +34,7 @@ NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and a c
     "age_interval": lambda value: value > 0,
     "age_range": lambda value: value[0] < value[1],
     "out_of_fold_errors": lambda value: np.isfinite(interval_radius(value, INTERVAL_COVERAGE)),
+    "distance_limit": lambda value: value > 0,
     "training_persons": lambda value: isinstance(value, list),
     "preprocessing": lambda value: isinstance(value, list),
 }
@@ -61,7 +68,7 @@ def save_weights(
     members: Sequence[Sequence[Mapping[str, Any]]],
     manifest: Mapping[str, Any],
     card: str,
-    mean_volume: torch.Tensor,
+    typical: TypicalVolumes,
 ) -> None:
     """Write the weights of trained cascades; the manifest comes last.
 
@@ -74,11 +81,11 @@ def save_weights(
         Further entries of the manifest.
     card : str
         The model card, Markdown.
-    mean_volume : (D, H, W) float32 tensor
-        The mean of the training volumes, normalized.
+    typical : TypicalVolumes
+        Of the training scans.
     """
-    with replacing(folder / MEAN_VOLUME) as temporary:
-        temporary.write_bytes(save({"volume": mean_volume.half().contiguous()}))
+    with replacing(folder / TYPICAL_VOLUMES) as temporary:
+        temporary.write_bytes(save({name: part.half().contiguous() for name, part in typical._asdict().items()}))
     for number, checkpoints in enumerate(members, 1):
         for stage, checkpoint in zip(STAGES, checkpoints, strict=True):
             tensors = {name: _small(name, tensor) for name, tensor in checkpoint["state_dict"].items()}
@@ -87,7 +94,7 @@ def save_weights(
     networks = {stage: checkpoint["network"] for stage, checkpoint in zip(STAGES, members[0], strict=True)}
     with replacing(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
-    settings = {name: members[0][0][name] for name in ("voxel_size", "normalization", "age_interval")}
+    settings = {name: members[0][0][name] for name in DATA_SETTINGS}
     write_json(folder / MANIFEST, {"members": len(members), "networks": networks, **settings, **manifest})
 
 
@@ -161,12 +168,82 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
     return manifest, members
 
 
-def load_mean_volume(folder: Path) -> torch.Tensor:
-    """Return the mean of the training volumes, (1, 1, D, H, W) float32 tensor, normalized."""
+class InitialWeights(NamedTuple):
+    """A network to start a training from, and what must stay as it was.
+
+    Parameters
+    ----------
+    network : ScaleDense
+    voxel_size : int, mm
+    normalization : str
+    subjects : list of str
+        On whom it was trained.
+    """
+
+    network: ScaleDense
+    voxel_size: int
+    normalization: str
+    subjects: list[str]
+
+
+def read_initial_weights(path: Path | None, stage: int, age_interval: float) -> InitialWeights | None:
+    """Read the weights of one stage to start a training from.
+
+    Parameters
+    ----------
+    path : Path or None
+        A folder of weights, of which the first member is taken, or a checkpoint; None gives None.
+    stage : {1, 2}
+    age_interval : float, years
+        Of the training; must be that of the weights.
+
+    Raises
+    ------
+    InputError
+        If there is none, it cannot be read, or does not fit.
+    """
+    if path is None:
+        return None
+    if path.is_dir():
+        manifest, members = load_weights(path)
+        checkpoint = {**{name: manifest[name] for name in DATA_SETTINGS}, **members[0][stage - 1]}
+        subjects = manifest["training_persons"]
+    else:
+        checkpoint = load_checkpoint(path)
+        subjects = [*checkpoint.get("train_subjects", ()), *checkpoint.get("initial_subjects", ())]
+    with user_errors(str(path)):
+        network = load_network(checkpoint, stage)
+        age_interval_of(checkpoint, age_interval)
+        return InitialWeights(network, *data_settings(checkpoint, None), subjects)
+
+
+def check_same_network(
+    path: Path, initial: InitialWeights, first_stage: ScaleDense, voxel_size: int, normalization: str
+) -> None:
+    """Refuse initial weights of a second stage whose trunk or grid is not that of the first stage.
+
+    Raises
+    ------
+    InputError
+    """
+    wanted = first_stage.config
+    own = replace(initial.network.config, stage=1, age_mean=wanted.age_mean, age_sd=wanted.age_sd)
+    if (own, initial.voxel_size, initial.normalization) != (wanted, voxel_size, normalization):
+        raise InputError(f"{path}: holds another network than the first stage; start the first stage from it, too")
+
+
+def load_typical_volumes(folder: Path) -> TypicalVolumes:
+    """Return what the training scans look like.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged.
+    """
+    path = folder / TYPICAL_VOLUMES
     try:
-        volume = load_file(folder / MEAN_VOLUME)["volume"]
-    except (OSError, SafetensorError, KeyError) as error:
+        return TypicalVolumes(**{name: part.float() for name, part in load_file(path).items()})
+    except (OSError, SafetensorError, TypeError) as error:
         raise InputError(
-            f"{folder / MEAN_VOLUME}: cannot be read ({error}); fetch the folder of weights again, with all its files"
+            f"{path}: cannot be read ({error}); fetch the folder of weights again, with all its files"
         ) from error
-    return volume.float()[None, None]
