@@ -72,6 +72,8 @@ def main() -> None:
     args = parser.parse_args()
     table = read_columns(args.cross_validation / "folds.csv", "subject_id", "age", "fold", "scan")
     voxels = voxels_of([args.scan_folder / name for name in table["scan"]])
+    if not all(table["fold"]):
+        raise InputError(f"{args.cross_validation}: holds no folds of people; use HOLD_OUT=people or both")
     ages, folds = np.array(table["age"], float), np.array(table["fold"])
     predicted = np.zeros(len(ages))
     for fold in np.unique(folds):
