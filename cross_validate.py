@@ -18,12 +18,13 @@ def main() -> None:
         raise InputError("--hold_out sites: weights need the errors within sites, too; use --hold_out both")
     # Imported here, so that --help and wrong flags answer at once.
     from utils.common.files import check_writable
-    from utils.data.cohort import load_cohort
+    from utils.data.cohort import are_known, load_cohort
     from utils.data.images import model_grid
     from utils.data.scans import ScanStore
     from utils.evaluation.reports import announce_report, write_report
     from utils.prediction import cross_validation
-    from utils.prediction.weights import check_weights_folder
+    from utils.prediction.site_figures import announce_sites, describe_sites
+    from utils.prediction.weights import check_weights_folder, read_initial_weights
     from utils.training.stages import SecondStage
 
     settings = settings_from(cross_validation.CrossValidation, args)
@@ -42,6 +43,14 @@ def main() -> None:
     )["scan"]
     if args.weights_dir and len(subjects) < cross_validation.FEWEST_FOR_WEIGHTS:
         raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the 90 % interval of weights")
+    for training in trainings:
+        initial = read_initial_weights(
+            training.initial_weights, stages[trainings.index(training)], training.age_interval
+        )
+        if initial and are_known(subjects, initial.subjects).any():
+            raise InputError(
+                f"{training.initial_weights}: was trained on people of {args.scan_folder}; they would leak"
+            )
     folds = cross_validation.assign_folds(subjects, settings)
     cross_validation.check_settings(settings, [flags_of(training) for training in trainings])
     cross_validation.run_all(subjects, folds, settings)
@@ -59,8 +68,8 @@ def main() -> None:
         )
         announce_report(folder, f"{name.lower()}, {held_out} held out", metrics[held_out])
     if args.site_column:
-        rows = cross_validation.describe_sites(subjects, predictions, folds)
-        cross_validation.announce_sites(args.output_dir / "sites.csv", rows)
+        rows = describe_sites(subjects, predictions, folds)
+        announce_sites(args.output_dir / "sites.csv", rows)
     if args.weights_dir:
         cross_validation.write_weights(args.weights_dir, subjects, predictions, metrics, settings, folds)
         print(f"weights and model card: {args.weights_dir}")

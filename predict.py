@@ -35,6 +35,8 @@ def main() -> None:
         stages = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
     calibration = read_label_table(args.calibration_table) if args.calibration_table else None
     scans = scan_ages.find_scans(args.input)
+    if calibration:  # before the work; scans that fail later are left out then
+        scan_ages.find_calibration_people(scans, calibration, manifest["training_persons"])
     scan_ages.add_labels(scans, args.label_table, args.sex)
     scan_ages.add_verdicts(scans)
     prepare = PreprocessingSettings(
@@ -56,11 +58,12 @@ def main() -> None:
         )["brain_age"]  # fmt: skip
         scan_ages.add_ages(usable, ages, manifest, args.scanner)
         if calibration:
-            print(scan_ages.calibrate(usable, calibration, manifest))
+            people = scan_ages.find_calibration_people(usable, calibration, manifest["training_persons"])
+            print(scan_ages.calibrate(usable, people, manifest))
         scan_ages.add_likeness(
             usable, measure_distances(dataset, typical, args.num_workers), manifest["distance_limit"]
         )
-        scan_ages.add_age_warnings(usable)
+        scan_ages.add_age_warnings(usable, manifest)
     scan_ages.write_table(args.output_dir / "predictions.csv", scans)
     for scan in tqdm(usable, "pictures", unit="scan", disable=None, leave=False):
         draw_scan(args.output_dir / "pictures" / f"{scan.name}.png", scan)

@@ -20,7 +20,8 @@ import pandas as pd
 
 from utils.common.files import PROJECT
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
-from utils.prediction.calibration import fit_calibration
+from utils.prediction.calibration import fit_calibration, prior_of
+from utils.prediction.site_figures import seen_ages
 
 NUMBERS = (0, 5, 10, 20, 40)
 TESTED = 8  # people of a site who must be left to be tested
@@ -38,11 +39,10 @@ def calibration_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict
     """
     table = table.assign(gap=table["brain_age"] - table["chronological_age"])
     rows = []
+    seen = seen_ages(table["chronological_age"].to_numpy(), table["site"].to_numpy())
     for site, own in table.groupby("site"):
-        others = table[table["site"] != site]
-        gaps = others.groupby("site")["gap"]
-        offset_sd = float(np.sqrt((gaps.mean() ** 2).mean()))
-        residual_sd = float(np.sqrt(gaps.var(ddof=0).mean()))
+        others = table[(table["site"] != site) & seen]
+        prior = prior_of([gaps.to_numpy() for _, gaps in others.groupby("site")["gap"]])
         radius = interval_radius(others["gap"].abs().to_numpy(), INTERVAL_COVERAGE)
         for number in NUMBERS:
             if len(own) - number < TESTED:
@@ -54,7 +54,7 @@ def calibration_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict
                 age, radii = tested["brain_age"].to_numpy(), np.full(len(tested), radius)
                 if number:
                     known = used["chronological_age"].to_numpy(), used["brain_age"].to_numpy()
-                    age, radii = fit_calibration(*known, offset_sd, residual_sd).apply(age)
+                    age, radii = fit_calibration(*known, *prior).apply(age)
                 gap = age - tested["chronological_age"].to_numpy()
                 found.append((np.abs(gap).mean(), abs(gap.mean()), (np.abs(gap) <= radii).mean()))
             mae, mean_gap, coverage = np.mean(found, 0)

@@ -62,7 +62,7 @@ def measure_ridge(preprocessed: Path, label_table: Path) -> dict[str, Any]:
         path for path in sorted(filter(is_nifti, preprocessed.iterdir())) if subject_id_of(path.name) in labels.ages
     ]
     ages = np.array([labels.ages[subject_id_of(path.name)] for path in paths])
-    voxels = voxels_of(paths)
+    voxels = voxels_of(paths, "brain")
     bins = pd.qcut(ages, FOLDS, labels=False)
     maes, correlations = [], []
     for seed in range(SEEDS):

@@ -69,8 +69,8 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
             "change": kind, "scans": len(group), "failed": int(group["brain_age"].isna().sum()),
             "mean move": group["move"].mean(), "mean size of moves": group["move"].abs().mean(),
             "largest": group["move"].abs().max(), f"over {MOVED:g} years": int(moved.sum()),
-            "of them marked": int((moved & (group["warnings"].fillna("") != "")).sum()),
-            "marked unlike": int((group["status"] == "unlike training scans").sum()),
+            "of them marked unlike": int((moved & (group["status"] == "unlike training scans")).sum()),
+            "others marked unlike": int((~moved & (group["status"] == "unlike training scans")).sum()),
         })  # fmt: skip
     return pd.DataFrame(rows).sort_values("change", key=lambda kinds: kinds != AS_IT_IS, kind="stable")
 

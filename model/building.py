@@ -49,7 +49,7 @@ def make_network(
     Raises
     ------
     ValueError
-        If no block would be left to train.
+        If the network has fewer blocks than that.
     """
     torch.manual_seed(seed)
     network = ScaleDense(config)
@@ -69,19 +69,35 @@ def freeze(network: ScaleDense, blocks: int) -> None:
     ----------
     network : ScaleDense, changed in place
     blocks : int
-        0 freezes nothing, not even the stem.
+        0 freezes nothing, not even the stem; all of them leaves the head to train.
 
     Raises
     ------
     ValueError
-        If the network has no more blocks than that.
+        If the network has fewer blocks.
     """
     trunk = network.trunk
-    if blocks >= len(trunk.blocks):
-        raise ValueError(f"{blocks} of {len(trunk.blocks)} blocks frozen leaves none to train; freeze fewer")
+    if blocks > len(trunk.blocks):
+        raise ValueError(f"the network has only {len(trunk.blocks)} blocks, not {blocks}")
     trunk.frozen = [trunk.stem, *trunk.blocks[:blocks]] if blocks else []
     for part in trunk.frozen:
         part.requires_grad_(False)
+
+
+def scale_output(network: ScaleDense, factor: float, shift: float) -> None:
+    """Multiply what a network adds to its constant by a factor, and add a shift in years.
+
+    Parameters
+    ----------
+    network : ScaleDense, changed in place
+    factor : float
+    shift : float, years
+    """
+    last: Any = network.output_layer[-1]
+    with torch.no_grad():
+        last.weight *= factor
+        last.bias *= factor
+        last.bias += shift / network.config.age_sd
 
 
 def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:

@@ -4,7 +4,7 @@
 : "${FILTERS:=2}" "${BLOCKS:=4}" "${VOXEL_SIZE:=4}" "${FLIP_AVERAGING:=true}" "${NORMALIZATION:=tissue}"
 : "${AUGMENTATION:=flip,rotation,scaling,blur,erosion,contrast,gain,bias_field,noise}"
 if [[ "$STAGE" == first ]]; then
-  : "${EPOCHS:=50}" "${LEARNING_RATE:=3e-3}"
+  : "${EPOCHS:=40}" "${LEARNING_RATE:=3e-3}"
 else
   : "${EPOCHS:=10}"
 fi

@@ -7,6 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
+CHANGED_SHARE = 0.5  # of the volumes whose intensities change: networks must know clean ones, too
 LARGEST_ROTATION = 5.0  # degrees, about each axis
 LARGEST_SCALING = 0.05  # logarithm of the stretch, along each axis
 LARGEST_GAIN = 0.1  # logarithm of the factor
@@ -28,9 +29,9 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
     names : collection of str
         Some of `AUGMENTATIONS`: ``flip`` mirrors half of the volumes left to
         right; ``rotation`` and ``scaling`` resample; ``blur`` smooths each
-        axis; ``erosion`` darkens the rim of half of the brains, as other
-        brain masks do; ``gain``, ``gamma``, ``contrast``, ``bias_field`` and
-        ``noise`` change the intensities.
+        axis; ``erosion`` darkens the rim of the brain, as other brain masks
+        do; ``gain``, ``gamma``, ``contrast``, ``bias_field`` and ``noise``
+        change the intensities. These leave half of the volumes as they are.
     seed : sequence of int
 
     Returns
@@ -42,12 +43,12 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
         volumes = _flip(volumes, rng)
     if "rotation" in names or "scaling" in names:
         volumes = _resample(volumes, "rotation" in names, "scaling" in names, rng)
-    if "blur" in names:
-        volumes = _blur(volumes, rng)
-    if "erosion" in names:
-        volumes = _erode(volumes, rng)
-    if {"gain", "gamma", "contrast", "bias_field", "noise"}.intersection(names):
-        volumes = _change_intensities(volumes, names, rng)
+    if set(names) - {"flip", "rotation", "scaling"}:
+        chosen = torch.from_numpy(rng.random(len(volumes)) < CHANGED_SHARE).to(volumes.device, non_blocking=True)
+        changed = _blur(volumes, rng) if "blur" in names else volumes
+        changed = _erode(changed, rng) if "erosion" in names else changed
+        changed = _change_intensities(changed, names, rng)
+        volumes = torch.where(chosen[:, None, None, None], changed, volumes)
     return volumes
 
 
@@ -85,9 +86,8 @@ def _blur(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _erode(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Darken the outermost voxels of half of the brains, each by a factor of its own."""
-    count = len(volumes)
-    factors = np.where(rng.random(count) < 0.5, 1, rng.random(count)).astype(np.float32)
+    """Darken the outermost voxels of each brain by a factor of its own."""
+    factors = rng.random(len(volumes)).astype(np.float32)
     brain = (volumes > 0).float()
     core = -functional.max_pool3d(-brain[:, None], 3, 1, 1)[:, 0]
     darker = volumes * torch.from_numpy(factors).to(volumes.device)[:, None, None, None]

@@ -240,6 +240,28 @@ def encode_volume(volume: np.ndarray, slope: float, intercept: float) -> tuple[n
     return volume, 1.0, 0.0
 
 
+def find_tissue_means(volume: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean intensities of fluid, gray and white matter of a T1-weighted brain.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float32 array, not constant where it is above 0
+
+    Notes
+    -----
+    The means of a mixture of three normal distributions.
+    """
+    from sklearn.mixture import GaussianMixture  # takes a second to import
+
+    inside = volume[volume > 0].astype(np.float64)
+    some = inside[:: max(1, inside.size // MIXTURE_VOXELS), None]
+    some = some[some[:, 0] <= 1.2 * np.percentile(some, 99.5)]  # without vessels
+    start = np.percentile(some, [10, 50, 85])[:, None]
+    mixture = GaussianMixture(3, means_init=start, random_state=0, max_iter=200, tol=1e-4).fit(some)
+    fluid, gray, white = np.sort(mixture.means_[:, 0])
+    return float(fluid), float(gray), float(white)
+
+
 def scale_by_tissue(volume: np.ndarray) -> np.ndarray:
     """Map the mean intensities of the three tissues to fixed values, so that all scanners' scans look alike.
 
@@ -256,19 +278,12 @@ def scale_by_tissue(volume: np.ndarray) -> np.ndarray:
 
     Notes
     -----
-    The means are those of a mixture of three normal distributions. Because
-    fluid becomes as dark as the background, it matters little how much of
-    the outer fluid a brain mask leaves. Contrast differs between scanners:
-    gray matter had 0.84, 0.74 and 0.70 of white matter's intensity on three.
+    Because fluid becomes as dark as the background, it matters little how
+    much of the outer fluid a brain mask leaves. Contrast differs between
+    scanners: gray matter had 0.84, 0.74 and 0.70 of white matter's
+    intensity on three.
     """
-    from sklearn.mixture import GaussianMixture  # takes a second to import
-
-    inside = volume[volume > 0].astype(np.float64)
-    some = inside[:: max(1, inside.size // MIXTURE_VOXELS), None]
-    some = some[some[:, 0] <= 1.2 * np.percentile(some, 99.5)]  # without vessels
-    start = np.percentile(some, [10, 50, 85])[:, None]
-    mixture = GaussianMixture(3, means_init=start, random_state=0, max_iter=200, tol=1e-4).fit(some)
-    fluid, gray, white = np.sort(mixture.means_[:, 0])
+    fluid, gray, white = find_tissue_means(volume)
     least = 1e-3 * (white or 1.0)  # keeps volumes without contrast finite
     darker = GRAY * np.clip((volume - fluid) / max(gray - fluid, least), 0, 1)
     brighter = (1 - GRAY) * np.maximum((volume - gray) / max(white - gray, least), 0)

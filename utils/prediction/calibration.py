@@ -1,5 +1,6 @@
 """Calibrate brain ages to a scanner by healthy people of known age who were scanned on it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from utils.evaluation.metrics import INTERVAL_COVERAGE
 FEWEST_PEOPLE = 10
 LEAST_AGE_SD = 10.0  # years; ages that spread less do not tell a slope from noise
 SLOPE_SD = 0.2  # prior of the slope of the gap over age: scanners were seen to differ by about this much
+LARGEST_FLATTENING = 0.5  # a scanner whose brain ages hardly follow the ages cannot be calibrated by a slope
 PRIOR_PEOPLE = 10  # how many people's errors the residual deviation that is known beforehand counts for
 
 
@@ -42,19 +44,34 @@ class Calibration:
     people: int
 
     def __str__(self) -> str:
-        slope = f", {self.slope:+.2f} in a year of age" if self.slope else ""
+        slope = f", {self.slope:+.2f} per year of age" if self.slope else ""
         return (
-            f"calibrated by {self.people} people: brain ages were {self.offset:+.1f} years off at the age of "
-            f"{self.center:.0f}{slope}"
+            f"calibrated by {self.people} people: the estimated gap of healthy people is {self.offset:+.1f} years at "
+            f"the age of {self.center:.0f}{slope}"
         )
 
     def apply(self, brain_age: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return calibrated ages and the half widths of their 90 % intervals, two (N,) float arrays, years."""
         age = self.center + (np.asarray(brain_age, np.float64) - self.center - self.offset) / (1 + self.slope)
+        age = np.maximum(age, 0)
         design = np.stack([np.ones_like(age), age - self.center], 1)
         variance = self.residual_sd**2 + np.einsum("ni,ij,nj->n", design, self.covariance, design)
         quantile = stats.t.ppf((1 + INTERVAL_COVERAGE) / 2, self.freedom)
         return age, quantile * np.sqrt(variance) / (1 + self.slope)
+
+
+def prior_of(gaps: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return what is known of a scanner before its people are: `offset_sd` and `residual_sd` of `fit_calibration`.
+
+    Parameters
+    ----------
+    gaps : sequence of (N,) float arrays, years
+        Of sites that were held out.
+    """
+    return (
+        float(np.sqrt(np.mean([np.mean(own) ** 2 for own in gaps]))),
+        float(np.sqrt(np.mean(np.concatenate([own - np.mean(own) for own in gaps]) ** 2))),
+    )
 
 
 def fit_calibration(age: np.ndarray, brain_age: np.ndarray, offset_sd: float, residual_sd: float) -> Calibration:
@@ -88,6 +105,7 @@ def fit_calibration(age: np.ndarray, brain_age: np.ndarray, offset_sd: float, re
     covariance = np.diag([0.0, SLOPE_SD**2])  # where no slope could be told, it stays as uncertain as before
     covariance[np.ix_(columns, columns)] = posterior
     offset, slope = np.append(coefficients, 0.0)[:2]
+    slope = max(slope, -LARGEST_FLATTENING)
     return Calibration(
         float(offset), float(slope), center, covariance, float(np.sqrt(variance)), float(freedom), len(age)
     )

@@ -14,7 +14,6 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from utils.common.checkpoints import load_checkpoint
@@ -27,22 +26,21 @@ from utils.data.subjects import Subject, person_of
 from utils.evaluation.metrics import (
     INTERVAL_COVERAGE,
     Predictions,
-    correlation,
     interval_radius,
     residual_sd_within_bins,
 )
 from utils.prediction.likeness import describe_training
 from utils.prediction.model_card import make_card, make_manifest
+from utils.prediction.site_figures import Folds, describe_sites, seen_ages
 from utils.prediction.weights import STAGES, save_weights
 from utils.training.stages import SecondStage
 from utils.training.state import FREE_ON_RESUME
 
 Report = Callable[[Predictions], tuple[dict[str, float], str]]
-Folds = dict[str, np.ndarray]  # what is held out, and the fold of each subject
 
 TABLE = "folds.csv"
 ALL = "all"  # the fold without test subjects
-EVERYBODY = "all sites"
+SITE_PREFIX = "site_"  # of the folds that are sites
 FEWEST_FOR_WEIGHTS = 10  # subjects; fewer give no 90 % interval
 LAST_LINES = 12  # of a log, shown when its script failed
 TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
@@ -105,7 +103,7 @@ def assign_folds(subjects: Sequence[Subject], settings: CrossValidation) -> Fold
         for number, (_, part) in enumerate(split_into_folds(subjects, settings.folds, settings.seed), 1):
             folds["people"][part] = f"fold_{number}"
     if settings.hold_out in ("sites", "both"):
-        folds["sites"] = np.array([f"site_{re.sub('[^A-Za-z0-9.-]', '_', s.site)}" for s in subjects], object)
+        folds["sites"] = np.array([f"{SITE_PREFIX}{re.sub('[^A-Za-z0-9.-]', '_', s.site)}" for s in subjects], object)
         _check_sites(subjects, folds["sites"])
     empty = [""] * len(subjects)
     rows = [
@@ -268,7 +266,6 @@ def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation
             steps = _steps(name, member, bool(chosen.any()), settings)
             chains.append([(folder / f"member_{member}", *step) for step in steps])
     failed = Event()  # after which nothing more is started
-    threads = max(1, len(os.sched_getaffinity(0)) // settings.jobs)
     with (
         tqdm(total=sum(map(len, chains)), unit="script", disable=None) as bar,
         ThreadPoolExecutor(settings.jobs) as pool,
@@ -281,7 +278,11 @@ def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation
                     bar.set_description(what)
                     if not sys.stderr.isatty():
                         print(what, flush=True)
-                    _run(folder, script, flags, threads)
+                    try:
+                        _run(folder, script, flags, settings.jobs)
+                    except InputError:
+                        failed.set()
+                        raise
                 bar.update()
 
         try:
@@ -292,13 +293,14 @@ def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation
             raise
 
 
-def _run(folder: Path, script: str, flags: Sequence[str], threads: int) -> None:
-    """Run a bash script, its output going to a log in the folder."""
+def _run(folder: Path, script: str, flags: Sequence[str], jobs: int) -> None:
+    """Run a bash script, its output going to a log in the folder, with its share of the cores."""
     log = folder / f"{Path(script).stem.removeprefix('bash_')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         command = ["bash", str(PROJECT / script), *flags]
-        environment = {"OMP_NUM_THREADS": str(threads), **_environment()}
+        share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
+        environment = {**share, **_environment()}
         status = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
     if status:
         lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
@@ -320,8 +322,8 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     predictions : dict of str to (N,) float array, years
         ``brain_age``, ``chronological_age``, the bounds of the interval,
         ``interval_low`` and ``interval_high``, whose radius comes from the
-        people of the other folds whose ages their networks had seen
-        (`seen_ages`), and, with two stages, those of `SecondStage.columns`.
+        other folds (of sites, from people whose ages their networks had
+        seen), and, with two stages, those of `SecondStage.columns`.
     report : callable
         For `utils.evaluation.reports.write_report`: gives the share of
         intervals that hold the age and, with two stages, the standard
@@ -344,7 +346,8 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     predictions: dict[str, Any] = {name: values.mean(0) for name, values in table.items()}
     predictions["chronological_age"] = np.array([subject.chronological_age for subject in subjects], np.float32)
     error = np.abs(predictions["brain_age"] - predictions["chronological_age"])
-    seen = seen_ages(predictions["chronological_age"], fold)
+    sites_held_out = str(fold[0]).startswith(SITE_PREFIX)
+    seen = seen_ages(predictions["chronological_age"], fold) if sites_held_out else np.full(len(subjects), True)
     radii = {name: interval_radius(error[(fold != name) & seen], INTERVAL_COVERAGE) for name in set(fold)}
     radius = np.array([radii[name] for name in fold])
     predictions["interval_low"] = np.maximum(predictions["brain_age"] - radius, 0)
@@ -354,72 +357,6 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
         pairs = zip(table["residual_age"], table["discretized_age"], strict=True)
         scalars["residual_sd"] = float(np.mean([residual_sd_within_bins(*pair) for pair in pairs]))
     return predictions, lambda _: (scalars, "")
-
-
-def seen_ages(age: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Tell whose age lies in the range of the ages that the networks of their fold were trained on, (N,) bool array.
-
-    A site that is held out may be older than all others. What networks make
-    of ages that they never saw says little of those that are trained on everybody.
-    """
-    seen = np.zeros(len(age), bool)
-    for name in set(fold):
-        others = age[fold != name]
-        seen |= (fold == name) & (age >= others.min()) & (age <= others.max())
-    return seen
-
-
-def describe_sites(
-    subjects: Sequence[Subject], predictions: Mapping[str, Predictions], folds: Folds
-) -> list[dict[str, Any]]:
-    """Return a row of figures for each site and each way of holding out.
-
-    Parameters
-    ----------
-    subjects : sequence of N Subject
-    predictions : mapping of {"people", "sites"} to the predictions of `pool`
-    folds : dict of (N,) str arrays
-        Of `assign_folds`.
-
-    Returns
-    -------
-    list of dict
-        ``held_out``, ``site``, ``n``, ``mae``, ``mean_gap``, ``pearson``
-        (None if undefined), ``coverage`` of the intervals, and ``n`` and the
-        first two for those of `seen_ages`. The last row of each way pools everybody.
-    """
-    sites = np.array([subject.site for subject in subjects])
-    rows = []
-    for held_out, own in predictions.items():
-        age, seen = own["chronological_age"], seen_ages(own["chronological_age"], folds[held_out])
-        gap = own["brain_age"] - age
-        covered = (own["interval_low"] <= age) & (age <= own["interval_high"])
-        for site in (*sorted(set(sites)), EVERYBODY):
-            chosen = np.full(len(age), True) if site == EVERYBODY else sites == site
-            pearson = float(correlation(age[chosen], own["brain_age"][chosen])) if chosen.sum() > 2 else np.nan
-            row = {"held_out": held_out, "site": site, "n": int(chosen.sum()), "mae": np.abs(gap[chosen]).mean(),
-                   "mean_gap": gap[chosen].mean(), "pearson": pearson, "coverage": covered[chosen].mean(),
-                   "n_seen_ages": int((chosen & seen).sum())}  # fmt: skip
-            if (chosen & seen).any():
-                row |= {"mae_seen_ages": np.abs(gap[chosen & seen]).mean(),
-                        "mean_gap_seen_ages": gap[chosen & seen].mean()}  # fmt: skip
-            rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
-    return rows
-
-
-def announce_sites(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the figures of `describe_sites` as a table, and print them."""
-    with replacing(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.4f")
-    print(f"figures by site: {path}")
-    print(
-        f"  {'held out':<9} {'site':<14} {'n':>5} {'MAE':>6} {'mean gap':>9} {'Pearson':>8} {'90 % interval holds':>20}"
-    )
-    for row in rows:
-        print(
-            f"  {row['held_out']:<9} {row['site'][:14]:<14} {row['n']:>5} {row['mae']:>6.2f} {row['mean_gap']:>+9.2f} "
-            f"{row['pearson']:>8.3f} {100 * row['coverage']:>18.0f} %"
-        )
 
 
 def write_weights(
@@ -450,13 +387,20 @@ def write_weights(
     typical, limit = describe_training(ScanDataset(subjects, scans), settings.num_workers)
     manifest = make_manifest(subjects, predictions["people"], metrics["people"], settings.data_notice, settings.remark)
     manifest["distance_limit"] = round(limit, 4)
+    initial = {person_of(name) for own in checkpoints[0] for name in own.get("initial_subjects", ())}
+    manifest["training_persons"] = sorted({*manifest["training_persons"], *initial})
     rows = describe_sites(subjects, predictions, folds) if settings.site_column else []
     if "sites" in folds:
         own = predictions["sites"]
         gaps, seen = own["brain_age"] - own["chronological_age"], seen_ages(own["chronological_age"], folds["sites"])
         sites = np.array([subject.site for subject in subjects])
-        manifest["unseen_site_gaps"] = {
-            site: np.round(gaps[(sites == site) & seen], 3).tolist() for site in sorted(set(sites))
-        }
+        if np.isfinite(interval_radius(np.abs(gaps[seen]), INTERVAL_COVERAGE)):
+            manifest["unseen_site_gaps"] = {
+                site: np.round(gaps[(sites == site) & seen], 3).tolist() for site in sorted(set(sites))
+            }
+            ages = own["chronological_age"][seen]
+            manifest["unseen_site_ages"] = [float(ages.min()), float(ages.max())]
+        else:
+            print("WARNING: too few people on held-out sites, so the weights have no interval for unseen scanners")
     card = make_card(manifest, subjects, first, settings.members, settings.folds, rows)
     save_weights(folder, checkpoints, manifest, card, typical)

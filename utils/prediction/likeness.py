@@ -10,6 +10,7 @@ from utils.data.dataset import ScanDataset, make_loader, to_device
 
 LIMIT_SHARE = 0.99  # of the training scans that lie below the limit
 BATCH = 8
+LEAST_DEVIATION = 0.1  # of the largest; voxels that hardly vary would count without limit
 CPU = torch.device("cpu")
 
 
@@ -34,14 +35,35 @@ def _volumes(dataset: ScanDataset, num_workers: int) -> Iterator[torch.Tensor]:
 
 
 def describe_training(dataset: ScanDataset, num_workers: int) -> tuple[TypicalVolumes, float]:
-    """Return what the scans look like, and the distance that `LIMIT_SHARE` of them do not exceed."""
+    """Return what the scans look like, and the distance that `LIMIT_SHARE` of them do not exceed.
+
+    Each scan's distance is that from all others, because a scan is closer to a mean that holds it.
+    """
+    count = len(dataset)
     total, squares = torch.zeros(()), torch.zeros(())
     for volumes in _volumes(dataset, num_workers):
         total, squares = total + volumes.double().sum(0), squares + volumes.double().square().sum(0)
-    mean = total / len(dataset)
-    deviation = (squares / len(dataset) - mean**2).clamp_min(0).sqrt()
-    typical = TypicalVolumes(mean.float()[None], deviation.float()[None])
-    return typical, float(np.quantile(measure_distances(dataset, typical, num_workers), LIMIT_SHARE))
+    typical = _typical(total, squares, count)
+    distances = [
+        _distance(volume, _typical(total - volume.double(), squares - volume.double().square(), count - 1))
+        for volumes in _volumes(dataset, num_workers)
+        for volume in volumes
+    ]
+    return typical, float(np.quantile(distances, LIMIT_SHARE))
+
+
+def _typical(total: torch.Tensor, squares: torch.Tensor, count: int) -> TypicalVolumes:
+    """Return mean and deviation of `count` volumes from their sum and the sum of their squares."""
+    mean = total / count
+    deviation = (squares / count - mean**2).clamp_min(0).sqrt()
+    return TypicalVolumes(mean.float()[None], deviation.float()[None])
+
+
+def _distance(volume: torch.Tensor, typical: TypicalVolumes) -> float:
+    """Return the distance of a (1, D, H, W) volume; see `measure_distances`."""
+    mean, deviation = typical
+    brain = deviation > LEAST_DEVIATION * deviation.max()
+    return float(((volume - mean)[brain] / deviation[brain]).square().mean().sqrt())
 
 
 def measure_distances(dataset: ScanDataset, typical: TypicalVolumes, num_workers: int) -> np.ndarray:
@@ -53,8 +75,4 @@ def measure_distances(dataset: ScanDataset, typical: TypicalVolumes, num_workers
         The root mean square over the brain of the difference to the mean
         training scan, in its standard deviations; about 1 for a training scan.
     """
-    mean, deviation = typical
-    brain = deviation > 0.1 * deviation.max()  # nearly constant voxels would count without limit
-    weights = brain / deviation.where(brain, torch.ones(())) / brain.sum().sqrt()
-    distances = [((volumes - mean) * weights).flatten(1).norm(dim=1) for volumes in _volumes(dataset, num_workers)]
-    return torch.cat(distances).numpy() if distances else np.zeros(0)
+    return np.array([_distance(volume, typical) for volumes in _volumes(dataset, num_workers) for volume in volumes])

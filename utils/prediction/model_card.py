@@ -30,9 +30,9 @@ Prepared by: {preprocessing}.
 | {n} | {mae:.2f} ({mae_low:.2f} to {mae_high:.2f}) | {rmse:.2f} | {pearson:.3f} | {spearman:.3f} | {mean_gap:.2f} | \
 {gap_age_spearman:.2f} |
 
-The first stage alone has an MAE of {first_mae:.2f} years. The {interval:.0f} % interval is the estimate plus and minus
-{radius:.1f} years, from the errors of this cross-validation. With each fold's radius taken from the other folds, it
-held the age of {covered:.0f} % of these subjects.
+The first stage alone has an MAE of {first_mae:.2f} years. The {interval:.0f} % interval on the training scanners is the
+estimate plus and minus {radius:.1f} years, from the errors of this cross-validation. With each fold's radius taken from
+the other folds, it held the age of {covered:.0f} % of these subjects.
 
 **These figures hold for the scanners of the training subjects only**, and for people scanned and prepared as they
 were. {elsewhere}
@@ -132,15 +132,20 @@ def make_card(
         "radius": interval_radius(errors, INTERVAL_COVERAGE),
         "covered": 100 * metrics["coverage"],
     }
-    values["elsewhere"] = _describe_sites(site_rows) if "unseen_site_gaps" in manifest else NO_OTHER_SITE
+    values["elsewhere"] = NO_OTHER_SITE
+    if "unseen_site_gaps" in manifest:
+        gaps = np.concatenate(list(manifest["unseen_site_gaps"].values()))
+        values["elsewhere"] = _describe_sites(site_rows, interval_radius(np.abs(gaps), INTERVAL_COVERAGE))
     return CARD.format(**values)
 
 
-def _describe_sites(rows: Sequence[Mapping[str, Any]]) -> str:
+def _describe_sites(rows: Sequence[Mapping[str, Any]], radius: float) -> str:
     """Return the figures by site as Markdown."""
     lines = [
         "On other scanners errors are larger, and all estimates can be shifted in one direction. Each site",
-        "was therefore held out once, and its people were estimated by networks that never saw its scanner:",
+        "was therefore held out once, and its people were estimated by networks that never saw its scanner (held out:",
+        "sites; the rows of people are from the cross-validation above). The last three columns are for the people whose",
+        "ages the networks had seen at other sites:",
         "",
         "| held out | site | N | MAE, years | mean gap | Pearson | 90 % intervals hold | N of ages that training saw | \
 MAE | mean gap |",
@@ -152,7 +157,11 @@ MAE | mean gap |",
             f"| {row['held_out']} | {row['site']} | {row['n']} | {row['mae']:.2f} | {row['mean_gap']:+.2f} | "
             f"{row['pearson']:.2f} | {100 * row['coverage']:.0f} % | {row['n_seen_ages']} | {seen} |"
         )
-    return "\n".join([*lines, "", "`bash_predict.sh` takes the intervals of a scan from the errors on held-out sites."])
+    return "\n".join([
+        *lines, "",
+        f"For a scan of a scanner that training never saw, `bash_predict.sh` takes plus and minus {radius:.1f} years, from",
+        "the errors on held-out sites.",
+    ])  # fmt: skip
 
 
 def _describe_preparation(made: Mapping[str, str] | None) -> str:

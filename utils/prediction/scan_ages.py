@@ -17,7 +17,7 @@ from utils.data.scans import ScanStore
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject, person_of
 from utils.data.tables import SEXES, LabelTable, read_label_table
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
-from utils.prediction.calibration import FEWEST_PEOPLE, Calibration, fit_calibration
+from utils.prediction.calibration import FEWEST_PEOPLE, Calibration, fit_calibration, prior_of
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
 from utils.preparation.quality import misplacement
 from utils.preparation.raw_scans import RawFile, find_raw_scans
@@ -257,46 +257,76 @@ def interval_errors(manifest: Mapping[str, Any], scanner: str) -> tuple[np.ndarr
             + "; give one of them, or leave SCANNER empty for a scanner that training never saw"
         )
     if scanner or not sites:
-        return np.asarray(manifest["out_of_fold_errors"]), f"scanner {scanner}" if scanner else "training scanners"
+        return np.asarray(manifest["out_of_fold_errors"]), "training scanners"
     return np.abs(np.concatenate([np.asarray(gaps) for gaps in sites.values()])), "unseen scanners"
 
 
-def calibrate(scans: Sequence[PredictedScan], labels: LabelTable, manifest: Mapping[str, Any]) -> Calibration:
-    """Calibrate all brain ages by the healthy people of a table.
+def find_calibration_people(
+    scans: Sequence[PredictedScan], labels: LabelTable, training_persons: Sequence[str]
+) -> list[tuple[PredictedScan, float]]:
+    """Return one scan of each person of a table, and the age.
 
     Parameters
     ----------
-    scans : sequence of PredictedScan, changed in place
+    scans : sequence of PredictedScan
     labels : LabelTable
-        Of healthy people who are among the scans.
-    manifest : mapping
-        Of the weights.
+        Of healthy people.
+    training_persons : sequence of str
+        Who cannot calibrate, because the networks know their ages.
 
     Raises
     ------
     InputError
-        If fewer than `FEWEST_PEOPLE` of them are among the scans.
+        If a row has problems, or fewer than `FEWEST_PEOPLE` are among the scans.
     """
     found: dict[str, tuple[PredictedScan, float]] = {}
+    problems = [labels.complaint] if labels.complaint else []
+    known_to_networks = set(training_persons)
+    left_out = 0
     for scan in scans:
-        known = labels.find(scan.name if scan.source.name == FSL_PRODUCT else scan.source.name)
-        if known and known in labels.ages:
-            found.setdefault(person_of(known), (scan, labels.ages[known]))
+        known = labels.find(scan.name if scan.source.name == FSL_PRODUCT else scan.source.name) or ""
+        problems += labels.problems.get(known, [])
+        if known in labels.ages and not scan.failure:
+            person = person_of(known)
+            left_out += person in known_to_networks
+            if person not in known_to_networks:
+                found.setdefault(person, (scan, labels.ages[known]))
+    if problems:
+        raise InputError(problems)
+    if left_out:
+        print(f"WARNING: {left_out} scans of {labels.path} are of training subjects and do not calibrate")
     if len(found) < FEWEST_PEOPLE:
         raise InputError(
-            f"{labels.path}: {len(found)} of its people have a scan with a brain age here; calibration needs at least "
+            f"{labels.path}: {len(found)} of its people have a usable scan here; calibration needs at least "
             f"{FEWEST_PEOPLE} healthy people of the same scanner, whose scans are part of INPUT"
         )
+    return list(found.values())
+
+
+def calibrate(
+    scans: Sequence[PredictedScan], people: Sequence[tuple[PredictedScan, float]], manifest: Mapping[str, Any]
+) -> Calibration:
+    """Calibrate all brain ages by healthy people of the same scanner.
+
+    Parameters
+    ----------
+    scans : sequence of PredictedScan, changed in place
+    people : sequence of (PredictedScan, age in years)
+        Of `find_calibration_people`.
+    manifest : mapping
+        Of the weights.
+    """
     gaps = [np.asarray(own) for own in manifest.get("unseen_site_gaps", {}).values() if own]
     errors = np.asarray(manifest["out_of_fold_errors"])
-    offset_sd = float(np.sqrt(np.mean([own.mean() ** 2 for own in gaps]))) if gaps else float(errors.mean())
-    residual_sd = float(np.sqrt(np.mean(errors**2)))
-    people, ages = zip(*found.values(), strict=True)
-    calibration = fit_calibration(np.array(ages), np.array([s.brain_age for s in people]), offset_sd, residual_sd)
+    prior = prior_of(gaps) if gaps else (float(errors.mean()), float(np.sqrt(np.mean(errors**2))))
+    used, ages = zip(*people, strict=True)
+    calibration = fit_calibration(np.array(ages), np.array([scan.brain_age for scan in used]), *prior)
     calibrated, radii = calibration.apply(np.array([scan.brain_age for scan in scans]))
     for scan, age, radius in zip(scans, calibrated, radii, strict=True):
         scan.uncalibrated_age, scan.brain_age, scan.radius = scan.brain_age, float(age), float(radius)
         scan.interval_from = f"calibration by {calibration.people} people"
+    for scan in used:
+        scan.warnings.append("was used for the calibration; its gap is smaller than that of others")
     return calibration
 
 
@@ -321,9 +351,15 @@ def add_likeness(scans: Sequence[PredictedScan], distances: np.ndarray, limit: f
             )
 
 
-def add_age_warnings(scans: Sequence[PredictedScan]) -> None:
-    """Warn of ages outside the training range."""
+def add_age_warnings(scans: Sequence[PredictedScan], manifest: Mapping[str, Any]) -> None:
+    """Warn of ages outside the training range, or outside that of the errors that the interval comes from."""
+    youngest, oldest = manifest.get("unseen_site_ages", (0.0, np.inf))
     for scan in scans:
+        if scan.interval_from == "unseen scanners" and not youngest <= scan.brain_age <= oldest:
+            scan.warnings.append(
+                f"no scanner that was held out had people of {scan.brain_age:.0f} years (only {youngest:.0f} to "
+                f"{oldest:.0f}), so the interval may be too narrow"
+            )
         low, high = scan.age_range
         for what, age in (("brain age", scan.brain_age), ("chronological age", scan.chronological_age)):
             if age < low or age > high:

@@ -114,6 +114,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"{path}: these weights are of version 0.1 and work on local deviations, a kind that was removed; "
                 "set WEIGHTS_DIR (--weights_dir) to weights of this version"
             )
+        if "distance_limit" not in manifest and "out_of_fold_errors" in manifest:
+            raise InputError(
+                f"{path}: these weights are of an earlier version; make them again, or use weights/ of this one"
+            )
         wrong = [name for name, usable in NEEDED.items() if name not in manifest or not _passes(usable, manifest[name])]
         if wrong:
             raise ValueError(f"lacks a usable {', '.join(wrong)}")

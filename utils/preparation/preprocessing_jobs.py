@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import resource
-import shutil
 import sys
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from utils.preparation.raw_scans import RawFile, UnusableScanError
 from utils.preparation.records import DESCRIPTION, FAIL, QC_FOLDER, VERDICTS, Record, read_record, record_path
 
 MEMORY = 2 * 2**30  # bytes that one process may need
+GPU_FILES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, Windows; without them torch need not be asked
 GPU_MEMORY = 4 * 2**30  # the same for the GPU; an estimate
 SCANS_PER_PROCESS = 20  # after which a process is replaced, so that its memory does not grow
 LOG_PAUSE = 30.0  # s between two reports of progress, if they go to a file
@@ -138,7 +138,7 @@ def _main_memory() -> int:
 @cache
 def _gpu_memory() -> int:
     """Return the free bytes of the GPU's memory, 0 without a GPU."""
-    if not shutil.which("nvidia-smi"):
+    if not any(map(os.path.exists, GPU_FILES)):
         return 0
     import torch  # takes a second, which a machine without GPU need not wait
 

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.building import scale_output
 from model.conventions import discretize_age
 from utils.evaluation.metrics import Predictions, residual_sd_within_bins
 
 Batch = Mapping[str, torch.Tensor]
 COLLAPSED_SD = 0.1  # of the age interval
+LEAST_SLOPE = 0.5  # of brain age over age in the training subjects, from which on it is corrected
 
 
 class FirstStage:
@@ -23,6 +25,27 @@ class FirstStage:
     def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
         """Return the batch as it is."""
         return batch
+
+    def recalibrate(self, network: Any, predictions: Predictions) -> None:
+        """Correct level and slope of the brain ages, so that they fit the training subjects.
+
+        Parameters
+        ----------
+        network : ScaleDense, changed in place
+        predictions : dict of str to (N,) float array, years
+            ``brain_age`` and ``chronological_age`` of the training subjects, without augmentation.
+
+        Notes
+        -----
+        Augmented scans look older than clean ones, so that networks trained
+        on them estimated clean scans up to 5 years too young, and flat.
+        """
+        age, brain_age = predictions["chronological_age"], predictions["brain_age"]
+        slope = float(np.polyfit(age, brain_age, 1)[0]) if np.ptp(age) > 0 else 1.0
+        if not LEAST_SLOPE < slope < 1 / LEAST_SLOPE:
+            slope = 1.0  # it has not learned yet
+        scale_output(network, 1 / slope, float(age.mean() - (brain_age.mean() - network.config.age_mean) / slope)
+                     - network.config.age_mean)  # fmt: skip
 
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
         """Return neither scalars nor a warning."""
@@ -81,6 +104,10 @@ class SecondStage:
         ages = np.where(batch["out_of_fold"].cpu().numpy(), ages, ages + error)
         discretized = torch.from_numpy(discretize_age(ages, self.age_interval).astype(np.float32))
         return batch | {"discretized_age": discretized.to(batch["discretized_age"].device)}
+
+    def recalibrate(self, network: Any, predictions: Predictions) -> None:
+        """Correct the level of the brain ages; the slope of in-sample ages tells nothing of new subjects."""
+        scale_output(network, 1.0, float((predictions["chronological_age"] - predictions["brain_age"]).mean()))
 
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
         """Compare the second stage with the first, and find out whether it has collapsed.

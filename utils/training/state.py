@@ -117,7 +117,7 @@ class RunState:
             for name, value in state["flags"].items()
             if name not in free and value != flags.get(name)
         ]
-        if changed or any(state.get(name) != value for name, value in self.identity.items()):
+        if changed or any(state.get(name, []) != value for name, value in self.identity.items()):
             raise InputError(
                 f"{self.path}: was made by a run with other "
                 + (f"flags ({'; '.join(changed)})" if changed else "data (its subjects or ages differ)")

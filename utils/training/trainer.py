@@ -33,6 +33,9 @@ class Stage(Protocol):
     def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
         """Perturb what a training batch tells the network besides the volume."""
 
+    def recalibrate(self, network: Any, predictions: Predictions) -> None:
+        """Correct the scale of the output by the predictions of the training subjects."""
+
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
         """Return scalars of a split's predictions, and a warning or nothing."""
 
@@ -246,7 +249,7 @@ class Trainer:
         raise InputError(f"{where}; lower --learning_rate; {kept}")
 
     def recalibrate(self) -> None:
-        """Recompute the running statistics of batch norm from the training scans, without augmentation.
+        """Recompute batch norm's statistics, and at the end the output's scale, from training scans as they are.
 
         Notes
         -----
@@ -266,6 +269,15 @@ class Trainer:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         distributed.average_statistics(self.network)
+        if self.progress.epoch + 1 >= self.settings.epochs:
+            self.stage.recalibrate(self.network, self._estimate(self.train_set, "recalibration", "float32"))
+
+    def _estimate(self, dataset: ScanDataset, label: str, precision: str) -> Predictions:
+        """Predict every subject of a set."""
+        return predict(
+            self.network, self.stage, dataset, self.device, batch_size=self.settings.batch_size,
+            num_workers=min(self.settings.num_workers, 2), precision=precision, label=label,
+        )  # fmt: skip
 
     def _every_scan(self) -> Iterator[torch.Tensor]:
         """Yield this process's training volumes in batches of equal size, give or take one scan."""
@@ -288,11 +300,7 @@ class Trainer:
         """
         if not self.valid_set:
             return {}, "", ""
-        settings = self.settings
-        predictions = predict(
-            self.network, self.stage, self.valid_set, self.device, batch_size=settings.batch_size,
-            num_workers=settings.num_workers, precision=settings.precision, label="validation",
-        )  # fmt: skip
+        predictions = self._estimate(self.valid_set, "validation", self.settings.precision)
         if not np.isfinite(predictions["brain_age"]).all():
             self.stop("brain ages of the validation split are not finite")
         own, warning = self.stage.report(predictions)
