@@ -43,10 +43,8 @@ def main() -> None:
     )["scan"]
     if args.weights_dir and len(subjects) < cross_validation.FEWEST_FOR_WEIGHTS:
         raise InputError(f"{args.scan_folder}: {len(subjects)} scans are too few for the 90 % interval of weights")
-    for training in trainings:
-        initial = read_initial_weights(
-            training.initial_weights, stages[trainings.index(training)], training.age_interval
-        )
+    for stage, training in zip(stages, trainings, strict=True):
+        initial = read_initial_weights(training.initial_weights, stage, training.age_interval)
         if initial and are_known(subjects, initial.subjects).any():
             raise InputError(
                 f"{training.initial_weights}: was trained on people of {args.scan_folder}; they would leak"
@@ -66,7 +64,8 @@ def main() -> None:
             write_report(folder, subjects, predictions[held_out], title, columns, stage_report=report, groups=groups)
             or {}
         )
-        announce_report(folder, f"{name.lower()}, {held_out} held out", metrics[held_out])
+        print(f"{held_out} held out")
+        announce_report(folder, name.lower(), metrics[held_out])
     if args.site_column:
         rows = describe_sites(subjects, predictions, folds)
         announce_sites(args.output_dir / "sites.csv", rows)

@@ -2,7 +2,7 @@
 
 import sys
 
-from utils.common.errors import run_command, user_errors
+from utils.common.errors import InputError, run_command, user_errors
 from utils.options.prediction import prediction_parser
 
 
@@ -26,6 +26,8 @@ def main() -> None:
     from utils.preparation.preprocessing_jobs import Settings as PreprocessingSettings
     from utils.training.stages import FirstStage
 
+    if args.scanner and args.calibration_table:
+        raise InputError("--scanner and --calibration_table contradict each other; give one of them")
     check_writable(args.output_dir)
     manifest, members = load_weights(args.weights_dir)
     typical = load_typical_volumes(args.weights_dir)
@@ -63,6 +65,7 @@ def main() -> None:
         scan_ages.add_likeness(
             usable, measure_distances(dataset, typical, args.num_workers), manifest["distance_limit"]
         )
+        scan_ages.add_coarseness(usable)
         scan_ages.add_age_warnings(usable, manifest)
     scan_ages.write_table(args.output_dir / "predictions.csv", scans)
     for scan in tqdm(usable, "pictures", unit="scan", disable=None, leave=False):

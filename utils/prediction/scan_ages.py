@@ -27,6 +27,7 @@ from utils.preparation.template import load_template
 
 VOXEL_SIZES = (2, 4, 8)  # mm, of prepared scans
 LARGEST_SHIFT = 2  # voxels of 2 mm; brains that are registered well lie 0 or 1 off
+COARSEST = 2.5  # mm, of the voxels of raw scans; those of the training scans have 2 mm or less
 LEAST_BACKGROUND = 0.5  # share of the voxels of a brain-extracted scan that are 0
 
 
@@ -349,6 +350,21 @@ def add_likeness(scans: Sequence[PredictedScan], distances: np.ndarray, limit: f
                 f"is unlike the training scans (distance {distance:.2f}, expected at most {limit:.2f}); the estimate "
                 "may be off by many years"
             )
+
+
+def add_coarseness(scans: Sequence[PredictedScan]) -> None:
+    """Mark raw scans whose voxels are coarser than those of all training scans, and widen their intervals.
+
+    The same scans stored at 3 mm were estimated 9 years older (docs/results.md).
+    """
+    for scan in scans:
+        if scan.prepared != scan.source:
+            image: Any = nibabel.load(scan.source)
+            size = float(max(image.header.get_zooms()[:3]))
+            if size > COARSEST:
+                scan.unlike = True
+                scan.radius *= size / 2
+                scan.warnings.append(f"has voxels of {size:g} mm, coarser than the training scans; it may look too old")
 
 
 def add_age_warnings(scans: Sequence[PredictedScan], manifest: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from model.conventions import NORMALIZATIONS
 from model.scaledense import ScaleDense
 from utils.common.checkpoints import age_interval_of, load_checkpoint
 from utils.common.errors import InputError, user_errors
-from utils.common.files import check_writable, replacing, write_json
+from utils.common.files import check_writable, replacing, sha256_of, write_json
 from utils.data.scans import data_settings
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.likeness import TypicalVolumes
@@ -34,6 +34,7 @@ NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and a c
     "age_interval": lambda value: value > 0,
     "age_range": lambda value: value[0] < value[1],
     "out_of_fold_errors": lambda value: np.isfinite(interval_radius(value, INTERVAL_COVERAGE)),
+    "sha256": lambda value: isinstance(value, dict),
     "distance_limit": lambda value: value > 0,
     "training_persons": lambda value: isinstance(value, list),
     "preprocessing": lambda value: isinstance(value, list),
@@ -95,7 +96,9 @@ def save_weights(
     with replacing(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
     settings = {name: members[0][0][name] for name in DATA_SETTINGS}
-    write_json(folder / MANIFEST, {"members": len(members), "networks": networks, **settings, **manifest})
+    sums = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
+    content = {"members": len(members), "networks": networks, **settings, "sha256": sums, **manifest}
+    write_json(folder / MANIFEST, content)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -160,16 +163,24 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
     for number in range(1, int(manifest["members"]) + 1):
         members.append([])
         for stage in STAGES:
-            file = weights_file(folder, number, stage)
-            try:
-                state: dict[str, torch.Tensor] = load_file(file)
-            except (OSError, SafetensorError) as error:
-                raise InputError(
-                    f"{file}: cannot be read ({error}); fetch the folder of weights again, with all its files"
-                ) from error
+            state = _read_tensors(weights_file(folder, number, stage), manifest)
             whole = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
             members[-1].append({"state_dict": whole, "network": manifest["networks"][stage]})
     return manifest, members
+
+
+def _read_tensors(path: Path, manifest: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Read a file of weights, and check that it is the one that the manifest describes."""
+    try:
+        whole = sha256_of(path) == manifest["sha256"].get(path.name)
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); fetch the folder of weights again, with all its files"
+        ) from error
+    if not whole:
+        raise InputError(f"{path}: is not the file that {MANIFEST} describes; fetch the folder of weights again")
+    return tensors
 
 
 class InitialWeights(NamedTuple):
@@ -244,10 +255,5 @@ def load_typical_volumes(folder: Path) -> TypicalVolumes:
     InputError
         If the file is missing or damaged.
     """
-    path = folder / TYPICAL_VOLUMES
-    try:
-        return TypicalVolumes(**{name: part.float() for name, part in load_file(path).items()})
-    except (OSError, SafetensorError, TypeError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); fetch the folder of weights again, with all its files"
-        ) from error
+    parts = _read_tensors(folder / TYPICAL_VOLUMES, read_manifest(folder))
+    return TypicalVolumes(**{name: parts[name].float() for name in TypicalVolumes._fields})

@@ -7,7 +7,7 @@ import numpy as np
 
 from utils.data.images import MNI152_T1_2MM
 
-FORMAT = 2  # increase it when the same scan and parameters give another result
+FORMAT = 3  # increase it when the same scan and parameters give another result
 PACKAGES = (
     "deepbet", "connected-components-3d", "fill_voids", "picsl_greedy", "SimpleITK", "nilearn", "scipy", "numpy",
     "nibabel", "torch",

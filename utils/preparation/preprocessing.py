@@ -19,6 +19,8 @@ from utils.preparation.raw_scans import RawScan, UnusableScanError, read_raw_sca
 from utils.preparation.template import Template, load_template, sample, smooth_to
 
 LEAST_BRAIN = 100_000  # cubic mm
+DIM_LEVEL = 0.05  # share of the 99th percentile; the rim of a brain that was resampled is darker
+SMEARED_SHARE = 0.03  # of the volume, in which such a rim is seen
 LEAST_START = 0.75  # correlation with the template at the start; upright whole brains reach 0.8 or more
 BIAS_ITERATIONS = [50, 50, 50, 50]
 THREADS = 2  # of brain extraction and bias field, whatever the machine has: their last digits depend on it
@@ -141,6 +143,28 @@ def extract_brain(volume: np.ndarray, voxel_size: np.ndarray, device: str) -> np
     return mask
 
 
+def brain_of_extracted(volume: np.ndarray) -> np.ndarray:
+    """Find the brain of a scan without skull: what is above 0, or less where resampling has smeared its rim.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float32 array, 0 in the background
+
+    Returns
+    -------
+    (D, H, W) bool array
+
+    Notes
+    -----
+    Interpolation and blur surround a brain with dim voxels, a fifth of its
+    volume and more; the dim rim of a brain as extracted is below 1 %.
+    """
+    inside = ndimage.binary_fill_holes(volume > 0)
+    labels, _ = ndimage.label(volume > DIM_LEVEL * np.percentile(volume[inside], 99))
+    solid = ndimage.binary_fill_holes(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
+    return solid if solid.sum() < (1 - SMEARED_SHARE) * inside.sum() else inside
+
+
 def correct_bias_field(volume: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> np.ndarray:
     """Divide by the smooth field of the coils' sensitivity, whose geometric mean inside the brain is 1.
 
@@ -192,10 +216,7 @@ class Brain(NamedTuple):
 
 def find_brain(scan: RawScan, device: str, template: Template) -> Brain:
     """Extract the brain, correct its bias field, and find a start for the registration."""
-    if scan.extracted:
-        mask = ndimage.binary_fill_holes(scan.volume > 0)
-    else:
-        mask = extract_brain(scan.volume, scan.voxel_size, device)
+    mask = brain_of_extracted(scan.volume) if scan.extracted else extract_brain(scan.volume, scan.voxel_size, device)
     corrected = correct_bias_field(scan.volume, mask, scan.voxel_size)
     normalized = np.where(mask, corrected / np.percentile(corrected[mask], 99), 0).astype(np.float32)
     start, turn, score = registration.find_start(normalized, mask, scan.affine, template)
