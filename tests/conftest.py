@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # two test processes share the processors
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TSAN_SHARED", ROOT.parent / "shared"))
-VOXEL_SIZE = 8  # mm: 23x28x23 voxels, the grid of the small cohorts
+VOXEL_SIZE = 8  # mm: 23x27x23 voxels, the grid of the small cohorts
 SMALL_NETWORK = ["--model", "scaledense_paper", "--blocks", "3", "--filters", "4"]
 QUICK = ["--batch_size", "4", "--num_workers", "0", "--device", "cpu", "--cache_folder", ""]
 SHORT = ["--epochs", "2", "--warmup_epochs", "0"]
@@ -86,21 +86,30 @@ def synthetic_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def simulated_head() -> nibabel.Nifti1Image:
-    """A simulated brain with skull and scalp around it, 2 mm."""
-    from utils.preparation.simulation import draw_subjects, simulate_volume
-
-    brain = np.pad(simulate_volume(draw_subjects(3)[0], 0).astype(np.float32), 12)
-    skull = ndimage.binary_dilation(brain > 0, iterations=3)
-    scalp = ndimage.binary_dilation(skull, iterations=3) & ~skull
-    head = brain + 20 * (skull & (brain == 0)) + 130 * scalp
-    image = nibabel.Nifti1Image(
-        head.astype(np.uint8), MNI152_T1_2MM.affine @ nibabel.affines.from_matvec(np.eye(3), [-12] * 3)
-    )
+def around_mni(volume: np.ndarray) -> nibabel.Nifti1Image:
+    """Give a volume of the model's grid, with 12 voxels more on each side, its place."""
+    affine = MNI152_T1_2MM.affine @ nibabel.affines.from_matvec(np.eye(3), [-12] * 3)
+    image = nibabel.Nifti1Image(volume.astype(np.uint8), affine)
     image.set_qform(image.affine, 1)
     image.set_sform(image.affine, 1)
     return image
+
+
+@pytest.fixture(scope="session")
+def simulated_brain() -> nibabel.Nifti1Image:
+    """A simulated brain without a skull, 2 mm."""
+    from utils.preparation.simulation import draw_subjects, simulate_volume
+
+    return around_mni(np.pad(simulate_volume(draw_subjects(3)[0], 0), 12))
+
+
+@pytest.fixture(scope="session")
+def simulated_head(simulated_brain) -> nibabel.Nifti1Image:
+    """The same brain with skull and scalp around it."""
+    brain = simulated_brain.get_fdata()
+    skull = ndimage.binary_dilation(brain > 0, iterations=3)
+    scalp = ndimage.binary_dilation(skull, iterations=3) & ~skull
+    return around_mni(brain + 20 * (skull & (brain == 0)) + 130 * scalp)
 
 
 def data_flags(cohort: Path, *splits: str) -> list[str]:

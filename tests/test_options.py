@@ -161,7 +161,7 @@ def test_help_explains_each_flag_without_large_packages(script) -> None:
         "--model perceptron", "--normalization local_sd", "--augmentation shift", "--folds 1", "--plateau_factor 1",
         "--min_lr 1", "--warmup_epochs 100", "--beta inf", "--unknown 1", "--age_interval 0", "--epoch 3",
         "--scheduler plateau", "--ranking sodeep", "--ranking sodeep --sorter s.pt --ranking_weight 0",
-        "--keep best --valid_folder=", "--scheduler plateau --warmup_epochs 0 --valid_folder=",
+        "--keep best --valid_folder=", "--scheduler plateau --warmup_epochs 0 --valid_folder=", "--freeze_blocks 1",
     ],
 )  # fmt: skip
 def test_wrong_flags_end_with_one_line_and_status_2(flag, capsys) -> None:
@@ -177,6 +177,13 @@ def test_the_second_stage_takes_the_grid_and_the_normalization_of_the_first() ->
     args = training.parse_training_flags(2, [])
     assert args.normalization is None
     assert not {"voxel_size", "field_of_view"} & set(vars(args))
+
+
+def test_a_second_stage_may_freeze_only_what_is_not_random(capsys) -> None:
+    assert training.parse_training_flags(2, ["--freeze_blocks", "1"]).freeze_blocks == 1  # starts from the first stage
+    with pytest.raises(SystemExit):
+        training.parse_training_flags(2, ["--freeze_blocks", "1", "--start_from_first_stage", "false"])
+    assert "--freeze_blocks would keep random weights; give --initial_weights" in capsys.readouterr().err
 
 
 def test_shell_scripts_are_strict() -> None:

@@ -138,6 +138,18 @@ def test_the_small_recipe_fits_its_grid(tmp_path) -> None:
     parse_training_flags(2, flags_passed_by("train_second_stage", tmp_path, RECIPE="recipes/small_cohort.sh"))
 
 
+def test_the_recipe_of_fine_tuning_starts_from_the_weights_of_this_project(tmp_path) -> None:
+    for stage, script in ((1, "train_first_stage"), (2, "train_second_stage")):
+        recipe = {"RECIPE": "recipes/fine_tune.sh"}
+        args = parse_training_flags(stage, flags_passed_by(script, tmp_path, **recipe))
+        plain = parse_training_flags(stage, [])
+        assert args.initial_weights == ROOT / "weights"
+        assert args.learning_rate <= plain.learning_rate
+        assert args.warmup_epochs < args.epochs < plain.epochs
+        own = parse_training_flags(stage, flags_passed_by(script, tmp_path, **recipe, INITIAL_WEIGHTS="own", EPOCHS=3))
+        assert (str(own.initial_weights), own.epochs, own.batch_size) == ("own", 3, args.batch_size)
+
+
 def test_a_recipe_that_is_no_file_is_refused() -> None:
     result = subprocess.run(
         ["bash", str(ROOT / "bash_train_first_stage.sh")], capture_output=True, text=True, check=False,
@@ -383,7 +395,7 @@ class Harmful:
         (["--label_table", "none.csv"], "none.csv: no such table"),
         (["--voxel_size", "3"], "voxel size is 3 mm"),
         (["--voxel_size", "2"], "VOXEL_SIZE=8"),
-        (["--blocks", "5"], "21x25x20 voxels does not survive scaledense_paper with 5 blocks"),
+        (["--blocks", "5"], "21x25x21 voxels does not survive scaledense_paper with 5 blocks"),
         (["--output_dir", "/dev/null/run"], "cannot be written"),
         (["--folds", "13"], "13 folds of 12 training subjects"),
     ],

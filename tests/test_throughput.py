@@ -34,7 +34,7 @@ def test_operations_are_those_counted_elsewhere() -> None:
 def test_the_plain_way_computes_what_ours_computes(model) -> None:
     """Output, gradients and running statistics of a training step, in float64."""
     args = throughput_parser().parse_args(SMALL)
-    volumes = torch.randn(4, 23, 28, 23, 1, dtype=torch.float64).permute(0, 4, 1, 2, 3)
+    volumes = torch.randn(4, 23, 27, 23, 1, dtype=torch.float64).permute(0, 4, 1, 2, 3)
     results = []
     for change in (make_plain, use_cpu_layers):
         network = make_network(config_of(Variant(model, OURS), args), 0).double()

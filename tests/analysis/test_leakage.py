@@ -24,6 +24,14 @@ def test_whom_networks_have_seen(tmp_path) -> None:
     assert shipped.age_ranges == [(20, 80)]
 
 
+def test_networks_have_seen_the_subjects_of_their_initial_weights(tmp_path) -> None:
+    content = {"state_dict": {}, "network": {"stage": 2}, "train_subjects": ["sub-1"], "valid_subjects": [],
+               "initial_subjects": ["sub-4_ses-1"]}  # fmt: skip
+    torch.save(content, tmp_path / "best.pt")
+    seen = seen_by_checkpoints([tmp_path / "best.pt"])
+    assert seen.training == {f"the second stage's training of {tmp_path / 'best.pt'}": {"sub-1", "sub-4"}}
+
+
 def test_leaks_are_named() -> None:
     many = {f"sub-{i:02d}": {f"sub-{i:02d}"} for i in range(60)}
     (line,) = find_leaks(many, {"the fit": set(many), "the calibration set": {"other"}}, "the test set")

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from utils.common.checkpoints import data_settings, load_checkpoint, save_checkpoint
+from utils.common.checkpoints import load_checkpoint, save_checkpoint
 from utils.common.errors import InputError
 from utils.common.files import replacing, sha256_of
 
@@ -56,12 +56,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path) -> None:
         raise RuntimeError
     assert sha256_of(path) == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_data_settings() -> None:
-    assert data_settings({}, None) == (2, "brain")
-    assert data_settings({}, "legacy") == (2, "legacy")
-    own = {"voxel_size": 4, "normalization": "legacy"}
-    assert data_settings(own, None) == data_settings(own, "legacy") == (4, "legacy")
-    with pytest.raises(ValueError, match="was trained with NORMALIZATION=legacy"):
-        data_settings(own, "brain")

@@ -7,6 +7,7 @@ from tests.conftest import VOXEL_SIZE, save_scan, small_volume
 from utils.common.errors import InputError
 from utils.data.cohort import (
     add_first_stage_ages,
+    are_known,
     load_cohort,
     split_into_folds,
     warn_of_overfitting,
@@ -33,6 +34,16 @@ def test_ids_are_exact_never_substrings(tmp_path) -> None:
     first, tenth = load(tmp_path, "train")["train"]
     assert (first.subject_id, first.chronological_age, first.sex) == ("sub-1", 30.25, 0)
     assert (tenth.subject_id, tenth.chronological_age, tenth.sex) == ("sub-10", 70.5, 1)
+
+
+def test_sites_are_asked_for_where_they_are_named(tmp_path) -> None:
+    rows = ["a,30,F,Oslo", "b,40,M,", "c,50,F,"]
+    make(tmp_path, ["train/a.nii", "test/a.nii", "test/b.nii"], rows, header="subject_id,age,sex,site")
+    assert [subject.site for subject in load(tmp_path, "train", site_column="site")["train"]] == ["Oslo"]
+    assert [subject.site for subject in load(tmp_path, "train")["train"]] == [""]
+    with pytest.raises(InputError, match="row 3: b has no site; add it") as caught:
+        load(tmp_path, "test", site_column="site")
+    assert len(caught.value.problems) == 1  # c has no scan
 
 
 def test_bids_names(tmp_path) -> None:
@@ -117,6 +128,15 @@ def test_an_empty_folder(tmp_path) -> None:
     (tmp_path / "test").mkdir()
     with pytest.raises(InputError, match="holds no .nii or .nii.gz file"):
         load(tmp_path, "test")
+
+
+def test_persons_on_whom_a_network_was_trained_are_known_in_any_session(tmp_path) -> None:
+    subjects = [Subject(name, tmp_path) for name in ("sub-1_ses-2", "sub-10", "sub-2", "b")]
+    known = are_known(subjects, ["sub-1_ses-1", "sub-2", "sub-1_ses-2", "c"])
+    assert known.dtype == bool
+    assert known.tolist() == [True, False, True, False]
+    assert are_known(subjects, []).tolist() == [False] * 4
+    assert are_known([], ["sub-1"]).shape == (0,)
 
 
 @pytest.mark.parametrize(("size", "folds"), [(98, 5), (12, 2), (5, 5)])

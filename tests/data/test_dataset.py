@@ -54,7 +54,7 @@ def test_processes_share_an_epoch_evenly() -> None:
 def test_items_become_normalized_volumes(synthetic_cohort) -> None:
     path = next((synthetic_cohort / "train").iterdir())
     item = ScanDataset([Subject("sub-x", path, 44.25, 1)], ScanStore(VOXEL_SIZE, "brain"))[0]
-    assert item["voxels"].shape == (23, 28, 23)
+    assert item["voxels"].shape == (23, 27, 23)
     assert (item["subject_id"], item["sex"], item["chronological_age"]) == ("sub-x", 1, np.float32(44.25))
     volume = to_device(collate([item]), torch.device("cpu"))["volume"]
     assert volume.dtype == torch.float32
@@ -82,7 +82,7 @@ def test_loaders_keep_order_and_layout(synthetic_cohort, workers) -> None:
     loader = make_loader(dataset, [[4, 0], [2]], workers, torch.device("cpu"))
     first, second = (to_device(batch, torch.device("cpu")) for batch in loader)
     assert first["subject_id"] == [paths[4].name, paths[0].name]
-    assert first["volume"].shape == (2, 1, 23, 28, 23)
+    assert first["volume"].shape == (2, 1, 23, 27, 23)
     assert first["volume"].stride(1) == 1  # channels last, which shape alone does not tell for one channel
     torch.testing.assert_close(second["volume"], to_device(collate([dataset[2]]), torch.device("cpu"))["volume"])
 

@@ -1,24 +1,31 @@
 """Orientation, grids, bad volumes and normalization."""
 
 from itertools import permutations, product
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from nibabel.affines import apply_affine
 
 from tests.conftest import save_scan
 from utils.common.errors import InputError
 from utils.data.dataset import normalize
 from utils.data.images import (
     BRAIN_BOX,
+    BRIGHTEST,
+    GRAY,
     MNI152_T1_2MM,
     brain_box,
     brain_statistics,
     coarsen_volume,
     encode_volume,
+    is_image,
+    is_nifti,
     model_grid,
     read_image,
+    scale_by_tissue,
 )
 from utils.preparation.template import load_template
 
@@ -48,16 +55,53 @@ def test_one_volume_of_four_dimensions_is_taken(volume, mni_affine, tmp_path) ->
 def test_coarser_grid_averages_and_keeps_its_place(volume, mni_affine, tmp_path) -> None:
     save_scan(tmp_path / "fine.nii", volume, mni_affine)
     coarse = read_image(tmp_path / "fine.nii", 4)[0]
-    assert coarse.shape == model_grid(4).shape == (46, 55, 46)
-    assert coarse[3, 4, 5] == pytest.approx(volume[6:8, 8:10, 10:12].mean())
-    assert coarse.sum() * 8 == pytest.approx(volume.sum(), rel=1e-5)
-    centre = MNI152_T1_2MM.affine @ [0.5, 0.5, 0.5, 1]
-    np.testing.assert_allclose(model_grid(4).affine @ [0, 0, 0, 1], centre)
+    assert coarse.shape == model_grid(4).shape == (45, 55, 45)
+    weights = np.array([0.25, 0.5, 0.25])  # the voxels on the border of a cell belong half to the next one
+    around = volume[6:9, 7:10, 10:13]  # those around (7, 8, 11)
+    assert coarse[3, 4, 5] == pytest.approx(np.einsum("ijk,i,j,k", around, weights, weights, weights))
+    np.testing.assert_allclose(model_grid(4).affine @ [3, 4, 5, 1], MNI152_T1_2MM.affine @ [7, 8, 11, 1])
     save_scan(tmp_path / "coarse.nii", coarse, model_grid(4).affine)
     np.testing.assert_allclose(read_image(tmp_path / "coarse.nii", 4)[0], coarse)
     with pytest.raises(InputError, match="VOXEL_SIZE=4"):
         read_image(tmp_path / "coarse.nii", 2)[0]
-    assert coarsen_volume(np.ones((3, 4, 5)), 2).shape == (2, 2, 3)
+
+
+def test_intensities_are_rescaled_before_they_are_averaged(volume, mni_affine, tmp_path) -> None:
+    save_scan(tmp_path / "a.nii", volume, mni_affine)
+    squares = read_image(tmp_path / "a.nii", 4, np.square)[0]
+    np.testing.assert_array_equal(squares, coarsen_volume(np.square(volume.astype(np.float32)), 2))
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_the_mirror_image_of_a_coarse_volume_is_the_coarse_mirror_image(volume, factor) -> None:
+    coarse, mirrored = (coarsen_volume(own.astype(np.float64), factor) for own in (volume, volume[::-1]))
+    np.testing.assert_allclose(mirrored, coarse[::-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_cells_have_the_place_of_the_grid_and_the_mean_of_their_voxels(factor) -> None:
+    """A volume that is a linear function of the place stays one, except at its borders."""
+    fine, coarse = (
+        (np.array([0.3, -0.2, 0.1]) @ apply_affine(grid.affine, np.indices(grid.shape).reshape(3, -1).T).T).reshape(
+            grid.shape
+        )
+        for grid in (MNI152_T1_2MM, model_grid(2 * factor))
+    )
+    inner = (slice(1, -1),) * 3
+    np.testing.assert_allclose(coarsen_volume(fine, factor)[inner], coarse[inner], atol=1e-9)
+
+
+@pytest.mark.parametrize("voxel_size", [2, 4, 6, 8])
+def test_the_middle_of_the_head_is_the_middle_of_the_grid(voxel_size) -> None:
+    grid = model_grid(voxel_size)
+    assert grid.shape[0] % 2 == 1
+    assert (grid.affine @ [grid.shape[0] // 2, 0, 0, 1])[0] == 0  # mm, the plane between the hemispheres
+
+
+def test_images_are_told_by_their_names() -> None:
+    paths = [Path(name) for name in ("a.nii", "a.nii.gz", "a.mgz", "a.mgh", "a.gz", "a.txt", ".a.mgz", ".a.nii", "mgz")]
+    assert [is_image(path) for path in paths] == [True] * 4 + [False] * 5
+    assert [is_nifti(path) for path in paths] == [True] * 2 + [False] * 7
 
 
 @pytest.mark.parametrize("voxel_size", [0, 1, 3, -2])
@@ -165,4 +209,65 @@ def test_the_box_of_the_brain_holds_the_template() -> None:
     for (first, last), low, high in zip(BRAIN_BOX, places.min(0), places.max(0), strict=True):
         assert first <= low
         assert high <= last
-    assert brain_box(4) == ((3, 42), (3, 50), (0, 39))
+    assert brain_box(4) == ((2, 42), (3, 51), (0, 39))
+
+
+TISSUES = {1: (30.0, 0.0), 2: (75.0, GRAY), 3: (105.0, 1.0)}  # intensity, and what it is mapped to
+
+
+@pytest.fixture(scope="module")
+def tissues() -> np.ndarray:
+    """A map of a ball of fluid around gray matter around white matter, 0 outside."""
+    size = np.array([36, 40, 38])
+    radius = np.linalg.norm(np.indices(size) - (size[:, None, None, None] - 1) / 2, axis=0)
+    return np.select([radius < 12, radius < 15.5, radius < 17], [3, 2, 1], 0)
+
+
+@pytest.fixture(scope="module")
+def brain(tissues) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    means = np.array([0, *(mean for mean, _ in TISSUES.values())])[tissues]
+    return np.where(tissues > 0, means + rng.normal(0, 4, tissues.shape), 0).clip(0).astype(np.float32)
+
+
+def test_the_means_of_the_tissues_are_mapped_to_fixed_values(tissues, brain) -> None:
+    scaled = scale_by_tissue(brain)
+    assert scaled.dtype == np.float32
+    for tissue, (_, expected) in TISSUES.items():
+        assert scaled[tissues == tissue].mean() == pytest.approx(expected, abs=0.03)
+    assert (scaled[tissues == 0] == 0).all()
+    assert 0 <= scaled.min() < scaled.max() <= BRIGHTEST
+
+
+@pytest.mark.parametrize("factor", [0.01, 37.0])
+def test_scaling_by_tissue_does_not_depend_on_the_unit(brain, factor) -> None:
+    np.testing.assert_allclose(scale_by_tissue(factor * brain), scale_by_tissue(brain), atol=5e-3)
+
+
+@pytest.mark.parametrize("gamma", [0.7, 1.4])
+def test_scaling_by_tissue_hardly_depends_on_the_contrast(tissues, brain, gamma) -> None:
+    scaled, changed = scale_by_tissue(brain), scale_by_tissue(130 * (brain / 130) ** gamma)
+    assert np.abs(changed - scaled)[tissues > 0].mean() < 0.05
+    for tissue in TISSUES:
+        inside = tissues == tissue
+        assert changed[inside].mean() == pytest.approx(scaled[inside].mean(), abs=0.05)
+
+
+def test_vessels_get_at_most_the_brightest_value_and_change_nothing_else(tissues, brain) -> None:
+    vessels = brain.copy()
+    vessels[18, 5:9, 19] = 400
+    scaled = scale_by_tissue(vessels)
+    assert (scaled[18, 5:9, 19] == np.float32(BRIGHTEST)).all()
+    others = vessels == brain
+    np.testing.assert_allclose(scaled[others], scale_by_tissue(brain)[others], atol=5e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+@pytest.mark.parametrize("values", [(7,), (7, 9), (0.001, 5000)])
+def test_volumes_without_tissues_are_scaled_to_finite_values(values) -> None:
+    volume = np.zeros((8, 8, 8), np.float32)
+    volume[2:6, 2:6, 2:6] = np.resize(values, (4, 4, 4))
+    scaled = scale_by_tissue(volume)
+    assert np.isfinite(scaled).all()
+    assert 0 <= scaled.min() <= scaled.max() <= BRIGHTEST
+    assert (scaled[volume == 0] == 0).all()

@@ -1,4 +1,4 @@
-"""The cache: filled once, entries that never change, stale and damaged ones found out, safe from other processes."""
+"""What networks expect of scans, and the cache: filled once, damaged entries found out, safe from other processes."""
 
 import os
 import pickle
@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import utils.data.scans
 from tests.conftest import ROOT, VOXEL_SIZE, save_scan, small_volume
 from utils.common.errors import InputError
-from utils.data.images import model_grid
-from utils.data.scans import ScanStore
+from utils.data.dataset import ScanDataset, collate, to_device
+from utils.data.images import BRIGHTEST, model_grid, read_image, scale_by_tissue
+from utils.data.scans import TISSUE_LEVELS, ScanStore, data_settings
+from utils.data.subjects import Subject
 
 # Fills a cache, but stops before the entry of the third scan is in its place until the file `go` exists.
 PREPARE = f"""
@@ -38,6 +41,21 @@ os.replace = replace_slowly
 problems = ScanStore({VOXEL_SIZE}, "brain", cache, int(sys.argv[5])).prepare(sorted(folder.iterdir()))
 sys.exit(len(problems))
 """
+
+
+def test_data_settings() -> None:
+    assert data_settings({}, None) == (2, "brain")
+    assert data_settings({}, "legacy") == (2, "legacy")
+    own = {"voxel_size": 4, "normalization": "legacy", "network": {"volume_shape": list(model_grid(4).shape)}}
+    assert data_settings(own, None) == data_settings(own, "legacy") == (4, "legacy")
+    with pytest.raises(ValueError, match="was trained with NORMALIZATION=legacy"):
+        data_settings(own, "brain")
+
+
+def test_a_network_for_another_grid_of_its_voxel_size_is_refused() -> None:
+    earlier = {"voxel_size": 4, "normalization": "brain", "network": {"volume_shape": (46, 55, 46)}}
+    with pytest.raises(ValueError, match=r"was made for 46x55x46 voxels of 4 mm, .* has 45x55x45; train it again"):
+        data_settings(earlier, None)
 
 
 def save_small_scan(path: Path, seed: int, kind: type = np.int16) -> None:
@@ -96,7 +114,7 @@ def reads(monkeypatch) -> list[str]:
     """The names of the scans that are decoded."""
     decoded, read_image = [], utils.data.scans.read_image
     monkeypatch.setattr(
-        utils.data.scans, "read_image", lambda path, size: (decoded.append(path.name), read_image(path, size))[1]
+        utils.data.scans, "read_image", lambda path, *how: (decoded.append(path.name), read_image(path, *how))[1]
     )
     return decoded
 
@@ -305,3 +323,31 @@ def test_a_damaged_entry_is_mended_by_the_next_reading(folder, reads) -> None:
     reads.clear()
     scans.read(folder / "sub-4.nii.gz")
     assert not reads
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_scans_scaled_by_tissue_are_cached_beside_the_others(folder, reads, workers) -> None:
+    brain, tissue = prepared(folder), prepared(folder, normalization="tissue", workers=workers)
+    assert same(brain, folder)
+    reads.clear()
+    again = prepared(folder, normalization="tissue")
+    for path in folder.iterdir():
+        again.read(path)
+    assert not reads
+    assert same(tissue, folder)
+    assert same(again, folder)
+    assert {scan.voxels.dtype for scan in map(tissue.read, folder.iterdir())} == {np.dtype(np.int16)}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_volumes_scaled_by_tissue_reach_the_network_as_they_are(folder, cached) -> None:
+    """Neither z-scored nor shifted: the background stays 0."""
+    scans = prepared(folder, normalization="tissue") if cached else ScanStore(VOXEL_SIZE, "tissue")
+    paths = sorted(folder.iterdir())[2:5]
+    dataset = ScanDataset([Subject(path.name, path) for path in paths], scans)
+    volumes = to_device(collate([dataset[i] for i in range(3)]), torch.device("cpu"))["volume"].numpy()
+    for path, volume in zip(paths, volumes[:, 0], strict=True):
+        original = read_image(path, VOXEL_SIZE)[0]
+        np.testing.assert_allclose(volume, scale_by_tissue(original), atol=0.51 / TISSUE_LEVELS)
+        assert (volume[original == 0] == 0).all()
+        assert 0.5 < volume.max() <= BRIGHTEST + 1 / TISSUE_LEVELS

@@ -51,6 +51,23 @@ def test_columns_are_found_by_name_in_any_order(tmp_path) -> None:
     assert table.sexes == {"sub-01": 0}
 
 
+def test_sites_are_read_from_the_named_column_alone(tmp_path) -> None:
+    path = tmp_path / "participants.tsv"
+    path.write_text("Scan Site\tsex\tage\tparticipant_id\n A \tF\t30.5\tsub-01\nB\tM\t50\tsub-02\n")
+    table = read_label_table(path, "scan-site")
+    assert table.sites == {"sub-01": "A", "sub-02": "B"}
+    assert not any(table.problems.values())
+    assert read_label_table(path).sites == {}
+    with pytest.raises(InputError, match=r"has no column scanner \(found scan_site, sex, .*correct SITE_COLUMN"):
+        read_label_table(path, "scanner")
+
+
+@pytest.mark.parametrize("unknown", ["", "n/a", "NA"])
+def test_a_site_that_is_not_known_is_a_problem(tmp_path, unknown) -> None:
+    path = write(tmp_path / "labels.csv", [["sub-1", "50", unknown]], ["subject_id", "age", "site"])
+    assert read_label_table(path, "site").problems["sub-1"] == [f"{path}, row 2: sub-1 has no site; add it"]
+
+
 def test_semicolons_and_a_byte_order_mark(tmp_path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("\ufeffsubject_id;age;sex\ns1;44.5;M\n", encoding="utf-8")

@@ -28,7 +28,7 @@ def dataset(synthetic_cohort) -> ScanDataset:
 
 def network(stage: int) -> ScaleDense:
     torch.manual_seed(0)
-    made = ScaleDense(NetworkConfig(stage, "scaledense_paper", True, (23, 28, 23), 3, 4, 50.0, 20.0))
+    made = ScaleDense(NetworkConfig(stage, "scaledense_paper", True, (23, 27, 23), 3, 4, 50.0, 20.0))
     torch.nn.init.normal_(made.output_layer[-1].weight)
     return made
 
@@ -95,3 +95,10 @@ def test_subjects_of_the_training_are_told(tmp_path, capsys) -> None:
     assert seen_in_training(subjects[:1], tmp_path / "best.pt", checkpoint).tolist() == [False]
     assert capsys.readouterr().out == ""
     assert seen_in_training(subjects, tmp_path / "released.pth.tar", {}).all()
+
+
+def test_subjects_of_the_initial_weights_count_as_trained_on(tmp_path, capsys) -> None:
+    subjects = [Subject(name, tmp_path) for name in ("a", "b", "sub-1_ses-2")]
+    checkpoint = {"train_subjects": ["b"], "valid_subjects": [], "initial_subjects": ["sub-1_ses-1", "c"]}
+    assert seen_in_training(subjects, tmp_path / "best.pt", checkpoint).tolist() == [False, True, True]
+    assert "2 of 3 subjects, such as b, were used to train" in capsys.readouterr().out

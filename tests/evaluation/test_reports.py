@@ -79,3 +79,26 @@ def test_the_figure_has_identity_fit_and_points() -> None:
     assert labels == ["identity", "fit, slope 0.50"]
     assert len(axes.collections[0].get_offsets()) == 9
     assert plot_ages(age[:1], age[:1], "one subject").axes
+
+
+def test_groups_have_a_color_and_a_name_each() -> None:
+    age = np.linspace(20, 80, 9)
+    axes = plot_ages(age, age, "Title", groups=list("aabbbbaac")).axes[0]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["identity", "fit, slope 1.00", "a", "b", "c"]  # the largest first, equal ones by name
+    assert [len(points.get_offsets()) for points in axes.collections] == [4, 4, 1]
+    assert len({tuple(points.get_facecolor()[0]) for points in axes.collections}) == 3
+    alike = plot_ages(age, age, "Title", groups=["a"] * 9).axes[0]
+    assert len(alike.get_legend().get_texts()) == 2
+
+
+def test_groups_of_subjects_without_an_age_are_left_out(tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "utils.evaluation.reports.plot_ages", lambda *given: (drawn.append(given), plot_ages(*given))[1]
+    )
+    subjects, predictions = cohort(tmp_path, known=4)
+    write_report(tmp_path, subjects, predictions, "Cascade", groups=list("abcdef"))
+    ((age, _, _, _, groups),) = drawn
+    assert age.tolist() == [20, 30, 40, 50]
+    assert groups == list("abcd")

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.building import load_network, make_loss, make_network, scale_to, start_from_first_stage
+from model.building import (
+    freeze,
+    load_network,
+    make_loss,
+    make_network,
+    scale_output,
+    scale_to,
+    start_from_first_stage,
+)
 from model.ranking import SoftRank
 from model.scaledense import NetworkConfig, ScaleDense
 
@@ -30,7 +38,7 @@ def test_a_second_stage_starts_from_the_first(model) -> None:
     start_from_first_stage(second, first)
     torch.testing.assert_close(second.trunk(volumes), first.trunk(volumes))
     assert not torch.equal(second.trunk(volumes), before)
-    torch.nn.init.normal_(first.output_layer[-1].weight, std=0.02)
+    torch.nn.init.normal_(first.output_layer[-1].weight, std=0.002)
     sex, discretized = torch.tensor([0, 1]), torch.tensor([30.0, 65.0])
     for ages in ((30.0, 60.0), (20.0, 80.0, 90.0)):  # the second may be trained on other subjects
         second = network_of(2, model, ages)
@@ -46,6 +54,62 @@ def test_the_released_start_draws_the_last_layer_too() -> None:
     assert released.output_layer[-1].weight.any()
     torch.testing.assert_close(live.trunk.state_dict(), released.trunk.state_dict())
     assert make_network(config, 0, activation_checkpointing=True).trunk.activation_checkpointing
+
+
+@pytest.mark.parametrize("model", ["scaledense", "scaledense_paper"])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_the_stem_and_the_first_blocks_are_frozen(model, blocks) -> None:
+    trunk = (network := network_of(1, model)).trunk
+    freeze(network, blocks)
+    frozen = [trunk.stem, *trunk.blocks[:blocks]] if blocks else []
+    for part in (trunk.stem, *trunk.blocks, network.image_layer, network.output_layer):
+        is_frozen = any(part is one for one in frozen)
+        assert all(weights.requires_grad != is_frozen for weights in part.parameters())
+        for mode in (True, False):
+            network.train(mode)
+            assert {own.training for own in part.modules()} == {mode and not is_frozen}
+
+
+def test_freezing_more_blocks_than_there_are_is_refused() -> None:
+    network = network_of(1)
+    with pytest.raises(ValueError, match="the network has only 3 blocks, not 4"):
+        freeze(network, 4)
+    assert all(weights.requires_grad for weights in network.parameters())
+
+
+def test_a_frozen_network_is_copied_and_folded_like_another() -> None:
+    network, volumes = network_of(1).eval(), torch.randn(2, 1, *SHAPE)
+    freeze(network, 1)
+    folded = network.folded()
+    torch.testing.assert_close(folded.trunk(volumes), network.trunk(volumes), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_starts_from_another_and_keeps_its_first_blocks() -> None:
+    initial = network_of(1)
+    for weights in initial.parameters():
+        weights.data += 0.1
+    network = make_network(initial.config, 7, initial=initial, freeze_blocks=2)
+    torch.testing.assert_close(network.state_dict(), initial.state_dict(), rtol=0, atol=0)
+    assert len(network.trunk.frozen) == 3
+    with torch.no_grad():
+        network.output_layer[-1].bias += 1  # is a copy
+    assert not torch.equal(network.output_layer[-1].bias, initial.output_layer[-1].bias)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_output_is_scaled_around_its_constant_and_shifted_by_years(stage) -> None:
+    network = network_of(stage).eval()
+    torch.nn.init.normal_(network.output_layer[-1].weight, std=0.002)
+    inputs = torch.randn(3, 1, *SHAPE), torch.tensor([0, 1, 1]), torch.tensor([40.0, 50.0, 60.0])
+    given = inputs[: stage + 1]
+    constant = network.config.age_mean if stage == 1 else 0.0
+    with torch.no_grad():
+        before = network(*given) - constant
+        scale_output(network, 1.5, -3.0)
+        after = network(*given) - constant
+    assert before.std() > 1e-2
+    assert stage == 2 or before.min() > -10  # years; no age is cut at 0
+    torch.testing.assert_close(after, 1.5 * before - 3)
 
 
 def checkpoint_of(network: ScaleDense, **changes: object) -> dict[str, object]:

@@ -10,6 +10,7 @@ from model.building import make_network
 from model.scaledense import NetworkConfig
 from tests.conftest import VOXEL_SIZE, save_scan
 from utils.data.images import MNI152_T1_2MM, model_grid
+from utils.prediction.likeness import TypicalVolumes
 from utils.prediction.weights import save_weights
 from utils.training.state import describe_checkpoint
 
@@ -19,7 +20,10 @@ MANIFEST_ENTRIES = {
     "out_of_fold_errors": np.linspace(0, 10, 30).tolist(),
     "training_persons": ["sub-01"],
     "preprocessing": [None],
+    "distance_limit": 1000.0,
 }
+GRID = 1, 1, *model_grid(VOXEL_SIZE).shape
+TYPICAL = TypicalVolumes(torch.zeros(GRID), torch.ones(GRID))
 
 
 def random_checkpoint(stage: int, seed: int) -> dict:
@@ -43,7 +47,7 @@ def checkpoints() -> list[list[dict]]:
 def weights(checkpoints, tmp_path_factory) -> Path:
     """A folder of weights of `checkpoints`."""
     folder = tmp_path_factory.mktemp("weights")
-    save_weights(folder, checkpoints, MANIFEST_ENTRIES, "# Card\n", torch.zeros(model_grid(VOXEL_SIZE).shape))
+    save_weights(folder, checkpoints, MANIFEST_ENTRIES, "# Card\n", TYPICAL)
     return folder
 
 

@@ -25,7 +25,7 @@ def test_networks_that_guess_lose_against_ridge(tmp_path, monkeypatch) -> None:
     (tmp_path / "folds.csv").write_text("\n".join(["subject_id,age,fold,scan", *folds]))
     guesses = [f"sub-{number:03d},{rng.uniform(20, 80)}" for number in range(150)]
     (tmp_path / "predictions.csv").write_text("\n".join(["subject_id,brain_age", *guesses]))
-    monkeypatch.setattr(ridge_baseline, "voxels_of", lambda paths: voxels)
+    monkeypatch.setattr(ridge_baseline, "voxels_of", lambda paths, scaling: voxels)
     monkeypatch.setattr(sys, "argv", ["ridge", "--scan_folder", str(Path()), "--cross_validation", str(tmp_path)])
     ridge_baseline.main()
     written = json.loads((tmp_path / "ridge.json").read_text())

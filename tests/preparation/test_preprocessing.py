@@ -1,14 +1,31 @@
-"""Preprocessing of one scan: bias field, result, wrong headers, fingerprint."""
+"""Preprocessing of one scan: bias field, result, brains without skulls, wrong headers, fingerprint."""
+
+from collections.abc import Iterator
 
 import nibabel
 import numpy as np
 import pytest
+import torch
+from SimpleITK import ProcessObject
 
 from utils.data.images import MNI152_T1_2MM
-from utils.preparation import preprocessing
-from utils.preparation.preprocessing import correct_bias_field, preprocess_scan
+from utils.preparation.parameters import fingerprint
+from utils.preparation.preprocessing import PreparedScan, correct_bias_field, preprocess_scan
 from utils.preparation.quality import judge
 from utils.preparation.template import load_template
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads() -> Iterator[None]:
+    """Undo what preprocessing sets for its process."""
+    before = torch.get_num_threads(), ProcessObject.GetGlobalDefaultNumberOfThreads()
+    yield
+    set_threads(*before)
+
+
+def set_threads(of_torch: int, of_sitk: int) -> None:
+    torch.set_num_threads(of_torch)
+    ProcessObject.SetGlobalDefaultNumberOfThreads(of_sitk)
 
 
 def test_a_known_bias_field_is_removed(simulated_head) -> None:
@@ -28,9 +45,10 @@ def test_a_known_bias_field_is_removed(simulated_head) -> None:
 
 
 @pytest.fixture(scope="module")
-def result(simulated_head, tmp_path_factory) -> preprocessing.PreparedScan:
+def result(simulated_head, tmp_path_factory) -> PreparedScan:
     path = tmp_path_factory.mktemp("chain") / "scan.nii"
     nibabel.save(simulated_head, path)
+    set_threads(1, 1)
     return preprocess_scan(path, "affine", "cpu", 1)
 
 
@@ -38,12 +56,42 @@ def test_the_result_lies_on_the_grid_of_the_network(result) -> None:
     assert result.volume.shape == MNI152_T1_2MM.shape
     assert result.volume.min() == 0
     assert judge(result.quality, result.notes) == ("pass", [])
+    assert not result.extracted
     truth = load_template().brain
     inside = result.volume > 0
     assert 2 * (inside & truth).sum() / (inside.sum() + truth.sum()) > 0.93
     # The simulated head stands in MNI152 space already.
     assert result.quality["rotation"] < 2
     assert 0.97 < result.quality["smallest_scale"] <= result.quality["largest_scale"] < 1.04
+
+
+def test_the_result_does_not_depend_on_the_threads(simulated_head, result, tmp_path) -> None:
+    nibabel.save(simulated_head, tmp_path / "scan.nii")
+    set_threads(3, 3)
+    again = preprocess_scan(tmp_path / "scan.nii", "affine", "cpu", 3)
+    np.testing.assert_array_equal(again.native_mask, result.native_mask)
+    np.testing.assert_array_equal(again.volume, result.volume)
+    assert again.quality == result.quality
+
+
+@pytest.fixture(scope="module")
+def result_without_skull(simulated_brain, tmp_path_factory) -> PreparedScan:
+    path = tmp_path_factory.mktemp("chain") / "brain.nii"
+    nibabel.save(simulated_brain, path)
+    return preprocess_scan(path, "affine", "cpu", 1)
+
+
+def test_a_brain_without_a_skull_is_taken_as_it_is(simulated_brain, result_without_skull) -> None:
+    assert result_without_skull.extracted
+    np.testing.assert_array_equal(result_without_skull.native_mask > 0, simulated_brain.get_fdata() > 0)
+    assert judge(result_without_skull.quality, result_without_skull.notes) == ("pass", [])
+    assert result_without_skull.quality["cut_area"] == 0
+
+
+def test_a_brain_with_and_without_its_skull_gives_the_same(result, result_without_skull) -> None:
+    both = (result.volume > 0) & (result_without_skull.volume > 0)
+    assert 2 * both.sum() / ((result.volume > 0).sum() + (result_without_skull.volume > 0).sum()) > 0.96
+    assert np.corrcoef(result.volume[both], result_without_skull.volume[both])[0, 1] > 0.97
 
 
 def test_a_lying_header_is_found_and_marked(simulated_head, result, tmp_path) -> None:
@@ -68,6 +116,6 @@ def test_real_scans_pass_and_the_brain_is_inside_the_mask(real_scans) -> None:
 
 
 def test_the_fingerprint_tells_the_parameters() -> None:
-    affine, nonlinear = (preprocessing.fingerprint(kind) for kind in ("affine", "nonlinear"))
+    affine, nonlinear = (fingerprint(kind) for kind in ("affine", "nonlinear"))
     assert affine != nonlinear
     assert set(affine["versions"]) >= {"deepbet", "picsl_greedy", "SimpleITK"}

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -11,11 +13,11 @@ import numpy as np
 import pytest
 from pebble import ProcessExpired
 
-from tests.conftest import run_script
+from tests.conftest import ROOT, run_script
 from utils.common.errors import InputError
 from utils.data.images import MNI152_T1_2MM, read_image
-from utils.preparation.preprocessing_jobs import Settings, _finished, _result, preprocess_all
-from utils.preparation.raw_scans import RawFile, find_raw_scans
+from utils.preparation.preprocessing_jobs import Settings, _finished, _result, preprocess_all, preprocess_file
+from utils.preparation.raw_scans import RawFile, UnusableScanError, find_raw_scans
 from utils.preparation.records import read_record
 
 FLAGS = ("--registration", "affine", "--device", "cpu", "--num_workers", 1)
@@ -28,13 +30,14 @@ def touch(*paths: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(simulated_head, tmp_path_factory) -> Path:
-    """A run over a good scan, a cut one, and a file that is no image."""
+def run(simulated_head, simulated_brain, tmp_path_factory) -> Path:
+    """A run over a good scan, a cut one, a file that is no image, and a brain without its skull."""
     folder = tmp_path_factory.mktemp("preprocessing")
     (folder / "raw").mkdir()
     nibabel.save(simulated_head, folder / "raw" / "sub-1_T1w.nii.gz")
     nibabel.save(simulated_head.slicer[:, :, :50], folder / "raw" / "sub-2_T1w.nii.gz")
     (folder / "raw" / "sub-3_T1w.nii.gz").write_bytes(b"no image")
+    nibabel.save(nibabel.MGHImage(simulated_brain.dataobj, simulated_brain.affine), folder / "raw" / "sub-4.mgz")
     (folder / "raw" / "tail <b>.nii.gz").symlink_to(folder / "nowhere.nii.gz")
     result = run_script(
         "preprocess.py", "--input", folder / "raw", "--output_dir", folder / "out", *FLAGS, "--save_masks", "true",
@@ -47,19 +50,19 @@ def run(simulated_head, tmp_path_factory) -> Path:
 def test_failures_do_not_stop_the_others(run) -> None:
     out = run / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "dataset_description.json", "index.html", "masks", "qc", "qc.csv", "sub-1.nii.gz",
+        "dataset_description.json", "index.html", "masks", "qc", "qc.csv", "sub-1.nii.gz", "sub-4.nii.gz",
     ]  # fmt: skip
     with (out / "qc.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert {name: row["verdict"] for name, row in rows.items()} == {
-        "sub-1": "pass", "sub-2": "fail", "sub-3": "fail", "tail <b>": "fail",
+        "sub-1": "pass", "sub-2": "fail", "sub-3": "fail", "sub-4": "pass", "tail <b>": "fail",
     }  # fmt: skip
     assert "outside_field_of_view" in rows["sub-2"]["reasons"]
-    assert "not a readable NIfTI" in rows["sub-3"]["reasons"]
+    assert "not a readable NIfTI or MGH image" in rows["sub-3"]["reasons"]
     assert float(rows["sub-1"]["dice"]) > 0.9
     assert "deepbet=1.0.2" in rows["sub-1"]["versions"]
     log = (run / "log.txt").read_text()
-    assert "4 scans: 1 pass, 0 doubtful, 3 fail" in log
+    assert "5 scans: 2 pass, 0 doubtful, 3 fail" in log
     assert "sub-3" in log
     assert [path.name for path in out.rglob(".*")] == [".lock"]
 
@@ -91,7 +94,7 @@ def test_the_description_holds_the_fingerprint(run) -> None:
 
 def test_the_page_shows_every_scan_and_trusts_no_name(run) -> None:
     page = (run / "out" / "index.html").read_text()
-    assert page.count("<article") == 4
+    assert page.count("<article") == 5
     assert 'src="qc/sub-1.png"' in page
     assert (run / "out" / "qc" / "sub-1.png").is_file()
     assert "tail &lt;b&gt;" in page
@@ -99,8 +102,16 @@ def test_the_page_shows_every_scan_and_trusts_no_name(run) -> None:
     assert "http" not in page.replace("http-equiv", "")
 
 
-def settings_of(folder: Path, keep_failed: bool = False) -> Settings:
-    return Settings(folder, "affine", "cpu", keep_failed, True)
+def test_the_record_tells_whether_the_skull_was_off_already(run) -> None:
+    records = {name: read_record(run / "out", name) for name in ("sub-1", "sub-3", "sub-4")}
+    assert {name: record["extracted"] for name, record in records.items()} == {
+        "sub-1": False, "sub-3": None, "sub-4": True,
+    }  # fmt: skip
+    assert {record["brain_extracted"] for record in records.values()} == {"auto"}
+
+
+def settings_of(folder: Path, keep_failed: bool = False, brain_extracted: str = "auto") -> Settings:
+    return Settings(folder, "affine", "cpu", keep_failed, True, brain_extracted)
 
 
 def test_a_second_run_does_only_what_changed(run, capsys) -> None:
@@ -110,8 +121,8 @@ def test_a_second_run_does_only_what_changed(run, capsys) -> None:
     stamp = (out / "sub-1.nii.gz").stat().st_mtime_ns
     (run / "raw" / "sub-3_T1w.nii.gz").write_bytes(b"another file that is no image")
     records = preprocess_all(scans, settings_of(out), 1, 600)
-    assert "3 of 4 scans are already finished" in capsys.readouterr().out
-    assert [record["verdict"] for record in records] == ["pass", "fail", "fail", "fail"]
+    assert "4 of 5 scans are already finished" in capsys.readouterr().out
+    assert [record["verdict"] for record in records] == ["pass", "fail", "fail", "pass", "fail"]
     assert (out / "sub-1.nii.gz").stat().st_mtime_ns == stamp
 
 
@@ -120,12 +131,39 @@ def test_a_scan_is_done_again_if_anything_about_it_differs(run) -> None:
     key = read_record(out, scan.name)["fingerprint"]
     assert _finished(scan, settings_of(out), key)
     assert _finished(scan, settings_of(out), "other parameters") is None
+    assert _finished(scan, settings_of(out, brain_extracted="false"), key) is None
     assert _finished(cut, settings_of(out), key)
     assert _finished(cut, settings_of(out, keep_failed=True), key) is None  # its brain was not written
     for part in ("sub-1.nii.gz", "masks/sub-1.nii.gz"):
         (out / part).rename(run / "away")
         assert _finished(scan, settings_of(out), key) is None
         (run / "away").rename(out / part)
+
+
+@pytest.mark.parametrize(("flag", "meaning"), [("auto", None), ("true", True), ("false", False)])
+def test_the_flag_decides_whether_the_skull_is_off(tmp_path, monkeypatch, run_here, flag, meaning) -> None:
+    def stop(*given: object) -> None:
+        raise UnusableScanError(f"extracted: {given[-1]}")
+
+    def run_one(scans: list[RawFile], settings: Settings, *_: object) -> list[dict[str, object]]:
+        return [preprocess_file(scans[0], settings, "key")]
+
+    touch(tmp_path / "a.nii", tmp_path / "out/qc/x")
+    monkeypatch.setattr("utils.preparation.preprocessing.preprocess_scan", stop)
+    monkeypatch.setattr("utils.preparation.preprocessing_jobs.preprocess_all", run_one)
+    with pytest.raises(SystemExit):
+        run_here(
+            "preprocess.py", "--input", tmp_path / "a.nii", "--output_dir", tmp_path / "out", "--brain_extracted", flag
+        )
+    record = read_record(tmp_path / "out", "a")
+    assert (record["brain_extracted"], record["reasons"]) == (flag, [f"extracted: {meaning}"])
+
+
+def test_finished_scans_are_found_without_slow_imports() -> None:
+    imported = "import sys, utils.preparation.preprocessing_jobs; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, check=True, cwd=ROOT)
+    slow = {"torch", "nilearn", "SimpleITK", "deepbet", "picsl_greedy", "sklearn", "matplotlib"}
+    assert not slow.intersection(modules.stdout.split())
 
 
 def test_a_scan_is_never_replaced_by_its_brain(run, tmp_path) -> None:

@@ -6,15 +6,9 @@ from nibabel.affines import from_matvec
 from PIL import Image
 
 from utils.data.images import MNI152_T1_2MM
-from utils.preparation.quality import (
-    LIMITS,
-    NONLINEAR_ONLY,
-    PICTURE_SIZE,
-    Alignment,
-    draw_picture,
-    judge,
-    measure_quality,
-)
+from utils.preparation.overview import PICTURE_SIZE
+from utils.preparation.parameters import LIMITS
+from utils.preparation.quality import NONLINEAR_ONLY, Alignment, cut_area, draw_picture, judge, measure_quality
 from utils.preparation.registration import cube_rotations
 from utils.preparation.template import load_template
 
@@ -52,7 +46,9 @@ def test_a_note_makes_doubtful_and_never_mends_a_failure() -> None:
 
 
 def measured(volume: np.ndarray, native: np.ndarray, affine: np.ndarray, matrix: np.ndarray) -> dict[str, float]:
-    return measure_quality(volume, native, native > 0, Alignment(affine, matrix, None, affine), load_template())
+    everywhere = tuple(slice(size) for size in native.shape)
+    alignment = Alignment(affine, matrix, None, affine)
+    return measure_quality(volume, native, native > 0, alignment, everywhere, load_template())
 
 
 def test_the_template_itself_is_perfect() -> None:
@@ -87,15 +83,25 @@ def test_noise_is_measured() -> None:
         assert quality["noise"] == pytest.approx(sigma, rel=0.1)
 
 
-def test_a_brain_that_reaches_the_border_is_measured() -> None:
+def test_a_brain_that_reaches_the_border_of_what_was_scanned_is_measured() -> None:
+    brain = load_template().brain
+    cut = np.pad(brain[:, :, :60], ((0, 0), (0, 0), (0, 9)))  # zeros behind the cut
+    scanned = (slice(0, 91), slice(0, 109), slice(0, 60))
+    whole = tuple(slice(size) for size in cut.shape)
+    expected = brain[:, :, 59].sum() * 3 * 2 / 100
+    assert cut_area(cut, scanned, np.array([3.0, 2.0, 5.0])) == pytest.approx(expected)
+    assert cut_area(cut, whole, np.array([3.0, 2.0, 5.0])) < 0.2 * expected
+
+
+def test_the_quality_has_the_cut_at_the_border_of_what_was_scanned() -> None:
     template = load_template()
-    cut = template.volume[:, :, :60]
-    expected = (cut[:, :, -1] > 0).sum() * 4 / 100
-    padded = np.pad(cut, ((0, 0), (0, 0), (0, 9)))  # zeros hide no cut
-    for native in (cut, padded):
-        assert measured(template.volume, native, MNI152_T1_2MM.affine, np.eye(4))["cut_area"] == pytest.approx(expected)
-    whole = np.pad(template.volume, 2)
-    assert measured(template.volume, whole, MNI152_T1_2MM.affine, np.eye(4))["cut_area"] < 8
+    alignment = Alignment(MNI152_T1_2MM.affine, np.eye(4), None, MNI152_T1_2MM.affine)
+    areas = [
+        measure_quality(template.volume, template.volume, template.brain, alignment, scanned, template)["cut_area"]
+        for scanned in ((slice(0, 91), slice(0, 109), slice(0, 60)), (slice(0, 91), slice(0, 109), slice(0, 91)))
+    ]
+    assert areas[0] == pytest.approx(template.brain[:, :, 59].sum() * 4 / 100)
+    assert areas[1] < 8
 
 
 def test_the_picture_shows_slices_and_no_face(tmp_path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from nibabel.orientations import apply_orientation, inv_ornt_aff
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from utils.common.errors import InputError
-from utils.preparation.raw_scans import UnusableScanError, find_raw_scans, read_raw_scan
+from utils.preparation.raw_scans import UnusableScanError, find_raw_scans, looks_extracted, read_raw_scan
 
 
 def touch(*paths: Path) -> None:
@@ -25,11 +25,12 @@ def test_files_folders_and_bids_are_found(tmp_path) -> None:
         tmp_path / "bids/sub-02/ses-b/anat/sub-02_ses-b_T1w.nii",
         tmp_path / "bids/sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii.gz",
         tmp_path / "bids/derivatives/sub-03/anat/sub-03_T1w.nii.gz",
-        tmp_path / "plain/b_T1w.nii", tmp_path / "plain/a.nii.gz", tmp_path / "plain/.hidden.nii", tmp_path / "plain/x.txt",
+        tmp_path / "plain/b_T1w.nii", tmp_path / "plain/a.nii.gz", tmp_path / "plain/.hidden.nii",
+        tmp_path / "plain/x.txt", tmp_path / "plain/c.mgz", tmp_path / "plain/.d.mgz",
     )  # fmt: skip
     names = [scan.name for scan in find_raw_scans(tmp_path / "bids")]
     assert names == ["sub-01", "sub-02_ses-a_run-2", "sub-02_ses-b"]
-    assert [scan.name for scan in find_raw_scans(tmp_path / "plain")] == ["a", "b"]
+    assert [scan.name for scan in find_raw_scans(tmp_path / "plain")] == ["a", "b", "c"]
     assert [scan.name for scan in find_raw_scans(tmp_path / "plain/a.nii.gz")] == ["a"]
     for wrong, complaint in (
         (tmp_path / "none", "no such"),
@@ -118,7 +119,7 @@ def test_what_is_no_head_is_refused(data, complaint, tmp_path) -> None:
 def test_broken_files_and_headers_are_refused(tmp_path) -> None:
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(b"no image")
-    with pytest.raises(UnusableScanError, match="not a readable NIfTI"):
+    with pytest.raises(UnusableScanError, match="not a readable NIfTI or MGH image"):
         read_raw_scan(path)
     flat = saved(tmp_path, np.random.default_rng(0).random((40, 40, 40)), None, sform_code=1, srow_x=(2, 0, 0, 0))
     with pytest.raises(UnusableScanError, match="affine"):
@@ -134,3 +135,46 @@ def test_headers_without_orientation_are_noted(simulated_head, tmp_path) -> None
     image.set_sform(simulated_head.affine, 1)
     nibabel.save(image, tmp_path / "scan.nii")
     assert "disagree (RAS, LAS)" in read_raw_scan(tmp_path / "scan.nii").notes[0]
+
+
+def test_an_mgz_is_read_as_the_same_volume_as_the_nifti(simulated_head, tmp_path) -> None:
+    data, affine = np.asarray(simulated_head.dataobj), simulated_head.affine
+    wanted = read_raw_scan(saved(tmp_path, data, affine))
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt("LIA"))  # as FreeSurfer stores its volumes
+    image = nibabel.MGHImage(apply_orientation(data, turn), affine @ inv_ornt_aff(turn, data.shape))
+    nibabel.save(image, tmp_path / "scan.mgz")
+    found = read_raw_scan(tmp_path / "scan.mgz")
+    np.testing.assert_array_equal(found.volume, wanted.volume)
+    np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+    assert found.notes == []
+
+
+def test_a_brain_without_its_skull_is_told_from_a_head(simulated_head, simulated_brain, tmp_path) -> None:
+    for image, extracted in ((simulated_head, False), (simulated_brain, True)):
+        path = saved(tmp_path, np.asarray(image.dataobj), image.affine)
+        assert read_raw_scan(path).extracted == extracted
+        for given in (True, False):
+            assert read_raw_scan(path, extracted=given).extracted == given
+
+
+def test_what_has_another_size_more_pieces_or_holes_is_no_extracted_brain(simulated_brain) -> None:
+    brain, size = np.asarray(simulated_brain.dataobj), np.full(3, 2.0)
+    assert looks_extracted(brain, size)
+    assert not looks_extracted(brain, size / 2)
+    assert not looks_extracted(brain, size * 1.5)
+    half = brain.shape[0] // 2
+    for damaged in (slice(half, half + 1), (slice(half - 8, half + 8), slice(60, 76), slice(50, 66))):
+        changed = brain.copy()
+        changed[damaged] = 0  # two halves, or a hole as large as the ventricles
+        assert not looks_extracted(changed, size)
+
+
+def test_zeros_around_an_extracted_brain_are_no_border_of_the_scan(simulated_head, simulated_brain, tmp_path) -> None:
+    cut = np.asarray(simulated_head.dataobj).copy()
+    cut[:, :, 60:] = 0  # what was not scanned
+    head = read_raw_scan(saved(tmp_path, cut, simulated_head.affine), extracted=False)
+    inside = np.argwhere(head.volume > 0)
+    assert [part.stop for part in head.scanned] == (inside.max(0) + 1).tolist()
+    assert [part.start for part in head.scanned] == inside.min(0).tolist()
+    brain = read_raw_scan(saved(tmp_path, np.asarray(simulated_brain.dataobj), simulated_brain.affine))
+    assert brain.scanned == tuple(slice(size) for size in brain.volume.shape)

@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from utils.data.images import MNI152_T1_2MM
 from utils.preparation.registration import (
+    FIXED_BOX,
     cube_rotations,
     find_start,
     register_affine,
@@ -43,7 +44,7 @@ def registered(volume: np.ndarray) -> np.ndarray:
     start, turn, score = find_start(volume, volume > 0, GRID, load_template())
     assert turn is None
     assert score > 0.75
-    return register_affine(volume, GRID, load_template(), start, 1)
+    return register_affine(volume, GRID, load_template(), start)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,11 @@ def test_a_known_affine_is_found(brain, unmoved, angles) -> None:
     assert np.linalg.norm(expected - got, axis=1).max() < 2.5  # mm, a voxel and a quarter
 
 
+def test_the_affine_is_the_same_each_time(brain, unmoved) -> None:
+    for _ in range(2):
+        np.testing.assert_array_equal(registered(brain), unmoved)
+
+
 @pytest.mark.parametrize("number", [1, 7, 12, 23])
 def test_another_orientation_is_found(brain, number) -> None:
     turn = cube_rotations()[number]
@@ -70,15 +76,34 @@ def test_another_orientation_is_found(brain, number) -> None:
     np.testing.assert_allclose(start[:3, :3] @ turn.T, np.eye(3), atol=0.5)
 
 
-def test_the_nonlinear_part_improves_on_the_affine_without_folding(brain) -> None:
+@pytest.fixture(scope="module")
+def field(brain) -> np.ndarray:
+    return register_nonlinear(brain, GRID, load_template(), np.eye(4), 1)
+
+
+def test_the_nonlinear_part_improves_on_the_affine_without_folding(brain, field) -> None:
     template = load_template()
-    matrix = np.eye(4)
-    field = register_nonlinear(brain, GRID, template, matrix, 1)
     assert field.shape == (*MNI152_T1_2MM.shape, 3)
-    before, after = (sample(brain, GRID, matrix, part) for part in (None, field))
+    before, after = (sample(brain, GRID, np.eye(4), part) for part in (None, field))
     one, other = (np.corrcoef(part[template.brain], template.volume[template.brain])[0, 1] for part in (before, after))
     assert other > one + 0.05
     assert np.linalg.norm(field, axis=-1).max() < 25  # mm
+
+
+def test_the_nonlinear_part_does_not_depend_on_the_threads(brain, field) -> None:
+    np.testing.assert_array_equal(register_nonlinear(brain, GRID, load_template(), np.eye(4), 3), field)
+
+
+def test_the_box_that_is_registered_holds_the_template_and_the_field_has_its_place(brain, field) -> None:
+    """A brain that is moved by two voxels is moved back by them."""
+    places = np.argwhere(load_template().brain)
+    for part, low, high in zip(FIXED_BOX, places.min(0), places.max(0), strict=True):
+        assert part.start <= low
+        assert high < part.stop
+    shift = np.array([4.0, -4.0, 4.0])  # mm
+    shifted = register_nonlinear(moved(brain, from_matvec(np.eye(3), shift)), GRID, load_template(), np.eye(4), 1)
+    change = (shifted - field)[load_template().brain]
+    np.testing.assert_allclose(np.median(change, 0), shift, atol=1)
 
 
 def test_shear_is_taken_out_and_images_keep_their_place() -> None:

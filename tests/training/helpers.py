@@ -18,7 +18,7 @@ from utils.training.stages import FirstStage
 from utils.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-CONFIG = NetworkConfig(1, "scaledense_paper", True, (23, 28, 23), 3, 4, 50.0, 20.0)
+CONFIG = NetworkConfig(1, "scaledense_paper", True, (23, 27, 23), 3, 4, 50.0, 20.0)
 Datasets = tuple[ScanDataset, ScanDataset]
 
 

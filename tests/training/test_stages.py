@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.scaledense import NetworkConfig, ScaleDense
 from utils.training.stages import FirstStage, SecondStage
 
 
@@ -56,3 +57,32 @@ def test_the_age_jitter_leaves_out_of_fold_ages_alone() -> None:
     assert changed[1::2].std() == pytest.approx(np.hypot(6.0, 5 / np.sqrt(12)), rel=0.15)
     assert torch.equal(changed, SecondStage(5.0, 6.0).perturb(batch, (0, 1))["discretized_age"])
     assert SecondStage(5.0).perturb(batch, (0, 1)) is batch
+
+
+def recalibrated(stage: int, slope: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return ages, and the output, years, before and after recalibration; the output grows by the slope in a year."""
+    torch.manual_seed(0)
+    network = ScaleDense(NetworkConfig(stage, "scaledense_paper", False, (16, 16, 16), 2, 4, 40.0, 10.0)).eval()
+    torch.nn.init.normal_(network.output_layer[-1].weight, std=0.1)
+    given = (torch.randn(12, 1, 16, 16, 16), None, torch.linspace(30, 70, 12))[: stage + 1]
+    with torch.no_grad():
+        before = network(*given).numpy()
+        assert stage == 2 or before.min() > 10  # years; no age is cut at 0
+        age = (55 + (before - before.mean()) / slope).astype(np.float32)
+        predictions = {"brain_age": before, "chronological_age": age}
+        (FirstStage() if stage == 1 else SecondStage(5.0)).recalibrate(network, predictions)
+        return age, before, network(*given).numpy()
+
+
+@pytest.mark.parametrize("slope", [0.7, 1.4])
+def test_recalibration_of_a_first_stage_corrects_level_and_slope(slope) -> None:
+    age, before, after = recalibrated(1, slope)
+    assert np.abs(before - age).mean() > 1
+    np.testing.assert_allclose(after, age, atol=1e-2)
+
+
+@pytest.mark.parametrize(("stage", "slope"), [(1, 0.2), (1, 4.0), (2, 0.7)])
+def test_recalibration_corrects_only_the_level_where_the_slope_tells_nothing(stage, slope) -> None:
+    age, before, after = recalibrated(stage, slope)
+    assert before.std() > 0.1
+    np.testing.assert_allclose(after, before + age.mean() - before.mean(), atol=1e-2)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.building import freeze
 from model.ranking import CascadeLoss
 from tests.training.helpers import CPU, flags, make_trainer, same, small_network, states, train
 from utils.common.errors import InputError
@@ -144,6 +145,27 @@ def test_recalibrated_statistics_are_those_of_the_training_scans(datasets, tmp_p
     everybody = to_device(collate(list(datasets[0])), CPU)["volume"]
     expected = branch.convolution(everybody).mean((0, 2, 3, 4))
     torch.testing.assert_close(branch.norm.running_mean, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_frozen_parts_stay_as_they_are_and_the_rest_learns(datasets, tmp_path, recomputed) -> None:
+    """Bit for bit through two epochs, weight decay and recalibration."""
+    network = small_network()
+    network.trunk.activation_checkpointing = recomputed
+    for name, statistic in network.trunk.named_buffers():
+        if name.endswith("running_mean"):
+            statistic.normal_(generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    freeze(network, 2)
+    best = train(datasets, tmp_path, flags("--epochs", 2, "--lr", 1e-2, "--weight_decay", 0.1), network)
+    after = torch.load(best, weights_only=True)["state_dict"]
+    frozen = [name for name in before if name.startswith(("trunk.stem", "trunk.blocks.0.", "trunk.blocks.1."))]
+    assert len(frozen) > 30
+    for name, value in before.items():
+        if name in frozen:
+            assert torch.equal(after[name], value), name
+        elif value.is_floating_point():
+            assert not torch.equal(after[name], value), name
 
 
 def test_without_validation_the_last_weights_are_kept(datasets, tmp_path) -> None:

@@ -28,6 +28,7 @@ MNI152_T1_2MM = Grid(
 )
 BRAIN_BOX = ((6, 85), (6, 101), (0, 79))  # first and last voxel, of 2 mm, of the brain in MNI152 space
 GRAY, BRIGHTEST = 0.6, 1.6  # gray matter, and the most that any voxel gets, where white matter is 1
+LEAST_MIXTURE_VOXELS = 100
 MIXTURE_VOXELS = 20_000  # that the tissues' means are estimated from
 STORAGE_ORDER = "LAS"  # FSL's MNI152_T1_2mm: the first axis runs to the left
 
@@ -176,7 +177,10 @@ def read_image(
             "but only voxels above 0 count as brain; give the scan before normalization"
         )
     if rescale is not None:
-        volume = rescale(volume)
+        try:
+            volume = rescale(volume)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; give a T1-weighted brain") from error
     return coarsen_volume(volume, factor) if factor > 1 else volume, *scaling
 
 
@@ -247,6 +251,11 @@ def find_tissue_means(volume: np.ndarray) -> tuple[float, float, float]:
     ----------
     volume : (D, H, W) float32 array, not constant where it is above 0
 
+    Raises
+    ------
+    ValueError
+        If hardly any voxel is above 0.
+
     Notes
     -----
     The means of a mixture of three normal distributions.
@@ -254,11 +263,14 @@ def find_tissue_means(volume: np.ndarray) -> tuple[float, float, float]:
     from sklearn.mixture import GaussianMixture  # takes a second to import
 
     inside = volume[volume > 0].astype(np.float64)
-    some = inside[:: max(1, inside.size // MIXTURE_VOXELS), None]
+    if inside.size < LEAST_MIXTURE_VOXELS:
+        raise ValueError(f"has only {inside.size} voxels above 0, too few to tell fluid, gray and white matter")
+    unit = np.percentile(inside, 99)  # the mixture is not to depend on the unit
+    some = inside[:: max(1, inside.size // MIXTURE_VOXELS), None] / unit
     some = some[some[:, 0] <= 1.2 * np.percentile(some, 99.5)]  # without vessels
     start = np.percentile(some, [10, 50, 85])[:, None]
     mixture = GaussianMixture(3, means_init=start, random_state=0, max_iter=200, tol=1e-4).fit(some)
-    fluid, gray, white = np.sort(mixture.means_[:, 0])
+    fluid, gray, white = unit * np.sort(mixture.means_[:, 0])
     return float(fluid), float(gray), float(white)
 
 
