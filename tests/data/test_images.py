@@ -262,11 +262,24 @@ def test_vessels_get_at_most_the_brightest_value_and_change_nothing_else(tissues
     np.testing.assert_allclose(scaled[others], scale_by_tissue(brain)[others], atol=5e-3)
 
 
+def test_a_volume_of_hardly_any_voxel_has_no_tissues(mni_affine, tmp_path) -> None:
+    volume = np.zeros(MNI152_T1_2MM.shape, np.float32)
+    volume[40, 40, 40:42] = 1, 2
+    save_scan(tmp_path / "a.nii", volume, mni_affine)
+    with pytest.raises(InputError, match=r"a\.nii: has only 2 voxels above 0"):
+        read_image(tmp_path / "a.nii", 2, scale_by_tissue)
+
+
+def test_the_unit_of_the_intensities_does_not_matter(tissues, brain) -> None:
+    for factor in (1e-6, 1e6):
+        np.testing.assert_allclose(scale_by_tissue(np.float32(factor) * brain), scale_by_tissue(brain), atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 @pytest.mark.parametrize("values", [(7,), (7, 9), (0.001, 5000)])
 def test_volumes_without_tissues_are_scaled_to_finite_values(values) -> None:
-    volume = np.zeros((8, 8, 8), np.float32)
-    volume[2:6, 2:6, 2:6] = np.resize(values, (4, 4, 4))
+    volume = np.zeros((9, 9, 9), np.float32)
+    volume[2:8, 2:8, 2:8] = np.resize(values, (6, 6, 6))
     scaled = scale_by_tissue(volume)
     assert np.isfinite(scaled).all()
     assert 0 <= scaled.min() <= scaled.max() <= BRIGHTEST
