@@ -80,6 +80,11 @@ class PredictedScan:
         return Subject(self.name, self.prepared or self.source, self.chronological_age, self.sex)
 
     @property
+    def table_key(self) -> str:
+        """The name by which a label table is searched; all brains of fsl_anat have one file name."""
+        return self.name if self.source.name == FSL_PRODUCT else self.source.name
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The bounds of the brain age's 90 % interval, years; no age is below 0."""
         return max(0.0, self.brain_age - self.radius), self.brain_age + self.radius
@@ -132,7 +137,7 @@ def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_
         scan.sex = SEXES[sex_of_all.lower()] if sex_of_all else scan.sex
         if table is None:
             continue
-        known = table.find(scan.name if scan.source.name == FSL_PRODUCT else scan.source.name) or ""
+        known = table.find(scan.table_key) or ""
         problems += table.problems.get(known, [])
         scan.chronological_age = table.ages.get(known, scan.chronological_age)
         scan.sex = table.sexes.get(known, scan.sex)
@@ -285,7 +290,7 @@ def find_calibration_people(
     known_to_networks = set(training_persons)
     left_out = 0
     for scan in scans:
-        known = labels.find(scan.name if scan.source.name == FSL_PRODUCT else scan.source.name) or ""
+        known = labels.find(scan.table_key) or ""
         problems += labels.problems.get(known, [])
         if known in labels.ages and not scan.failure:
             person = person_of(known)
