@@ -9,9 +9,6 @@ environment; both once for each number of people, calibration in many draws. Wha
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,8 +16,10 @@ import numpy as np
 import pandas as pd
 
 from utils.common.files import PROJECT
+from utils.data.subjects import Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.calibration import fit_calibration, prior_of
+from utils.prediction.script_runs import link_scans, run_script
 from utils.prediction.site_figures import seen_ages
 
 NUMBERS = (0, 5, 10, 20, 40)
@@ -63,35 +62,22 @@ def calibration_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict
     return rows
 
 
-def run(script: str, variables: Mapping[str, object], log: Path, *flags: object) -> None:
-    """Run a bash script with these variables."""
-    given = {name: str(value) for name, value in variables.items()}
-    environment = {"NUM_WORKERS": "0", **os.environ, "PYTHON": sys.executable, **given}
-    with log.open("a") as file:
-        command = ["bash", str(PROJECT / script), *map(str, flags)]
-        subprocess.run(command, stdout=file, stderr=file, env=environment, check=True)
-
-
-def train(folder: Path, scans: dict[str, list[Path]], variables: Mapping[str, object], initial: Path | None) -> Path:
+def train(folder: Path, scans: dict[str, list[Subject]], variables: Mapping[str, object], initial: Path | None) -> Path:
     """Train and test both stages; return the table of the test."""
-    for split, paths in scans.items():
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            link = folder / split / path.name
-            if not link.is_symlink():
-                link.symlink_to(path.resolve())
-    common = {**variables, "TRAIN_FOLDER": folder / "train", "VALID_FOLDER": "", "TEST_FOLDER": ""}
+    for split, subjects in scans.items():
+        link_scans(folder / split, subjects)
+    common = {"NUM_WORKERS": 0, **variables, "TRAIN_FOLDER": folder / "train", "VALID_FOLDER": "", "TEST_FOLDER": ""}
     first, second, log = folder / "first_stage", folder / "second_stage", folder / "log.txt"
     for stage, own in ((1, first), (2, second)):
         name = own.name
         if not (own / "best.pt").exists() or (stage == 1 and not (own / "train_discretized_age.npy").exists()):
             start = {"INITIAL_WEIGHTS": initial / name / "best.pt"} if initial else {}
             own_variables = {**common, **start, "OUTPUT_DIR": own, "FIRST_STAGE_CHECKPOINT": first / "best.pt"}
-            run(f"bash_train_{name}.sh", own_variables, log, "--resume")
+            run_script(log, f"bash_train_{name}.sh", ["--resume"], own_variables)
     test = {**common, "TEST_FOLDER": folder / "test", "CHECKPOINT": second / "best.pt",
             "FIRST_STAGE_CHECKPOINT": first / "best.pt", "OUTPUT_DIR": folder / "predictions"}  # fmt: skip
     if not (folder / "predictions" / "predictions.csv").exists():
-        run("bash_test_second_stage.sh", test, log)
+        run_script(log, "bash_test_second_stage.sh", variables=test)
     return folder / "predictions" / "predictions.csv"
 
 
@@ -106,8 +92,8 @@ def training_rows(
                 continue
             order = np.random.default_rng(0).permutation(len(own))
             fold = cross_validation / str(own["fold"].iloc[0])
-            paths = [fold / "test" / str(scan) for scan in own["scan"]]
-            scans = {"train": [paths[i] for i in order[:number]], "test": [paths[i] for i in order[number:]]}
+            people = [Subject(row.subject_id, fold / "test" / row.scan) for row in own.itertuples()]
+            scans = {"train": [people[i] for i in order[:number]], "test": [people[i] for i in order[number:]]}
             for way, more, initial in (
                 ("fine-tuning", {"RECIPE": PROJECT / "recipes" / "fine_tune.sh"}, fold / "member_1"),
                 ("training anew", {"BATCH_SIZE": 8}, None),

@@ -207,16 +207,16 @@ def test_only_what_is_not_finished_is_run_again(cross_validated, variables, monk
     missing.unlink()
     run_again = []
 
-    def run_instead(member: Path, script: str, flags: list[str], jobs: int) -> None:
-        run_again.append((member, script))
+    def run_instead(log: Path, script: str, flags: list[str], jobs: int) -> None:
+        run_again.append((log, script))
         assert flags[flags.index("--precision") + 1] == "float32"  # on whatever device
         assert jobs == 1
         missing.write_text(content)
 
-    monkeypatch.setattr("utils.prediction.cross_validation._run", run_instead)
+    monkeypatch.setattr("utils.prediction.cross_validation.run_script", run_instead)
     set_up(monkeypatch, variables, OUTPUT_DIR=folder)
     cross_validate.main()
-    assert run_again == [(folder / "fold_2" / "member_1", "bash_test_second_stage.sh")]
+    assert run_again == [(folder / "fold_2" / "member_1" / "test_second_stage.log", "bash_test_second_stage.sh")]
     assert [path.read_text() for path in parts] == before
 
 

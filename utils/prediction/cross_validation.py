@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from utils.evaluation.metrics import (
 )
 from utils.prediction.likeness import describe_training
 from utils.prediction.model_card import make_card, make_manifest
+from utils.prediction.script_runs import link_scans, run_script, script_environment
 from utils.prediction.site_figures import Folds, describe_sites, seen_ages
 from utils.prediction.weights import STAGES, save_weights
 from utils.training.stages import SecondStage
@@ -42,7 +42,6 @@ TABLE = "folds.csv"
 ALL = "all"  # the fold without test subjects
 SITE_PREFIX = "site_"  # of the folds that are sites
 FEWEST_FOR_WEIGHTS = 10  # subjects; fewer give no 90 % interval
-LAST_LINES = 12  # of a log, shown when its script failed
 TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
 # Run a bash script with a PYTHON that prints its arguments instead of starting anything.
 SHOW_ARGUMENTS = 'show() { printf "%s\\0" "$@"; }; PYTHON=show; source "$0" "$@"'
@@ -152,7 +151,7 @@ def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
     _, script, flags = list(_steps("fold_1", 1, False, settings))[stage - 1]
     done = subprocess.run(
         ["bash", "-c", SHOW_ARGUMENTS, str(PROJECT / script), *flags],
-        env=_environment(), capture_output=True, text=True, check=False,
+        env=script_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise InputError(done.stderr.strip().removeprefix("error: "))
@@ -189,29 +188,6 @@ def check_settings(settings: CrossValidation, trainings: Sequence[Mapping[str, A
     ]
     if changed:
         raise InputError(f"{path}: {'; '.join(changed)}; set another OUTPUT_DIR (--output_dir)")
-
-
-def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
-    """Make a folder of links to the subjects' scans; existing links stay.
-
-    Raises
-    ------
-    InputError
-        If a link points to another scan.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for subject in subjects:
-        link = folder / subject.path.name
-        if not link.is_symlink():
-            link.symlink_to(subject.path.resolve())
-        elif link.resolve() != subject.path.resolve():
-            raise InputError(f"{link}: is no link to {subject.path}; set another OUTPUT_DIR (--output_dir)")
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of the scripts, without FOLDS, which means another number there."""
-    kept = {name: value for name, value in os.environ.items() if name != "FOLDS"}
-    return {**kept, "PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
 
 
 def _steps(fold: str, member: int, tested: bool, settings: CrossValidation) -> Iterator[tuple[Path, str, list[str]]]:
@@ -279,7 +255,8 @@ def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation
                     if not sys.stderr.isatty():
                         print(what, flush=True)
                     try:
-                        _run(folder, script, flags, settings.jobs)
+                        log = folder / f"{Path(script).stem.removeprefix('bash_')}.log"
+                        run_script(log, script, flags, jobs=settings.jobs)
                     except InputError:
                         failed.set()
                         raise
@@ -291,20 +268,6 @@ def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation
         except BaseException:
             failed.set()
             raise
-
-
-def _run(folder: Path, script: str, flags: Sequence[str], jobs: int) -> None:
-    """Run a bash script, its output going to a log in the folder, with its share of the cores."""
-    log = folder / f"{Path(script).stem.removeprefix('bash_')}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        command = ["bash", str(PROJECT / script), *flags]
-        share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
-        environment = {**share, **_environment()}
-        status = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
-    if status:
-        lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
-        raise InputError("\n  ".join([f"{script} failed with status {status}; the end of {log}:", *lines]))
 
 
 def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidation) -> tuple[Predictions, Report]:
