@@ -21,6 +21,8 @@ MODEL="${MODEL:-scaledense}"                          # scaledense (released), s
 BLOCKS="${BLOCKS:-5}"                                 # blocks; each halves the volume
 FILTERS="${FILTERS:-8}"                               # channels of the stem, or of the first block of scaledense_paper
 DENSE_CONNECTIONS="${DENSE_CONNECTIONS:-true}"        # whether every block sees the outputs of all earlier ones
+ASYMMETRIC_CONVOLUTIONS="${ASYMMETRIC_CONVOLUTIONS:-true}"  # add a convolution along each axis to every 3x3x3 one
+SQUEEZE_EXCITATION="${SQUEEZE_EXCITATION:-true}"      # whether each block weighs its channels by their means
 USE_SEX="${USE_SEX:-true}"                            # whether the network is told the sex
 FLIP_AVERAGING="${FLIP_AVERAGING:-false}"             # whether to average over a scan and its mirror image
 INITIAL_WEIGHTS="${INITIAL_WEIGHTS:-}"                # to start from: folder of weights or best.pt; empty: new ones
@@ -78,6 +80,8 @@ fi
   --blocks "$BLOCKS" \
   --filters "$FILTERS" \
   --dense_connections "$DENSE_CONNECTIONS" \
+  --asymmetric_convolutions "$ASYMMETRIC_CONVOLUTIONS" \
+  --squeeze_excitation "$SQUEEZE_EXCITATION" \
   --use_sex "$USE_SEX" \
   --flip_averaging "$FLIP_AVERAGING" \
   --initial_weights "$INITIAL_WEIGHTS" \

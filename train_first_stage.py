@@ -4,7 +4,7 @@ from pathlib import Path
 
 from utils.common.errors import run_command, user_errors
 from utils.options.flags import flags_of, settings_from
-from utils.options.training import parse_training_flags
+from utils.options.training import NETWORK_FLAGS, parse_training_flags
 
 
 def main() -> None:
@@ -35,9 +35,8 @@ def main() -> None:
     voxel_size, normalization = initial[1:3] if initial else (args.voxel_size, args.normalization)
     with user_errors():
         unscaled = initial.network.config if initial else NetworkConfig(
-            1, args.model, args.use_sex, model_grid(voxel_size).shape, args.blocks, args.filters,
+            1, volume_shape=model_grid(voxel_size).shape, **{flag: getattr(args, flag) for flag in NETWORK_FLAGS},
             field_of_view=brain_box(voxel_size) if args.field_of_view == "brain" else None,
-            flip_averaging=args.flip_averaging, dense_connections=args.dense_connections,
         )  # fmt: skip
         criterion = make_loss(
             args.loss, args.ranking, args.sorter, args.rank_temperature, args.ranking_weight, args.age_difference_weight

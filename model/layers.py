@@ -17,6 +17,8 @@ class AsymmetricConv3d(nn.Module):
     Parameters
     ----------
     in_channels, out_channels : int
+    asymmetric : bool
+        False leaves the 3x3x3 convolution alone.
 
     References
     ----------
@@ -27,7 +29,7 @@ class AsymmetricConv3d(nn.Module):
 
     KERNEL_SIZES = ((3, 3, 3), (1, 1, 3), (3, 1, 1), (1, 3, 1))
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, asymmetric: bool = True) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             nn.Sequential(
@@ -36,7 +38,7 @@ class AsymmetricConv3d(nn.Module):
                     norm=nn.BatchNorm3d(out_channels),
                 )
             )
-            for size in self.KERNEL_SIZES
+            for size in self.KERNEL_SIZES[: None if asymmetric else 1]
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,10 +79,23 @@ class SqueezeExcitation(nn.Module):
         return weights[:, :, None, None, None]
 
 
+class UnitWeight(nn.Module):
+    """Weigh all channels alike, in place of `SqueezeExcitation`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_ones(())
+
+
 class ScaleDenseBlock(nn.Module):
     """Two asymmetric convolutions, squeeze-excitation and 2x2x2 max pooling.
 
     Maps (B, in_channels, D, H, W) to (B, out_channels, D//2, H//2, W//2).
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    asymmetric, squeeze_excitation : bool
+        False leaves out that part.
 
     Notes
     -----
@@ -89,14 +104,16 @@ class ScaleDenseBlock(nn.Module):
     multiplications.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, asymmetric: bool = True, squeeze_excitation: bool = True
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.convolution_1 = AsymmetricConv3d(in_channels, out_channels)
+        self.convolution_1 = AsymmetricConv3d(in_channels, out_channels, asymmetric)
         self.norm_1 = nn.BatchNorm3d(out_channels)
-        self.convolution_2 = AsymmetricConv3d(out_channels, out_channels)
+        self.convolution_2 = AsymmetricConv3d(out_channels, out_channels, asymmetric)
         self.norm_2 = nn.BatchNorm3d(out_channels)
-        self.excitation = SqueezeExcitation(out_channels)
+        self.excitation = SqueezeExcitation(out_channels) if squeeze_excitation else UnitWeight()
 
     def convolve_1(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the first convolution and its batch norm."""

@@ -45,6 +45,10 @@ class NetworkConfig:
     dense_connections : bool
         Whether every block sees the outputs of all earlier ones, or that of
         the block before it alone.
+    asymmetric_convolutions : bool
+        Whether a convolution along each axis is added to every 3x3x3 one.
+    squeeze_excitation : bool
+        Whether each block weighs its channels by their means.
     flip_averaging : bool
         Whether an estimate is the mean over the volume and its left-right
         mirror image; in training it never is.
@@ -67,6 +71,9 @@ class NetworkConfig:
     field_of_view: tuple[tuple[int, int], ...] | None = None
     flip_averaging: bool = False
     dense_connections: bool = True
+    asymmetric_convolutions: bool = True
+    squeeze_excitation: bool = True
+    age_bins: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume_shape", tuple(self.volume_shape))
@@ -145,7 +152,10 @@ class ScaleDenseTrunk(nn.Module):
         if config.has_stem:
             convolution = nn.Conv3d(1, config.filters, 7, padding=1, dilation=2)
             self.stem = nn.Sequential(OrderedDict(convolution=convolution, elu=nn.ELU()))
-        self.blocks = nn.ModuleList(ScaleDenseBlock(*width) for width in config.widths)
+        self.blocks = nn.ModuleList(
+            ScaleDenseBlock(*width, config.asymmetric_convolutions, config.squeeze_excitation)
+            for width in config.widths
+        )
         self.pool_all = config.has_stem
         self.dense_connections = config.dense_connections
         last_in, last_out = config.widths[-1]
@@ -204,11 +214,14 @@ class ScaleDense(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.age_centres = torch.arange(0, 121, config.age_bins or 5, device="cpu")
         self.trunk = ScaleDenseTrunk(config)
         self.image_layer = nn.Sequential(nn.Linear(self.trunk.features, 32), nn.ELU())
         width = 32
         if config.stage == 2:
-            self.discretized_age_layer = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
+            self.discretized_age_layer = nn.Sequential(
+                nn.Linear(len(self.age_centres) if config.age_bins else 1, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()
+            )
             width += 16
         if config.use_sex:
             self.sex_layer = nn.Sequential(nn.Linear(2, 16), nn.Linear(16, 8), nn.ELU())
@@ -284,7 +297,9 @@ class ScaleDense(nn.Module):
         if config.stage == 2:
             if discretized_age is None:
                 raise ValueError("the second stage needs discretized ages; none were given")
-            standardized = (discretized_age.to(features.dtype) - config.age_mean) / config.age_sd
-            parts.append(self.discretized_age_layer(standardized[:, None]))
+            encoded = ((discretized_age.to(features.dtype) - config.age_mean) / config.age_sd)[:, None]
+            if config.age_bins:  # hat functions: one-hot for ages on their centres
+                encoded = (1 - (discretized_age[:, None] - self.age_centres).abs() / config.age_bins).clamp_min(0)
+            parts.append(self.discretized_age_layer(encoded))
         output = config.age_sd * self.output_layer(torch.cat(parts, 1))[:, 0]
         return output if config.stage == 2 else functional.relu(config.age_mean + output)

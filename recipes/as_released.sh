@@ -8,7 +8,8 @@
 : "${SCHEDULER:=plateau}" "${WARMUP_EPOCHS:=0}" "${KEEP:=best}" "${RECALIBRATE:=false}" "${WEIGHT_DECAY:=5e-4}"
 : "${PRECISION:=float32}"
 if [[ "$STAGE" == first ]]; then
-  : "${MODEL:=scaledense}" "${BLOCKS:=5}" "${FILTERS:=8}" "${DENSE_CONNECTIONS:=true}" "${USE_SEX:=true}"
+  : "${MODEL:=scaledense}" "${BLOCKS:=5}" "${FILTERS:=8}" "${USE_SEX:=true}"
+  : "${DENSE_CONNECTIONS:=true}" "${ASYMMETRIC_CONVOLUTIONS:=true}" "${SQUEEZE_EXCITATION:=true}"
   : "${VOXEL_SIZE:=2}" "${FIELD_OF_VIEW:=whole}" "${NORMALIZATION:=brain}" "${FLIP_AVERAGING:=false}"
   : "${OPTIMIZER:=adam}" "${AMSGRAD:=true}" "${LEARNING_RATE:=1e-3}"
 else

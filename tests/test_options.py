@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 import pytest
 
+from benchmarks.ablation import ablation_parser
 from benchmarks.throughput import throughput_parser
 from tests.conftest import ROOT
 from utils.options import analysis, prediction, preparation, testing, training
@@ -26,6 +27,7 @@ PARSERS = {
     "predict": prediction.prediction_parser(),
     "analyse_brain_age_gap": analysis.gap_parser(),
     "throughput": throughput_parser(),
+    "ablation": ablation_parser(),
 }
 BASH_SCRIPTS = {path.stem.removeprefix("bash_"): path for path in sorted(ROOT.glob("bash_*.sh"))}
 NO_FLAGS = {"DATA", "PROCESSES", "CUDA_VISIBLE_DEVICES"}  # what other variables are made of, and how scripts are run
@@ -141,7 +143,8 @@ finally:
 
 @pytest.mark.parametrize("script", PARSERS)
 def test_help_explains_each_flag_without_large_packages(script) -> None:
-    path = ROOT / "benchmarks" / "throughput.py" if script == "throughput" else ROOT / f"{script}.py"
+    own = ROOT / f"{script}.py"
+    path = own if own.exists() else ROOT / "benchmarks" / own.name
     result = subprocess.run(
         [sys.executable, "-c", HELP, path], capture_output=True, text=True, check=False, cwd=ROOT
     )  # fmt: skip

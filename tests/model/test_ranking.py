@@ -65,6 +65,24 @@ def test_total_is_the_weighted_sum_of_its_parts(loss, size) -> None:
     torch.testing.assert_close(parts["loss"], expected)
 
 
+def test_gradients_of_the_weighted_parts_are_measured() -> None:
+    age = torch.tensor([20.0, 35.0, 50.0, 65.0])
+    predicted = (age + torch.tensor([3.0, -1.0, 2.0, 0.5])).requires_grad_()
+    criterion = CascadeLoss("mse", SoftRank(5.0), ranking_weight=4.0, age_difference_weight=0.5)
+    parts = criterion(predicted, age, torch.Generator().manual_seed(0))
+    assert parts["mse_loss_gradient"].item() == pytest.approx(2 / 4 * (3**2 + 1 + 2**2 + 0.5**2) ** 0.5)
+    for name, weight in (("ranking", 4.0), ("age_difference", 2.0)):
+        (expected,) = torch.autograd.grad(weight * parts[name], predicted, retain_graph=True)
+        torch.testing.assert_close(parts[f"{name}_gradient"], expected.norm())
+        assert expected.norm() > 0
+    (total,) = torch.autograd.grad(parts["loss"], predicted)  # the graph is still there
+    assert total.norm() > 0
+    without = CascadeLoss("mse", None)(predicted, age, torch.Generator())
+    assert {name for name in without if name.endswith("gradient")} == {"mse_loss_gradient", "age_difference_gradient"}
+    with torch.no_grad():
+        assert not [name for name in criterion(predicted, age, torch.Generator()) if name.endswith("gradient")]
+
+
 def test_pairs_come_from_the_generator_alone() -> None:
     age, predicted = torch.arange(8.0) * 7, torch.arange(8.0) ** 2
 

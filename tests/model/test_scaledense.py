@@ -1,8 +1,10 @@
 """The network: shapes, sizes, a live first stage, and the released code's numbers."""
 
 import json
+import re
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -193,6 +195,19 @@ def test_without_dense_connections_blocks_follow_each_other(model, features) -> 
         x = block(x)
     torch.testing.assert_close(network.trunk(volumes), x.mean((2, 3, 4)))
     assert network.trunk(volumes).shape == (2, features)
+
+
+@pytest.mark.parametrize("part", ["asymmetric_convolutions", "squeeze_excitation"])
+def test_parts_of_the_blocks_can_be_left_out(part) -> None:
+    config = NetworkConfig(1, "scaledense", False, (24, 24, 24), blocks=2, filters=4, **{part: False})
+    whole, network = ScaleDense(replace(config, **{part: True})), ScaleDense(config)
+    left_out = {name for name, _ in whole.named_parameters()} - {name for name, _ in network.named_parameters()}
+    of_part = {"asymmetric_convolutions": r"\.branches\.[123]\.", "squeeze_excitation": r"\.excitation\."}[part]
+    assert left_out == {name for name, _ in whole.named_parameters() if re.search(of_part, name)}
+    volumes = torch.randn(2, 1, 24, 24, 24)
+    assert network.train().trunk(volumes).std() > 0  # with batch statistics, which differ from the running ones
+    folded = network.folded()
+    torch.testing.assert_close(folded.trunk(volumes), network.eval().trunk(volumes), rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_stays_in_float32() -> None:

@@ -27,6 +27,12 @@ from utils.options.flags import (
     whole,
 )
 
+# Those of the first stage that are fields of `model.scaledense.NetworkConfig`.
+NETWORK_FLAGS = (
+    "model", "use_sex", "blocks", "filters", "dense_connections", "asymmetric_convolutions", "squeeze_excitation",
+    "flip_averaging",
+)  # fmt: skip
+
 
 def training_parser(stage: int) -> Parser:
     """Return the parser of ``train_first_stage.py`` or ``train_second_stage.py``."""
@@ -120,6 +126,8 @@ def _add_data_flags(group: argparse._ArgumentGroup, stage: int) -> None:
         "standard deviation, years, of an error that is added to in-sample first-stage ages at every step; 0: none",
     )  # fmt: skip
     add_age_interval(group, meaning="step of the discretized ages, years; must be that of the tables")
+    flag(group, "--age_bins", "0", not_negative, "trial")
+    flag(group, "--own_voxel_size", "0", whole, "trial")
 
 
 def _add_network_flags(group: argparse._ArgumentGroup, stage: int) -> None:
@@ -151,6 +159,11 @@ def _add_network_flags(group: argparse._ArgumentGroup, stage: int) -> None:
         group, "--dense_connections", "true", boolean,
         "whether every block sees the outputs of all earlier ones, or only that of the one before it",
     )  # fmt: skip
+    flag(
+        group, "--asymmetric_convolutions", "true", boolean,
+        "whether a convolution along each axis is added to every 3x3x3 one",
+    )  # fmt: skip
+    flag(group, "--squeeze_excitation", "true", boolean, "whether each block weighs its channels by their means")
     flag(group, "--use_sex --use_gender", "true", boolean, "whether the network is told the sex")
     flag(
         group, "--flip_averaging", "false", boolean,

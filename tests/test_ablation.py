@@ -1,0 +1,175 @@
+"""The ablation: what it runs, and what it makes of the results."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import ablation
+from benchmarks.ablation_report import describe_row, errors_of, interval_over_seeds, read_row, to_markdown
+from benchmarks.ablation_rows import MSE, PAPER, Row, make_rows
+from tests.test_scripts import bash
+
+ROWS = make_rows(20.0, (40, 60), "sorter_16.pt", (20, 6), 16, 4)
+
+
+def test_rows_build_on_each_other() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    first_stages = {row.name for row in ROWS if row.first is not None}
+    for row in ROWS:
+        assert row.reference in names
+        assert row.first is not None or row.of in first_stages
+        assert (row.first is None) <= (row.second is not None)  # each trains something
+
+
+def test_ranks_in_years_have_the_spread_of_the_ages() -> None:
+    """A tenth of the weight is the factor between squared ranks and squared years."""
+    (scaled,) = (row for row in ROWS if row.name == "scaled")
+    ages = np.linspace(0, 1, 10_001)  # uniform ranks
+    spread = ages.std() * (float(str(scaled.first["RANKING_WEIGHT"])) / 10) ** 0.5
+    assert spread == pytest.approx(20.0, rel=1e-3)
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+class Recorder:
+    """Runs nothing: notes the script and its variables, and writes what the script would have written."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, dict[str, object]]] = []
+
+    def __call__(self, log: Path, script: str, flags: list[str], variables: dict[str, object], jobs: int) -> None:
+        self.runs.append((script, variables))
+        folder = Path(str(variables["OUTPUT_DIR"]))
+        ages = ["train_discretized_age.npy"] if variables.get("SPLIT") == "train" or "train_first" in script else []
+        for name in (["best.pt"] if "train" in script else ["predictions.csv"]) + ages:
+            touch(folder / name)
+
+
+def run(row: Row, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, object]]]:
+    recorder = Recorder()
+    monkeypatch.setattr("utils.prediction.script_runs.run_script", recorder)
+    monkeypatch.setattr(ablation, "discretize_anew", lambda source, target, step: touch(target))
+    place = ablation.Place(root, "fold_1", 3)
+    chain = list(ablation.steps(row, place, {"JOBS": 1, "BATCH_SIZE": 16}, (20, 6)))
+    ablation.run_steps([(row.name, chain)], 1)
+    return recorder.runs
+
+
+def test_a_cascade_is_trained_on_the_first_stage_of_another_row(tmp_path, monkeypatch) -> None:
+    (row,) = (row for row in ROWS if row.name == "interval_10")
+    (_, train), (_, test) = run(row, tmp_path, monkeypatch)
+    assert train["FIRST_STAGE_CHECKPOINT"] == tmp_path / PAPER / "fold_1" / "seed_3" / "first_stage" / "best.pt"
+    assert train["DISCRETIZED_AGE_FOLDER"] == tmp_path / "interval_10" / "fold_1" / "seed_3" / "ages"
+    assert (train["AGE_INTERVAL"], train["EPOCHS"], train["SEED"]) == (10, 6, 3)
+    assert test["CHECKPOINT"] == train["OUTPUT_DIR"] / "best.pt"  # type: ignore[operator]
+    assert test["TEST_FOLDER"] == tmp_path / "splits" / "fold_1" / "test"
+    assert run(row, tmp_path, monkeypatch) == []  # it is finished
+
+
+def test_halves_never_meet(tmp_path, monkeypatch) -> None:
+    (row,) = (row for row in ROWS if row.name == "halves")
+    runs = run(row, tmp_path, monkeypatch)
+    assert [script for script, _ in runs] == [
+        "bash_train_first_stage.sh", "bash_test_first_stage.sh", "bash_test_first_stage.sh",
+        "bash_train_second_stage.sh", "bash_test_second_stage.sh",
+    ]  # fmt: skip
+    half_1, half_2 = (tmp_path / "splits" / "fold_1" / f"half_{k}" for k in (1, 2))
+    assert [runs[0][1]["TRAIN_FOLDER"], runs[2][1]["TEST_FOLDER"], runs[3][1]["TRAIN_FOLDER"]] == [
+        half_1,
+        half_2,
+        half_2,
+    ]
+    assert runs[3][1]["DISCRETIZED_AGE_FOLDER"] == runs[2][1]["OUTPUT_DIR"]
+
+
+def write_predictions(root: Path, row: str, seed: int, fold: int, ages: np.ndarray, brain_ages: np.ndarray) -> None:
+    folder = root / row / f"fold_{fold}" / f"seed_{seed}" / "first_stage_test"
+    folder.mkdir(parents=True)
+    names = [f"p{fold}-{k}" for k in range(len(ages))]
+    table = pd.DataFrame({"subject_id": names, "chronological_age": ages, "brain_age": brain_ages})
+    table.to_csv(folder / "predictions.csv", index=False)
+
+
+def test_a_row_is_compared_over_the_same_people_and_seeds(tmp_path) -> None:
+    ages = np.linspace(20, 80, 30)
+    rows = [next(row for row in ROWS if row.name == name) for name in (MSE, PAPER)]
+    for fold in (1, 2):
+        for seed, error in ((0, 6.0), (1, 5.0)):
+            write_predictions(tmp_path, MSE, seed, fold, ages, ages + error)
+        write_predictions(tmp_path, PAPER, 0, fold, ages, ages - 4.0)
+    write_predictions(tmp_path, PAPER, 1, 1, ages, ages + 50.0)  # fold 2 is still missing
+    tables = {row.name: read_row(tmp_path, row) for row in rows}
+    assert errors_of(tables[PAPER]).shape == (60, 1)
+    reference, compared = (describe_row(row, tables, tmp_path) for row in rows)
+    assert (reference["mae"], reference["seeds"], reference["people"]) == (pytest.approx(5.5), 2, 60)
+    assert compared["gain"] == pytest.approx(2.0)  # of seed 0 alone
+    assert (compared["gain_low"], compared["gain_high"]) == (pytest.approx(2.0), pytest.approx(2.0))
+    assert "gain" not in reference
+    table = pd.DataFrame(
+        [{"gain": np.nan, "gain_low": np.nan, "gain_high": np.nan} | row for row in (reference, compared)]
+    )
+    text = to_markdown(table, 2.4)
+    assert "**+2.00 (+2.00 to +2.00)** | mse" in text
+    assert "2.40 years" in text
+
+
+def test_the_interval_covers_persons_and_seeds() -> None:
+    """Its nominal coverage holds for the mean of a population, with seeds and persons as effects."""
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(60):
+        values = rng.normal(0, 1, (1, 80)) + rng.normal(0, 0.2, (12, 1)) + rng.normal(0, 0.5, (12, 80))
+        low, high = interval_over_seeds(values, [f"p{k}" for k in range(80)])
+        held += low <= 0 <= high
+    assert held >= 50  # 57 expected
+    repeated = interval_over_seeds(np.repeat([[0.0, 1.0]], 40, 1), ["a"] * 40 + ["b"] * 40)
+    assert repeated == (0.0, 1.0)  # two persons, however many scans
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rows", "paper,nothing"], "no row nothing"),
+        (["--rows", "sodeep"], "no such sorter; run LENGTH=16 bash bash_train_sorter.sh"),
+        (["--narrow", "60,40"], "too small"),
+    ],
+)
+def test_wrong_choices_end_before_anything_is_written(
+    synthetic_cohort, tmp_path, monkeypatch, capsys, flags, said
+) -> None:
+    folders = " ".join(str(synthetic_cohort / part) for part in ("train", "valid", "test"))
+    given = ["--scan_folder", folders, "--label_table", str(synthetic_cohort / "labels.csv")]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *given, "--output_dir", str(tmp_path / "run"), *flags])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        ablation.run_command(ablation.main)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_script_trains_compares_and_goes_on(synthetic_cohort, tmp_path) -> None:
+    variables = {
+        "DATA": synthetic_cohort, "OUTPUT_DIR": tmp_path / "run", "ROWS": "continuous", "FOLDS": 2, "JOBS": 2,
+        "FIRST_EPOCHS": 2, "SECOND_EPOCHS": 1, "BATCH_SIZE": 4, "BLOCKS": 3, "NUM_WORKERS": 0, "CACHE_FOLDER": "",
+        "VOXEL_SIZE": 8, "MODEL": "scaledense_paper", "WARMUP_EPOCHS": 0, "RECIPE": "recipes/small_cohort.sh",
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    bash("ablation", **variables)
+    table = pd.read_csv(tmp_path / "run" / "ablation.csv").set_index("row")
+    assert list(table.index) == [PAPER, "continuous"]
+    assert (table["people"] == 22).all()
+    assert table.loc["continuous", ["gain", "gain_low", "gain_high"]].notna().all()
+    for name in ("ablation.png", "gradients.png", "gradients.csv", "bound.json", "ablation.md"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    marker = tmp_path / "run" / PAPER / "fold_1" / "seed_0" / "first_stage" / "best.pt"
+    before = marker.stat().st_mtime_ns
+    bash("ablation", **variables)
+    assert marker.stat().st_mtime_ns == before
