@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING
 
 from benchmarks.ablation_rows import Row, make_rows
 from utils.common.errors import InputError, run_command
-from utils.options.flags import Parser, add_label_table, count, flag, folds, number, optional_path, paths, whole
+from utils.options.flags import (
+    Parser,
+    add_label_table,
+    count,
+    flag,
+    flags_of,
+    folds,
+    number,
+    optional_path,
+    paths,
+    whole,
+)
+from utils.options.training import parse_training_flags
 
 if TYPE_CHECKING:
     from utils.data.subjects import Subject
@@ -193,11 +205,14 @@ def run_steps(chains: Sequence[tuple[str, list[Step]]], jobs: int) -> None:
 def main() -> None:
     args = ablation_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
+    from hashlib import sha256
+
     import numpy as np
 
     from benchmarks.ablation_report import write_results
     from utils.common.files import check_writable
     from utils.data.cohort import load_cohort
+    from utils.prediction.script_runs import arguments_of_training, check_recorded
 
     check_writable(args.output_dir)
     epochs = args.first_epochs, args.second_epochs
@@ -214,9 +229,19 @@ def main() -> None:
         rows = [row for row in rows if row.name in asked]
     if any(row.first and row.first.get("RANKING") == "sodeep" for row in rows) and not args.sorter.is_file():
         raise InputError(f"{args.sorter}: no such sorter; run LENGTH={args.batch_size} bash bash_train_sorter.sh")
+    shared = {"BATCH_SIZE": args.batch_size, "BLOCKS": args.blocks}
+    trainings = [
+        flags_of(parse_training_flags(stage, arguments_of_training(stage, EPOCHS=epochs[stage - 1], **shared)))
+        for stage in (1, 2)
+    ]
+    people = sha256("\n".join(subject.subject_id for subject in subjects).encode()).hexdigest()
+    others = {"SHA-256 of the names of the scans": people, "--folds": args.folds, "--narrow": args.narrow}
+    check_recorded(args.output_dir / "settings.json", args.label_table, trainings, others)
     names = split(subjects, rows, args.output_dir, args.folds)
-    common = {"LABEL_TABLE": args.label_table, "BATCH_SIZE": args.batch_size, "BLOCKS": args.blocks, "JOBS": args.jobs,
-              "NUM_WORKERS": args.num_workers, "CACHE_FOLDER": args.cache_folder or ""}  # fmt: skip
+    common = {
+        **shared, "LABEL_TABLE": args.label_table, "NUM_WORKERS": args.num_workers, "JOBS": args.jobs,
+        "CACHE_FOLDER": args.cache_folder or "",
+    }  # fmt: skip
     for seed in range(args.seeds):
         for second in (False, True):  # second stages build on finished first ones
             chains = [

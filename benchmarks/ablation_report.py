@@ -237,16 +237,17 @@ def to_markdown(table: pd.DataFrame, floor: float | None) -> str:
             f"The simulated ages differ from what the pictures show by {floor:.2f} years: no MAE can be lower.",
             "",
         ]
-    head = "| row | people | MAE, years (95 % interval) | Pearson | Spearman | gain, years (95 % interval) | over | seconds |"
+    columns = "people | MAE, years (95 % interval) | Pearson | Spearman | gain, years (95 % interval) | over | seconds"
     for part, rows in groupby(table.itertuples(), key=lambda row: row.part):
-        lines += [head.replace("row", str(part), 1), "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [f"| {part} | {columns} |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
         for row in rows:
             gain = "" if np.isnan(row.gain) else f"{row.gain:+.2f} ({row.gain_low:+.2f} to {row.gain_high:+.2f})"
             if row.gain_low > 0 or row.gain_high < 0:
                 gain = f"**{gain}**"
+            over = row.compared_with if gain else ""
             lines.append(
-                f"| {row.meaning} | {row.people} | {row.mae:.2f} ({row.mae_low:.2f} to {row.mae_high:.2f}) | {row.pearson:.3f} | "
-                f"{row.spearman:.3f} | {gain} | {row.compared_with if gain else ''} | {row.seconds:.0f} |"
+                f"| {row.meaning} | {row.people} | {row.mae:.2f} ({row.mae_low:.2f} to {row.mae_high:.2f}) | "
+                f"{row.pearson:.3f} | {row.spearman:.3f} | {gain} | {over} | {row.seconds:.0f} |"
             )
         lines.append("")
     return "\n".join(lines)

@@ -30,7 +30,12 @@ PARSERS = {
     "ablation": ablation_parser(),
 }
 BASH_SCRIPTS = {path.stem.removeprefix("bash_"): path for path in sorted(ROOT.glob("bash_*.sh"))}
-NO_FLAGS = {"DATA", "PROCESSES", "CUDA_VISIBLE_DEVICES"}  # what other variables are made of, and how scripts are run
+NO_FLAGS = {
+    "DATA",
+    "RECIPE",
+    "PROCESSES",
+    "CUDA_VISIBLE_DEVICES",
+}  # what other variables are made of, and how scripts are run
 
 
 @dataclass

@@ -1,9 +1,7 @@
 """Cross-validate both stages by running the training and test scripts fold by fold."""
 
 import csv
-import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,7 @@ from tqdm import tqdm
 
 from utils.common.checkpoints import load_checkpoint
 from utils.common.errors import InputError
-from utils.common.files import PROJECT, replacing, sha256_of, write_json
+from utils.common.files import replacing
 from utils.data.cohort import split_into_folds
 from utils.data.dataset import ScanDataset
 from utils.data.scans import ScanStore
@@ -30,11 +28,10 @@ from utils.evaluation.metrics import (
 )
 from utils.prediction.likeness import describe_training
 from utils.prediction.model_card import make_card, make_manifest
-from utils.prediction.script_runs import link_scans, run_script, script_environment
+from utils.prediction.script_runs import arguments_of_training, check_recorded, link_scans, run_script
 from utils.prediction.site_figures import Folds, describe_sites, seen_ages
 from utils.prediction.weights import STAGES, save_weights
 from utils.training.stages import SecondStage
-from utils.training.state import FREE_ON_RESUME
 
 Report = Callable[[Predictions], tuple[dict[str, float], str]]
 
@@ -43,8 +40,6 @@ ALL = "all"  # the fold without test subjects
 SITE_PREFIX = "site_"  # of the folds that are sites
 FEWEST_FOR_WEIGHTS = 10  # subjects; fewer give no 90 % interval
 TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
-# Run a bash script with a PYTHON that prints its arguments instead of starting anything.
-SHOW_ARGUMENTS = 'show() { printf "%s\\0" "$@"; }; PYTHON=show; source "$0" "$@"'
 
 
 @dataclass(frozen=True)
@@ -148,15 +143,8 @@ def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
     InputError
         If the bash script fails, for example because there is no such recipe.
     """
-    _, script, flags = list(_steps("fold_1", 1, False, settings))[stage - 1]
-    done = subprocess.run(
-        ["bash", "-c", SHOW_ARGUMENTS, str(PROJECT / script), *flags],
-        env=script_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise InputError(done.stderr.strip().removeprefix("error: "))
-    words = done.stdout.split("\0")[:-1]
-    return words[words.index(str(PROJECT / f"train_{STAGES[stage - 1]}.py")) + 1 :]
+    _, _, flags = list(_steps("fold_1", 1, False, settings))[stage - 1]
+    return arguments_of_training(stage, flags)
 
 
 def check_settings(settings: CrossValidation, trainings: Sequence[Mapping[str, Any]]) -> None:
@@ -173,21 +161,7 @@ def check_settings(settings: CrossValidation, trainings: Sequence[Mapping[str, A
     InputError
         If they differ.
     """
-    recorded: dict[str, Any] = {"SHA-256 of the label table": sha256_of(settings.label_table)}
-    for stage, flags in enumerate(trainings, 1):
-        chosen = {name: value for name, value in flags.items() if name not in FREE_ON_RESUME}
-        recorded |= {f"--{name} of the {STAGES[stage - 1].replace('_', ' ')}": value for name, value in chosen.items()}
-    recorded = json.loads(json.dumps(recorded))
-    path = settings.output_dir / "settings.json"
-    if not path.exists():
-        write_json(path, recorded)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [
-        f"{name} was {before.get(name)}, is {value}" for name, value in recorded.items() if before.get(name) != value
-    ]
-    if changed:
-        raise InputError(f"{path}: {'; '.join(changed)}; set another OUTPUT_DIR (--output_dir)")
+    check_recorded(settings.output_dir / "settings.json", settings.label_table, trainings)
 
 
 def _steps(fold: str, member: int, tested: bool, settings: CrossValidation) -> Iterator[tuple[Path, str, list[str]]]:

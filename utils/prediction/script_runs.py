@@ -1,16 +1,23 @@
 """Run the bash scripts of training and testing from Python, on folders of links to scans."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from utils.common.errors import InputError
-from utils.common.files import PROJECT
+from utils.common.files import PROJECT, sha256_of, write_json
 from utils.data.subjects import Subject
+from utils.prediction.weights import STAGES
+from utils.training.state import FREE_ON_RESUME
 
 LAST_LINES = 12  # of a log, shown when its script failed
+# Run a bash script with a PYTHON that prints its arguments instead of starting anything.
+SHOW_ARGUMENTS = 'show() { printf "%s\\0" "$@"; }; PYTHON=show; source "$0" "$@"'
 
 
 def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
@@ -30,10 +37,70 @@ def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
             raise InputError(f"{link}: is no link to {subject.path}; set another OUTPUT_DIR (--output_dir)")
 
 
-def script_environment() -> dict[str, str]:
-    """Return the environment of the scripts, without FOLDS, which means another number there."""
+def _environment(variables: Mapping[str, object]) -> dict[str, str]:
+    """Return the environment of a script, without FOLDS, which means another number there."""
     kept = {name: value for name, value in os.environ.items() if name != "FOLDS"}
-    return {**kept, "PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
+    given = {name: str(value) for name, value in variables.items()}
+    return {**kept, "PYTHON": sys.executable, "PYTHONUNBUFFERED": "1", **given}
+
+
+def arguments_of_training(stage: int, flags: Sequence[str] = (), **variables: object) -> list[str]:
+    """Return the arguments that the bash script of a stage gives to its training script.
+
+    They come from the defaults, the recipe and the environment, followed by `flags`.
+
+    Raises
+    ------
+    InputError
+        If the bash script fails, for example because there is no such recipe.
+    """
+    name = STAGES[stage - 1]
+    done = subprocess.run(
+        ["bash", "-c", SHOW_ARGUMENTS, str(PROJECT / f"bash_train_{name}.sh"), *flags],
+        env=_environment(variables), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise InputError(done.stderr.strip().removeprefix("error: "))
+    words = done.stdout.split("\0")[:-1]
+    return words[words.index(str(PROJECT / f"train_{name}.py")) + 1 :]
+
+
+def check_recorded(
+    path: Path,
+    label_table: Path,
+    trainings: Sequence[Mapping[str, Any]],
+    others: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Write down what all trainings in a folder share, or compare it with what the folder was begun with.
+
+    Parameters
+    ----------
+    path : Path of a JSON file
+    label_table : Path
+    trainings : sequence of mapping
+        The flags of the training of each stage, by name.
+    others : mapping
+        Whatever else must not change, by name.
+
+    Raises
+    ------
+    InputError
+        If anything differs.
+    """
+    recorded: dict[str, Any] = {"SHA-256 of the label table": sha256_of(label_table), **others}
+    for stage, flags in enumerate(trainings, 1):
+        chosen = {name: value for name, value in flags.items() if name not in FREE_ON_RESUME}
+        recorded |= {f"--{name} of the {STAGES[stage - 1].replace('_', ' ')}": value for name, value in chosen.items()}
+    recorded = json.loads(json.dumps(recorded))
+    if not path.exists():
+        write_json(path, recorded)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [
+        f"{name} was {before.get(name)}, is {value}" for name, value in recorded.items() if before.get(name) != value
+    ]
+    if changed:
+        raise InputError(f"{path}: {'; '.join(changed)}; set another OUTPUT_DIR (--output_dir)")
 
 
 def run_script(
@@ -60,10 +127,9 @@ def run_script(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
-    given = {name: str(value) for name, value in (variables or {}).items()}
     with log.open("a") as file:
         command = ["bash", str(PROJECT / script), *flags]
-        environment = {**share, **script_environment(), **given}
+        environment = {**share, **_environment(variables or {})}
         status = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
     if status:
         lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
