@@ -12,12 +12,13 @@ import pandas as pd
 matplotlib.use("Agg")
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.ablation_rows import PAPER, Row
+from benchmarks.ablation_rows import NETWORK, PAPER, Row
 from model.building import load_network
 from utils.common.checkpoints import load_checkpoint
 from utils.common.files import replacing, write_json
@@ -28,7 +29,7 @@ from utils.evaluation.metrics import BOOTSTRAP_RESAMPLES, accuracy, compare_erro
 from utils.evaluation.predicting import predict
 
 BLUE, RED, GREY = "#3b6ea5", "#b5413d", "0.45"
-PARTS = {"mse_loss": "squared error", "ranking": "10 x ranking", "age_difference": "10 x age difference"}
+TERMS = {"mse_loss": "squared error", "ranking": "ranking", "age_difference": "age difference"}
 ALPHAS = np.logspace(0, 6, 13)
 PARTS_OF_BOUND = 10
 
@@ -209,23 +210,24 @@ def plot_gains(table: pd.DataFrame, title: str) -> Figure:
 
 def plot_gradients(gradients: dict[str, tuple[str, pd.DataFrame]], title: str) -> Figure:
     """Draw the length of each term's gradient on the brain ages over the epochs, a panel a row."""
-    columns = min(3, len(gradients))
+    columns = min(4, len(gradients))
     lines = -(-len(gradients) // columns)
     figure = Figure(figsize=(0.8 + 2.9 * columns, 0.9 + 2.4 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, (meaning, table) in zip(panels, gradients.values(), strict=False):
-        for name, color in zip(PARTS, (GREY, BLUE, RED), strict=True):
-            if name in table:
-                axes.plot(table.index + 1, table[name], color=color, label=PARTS[name].replace("10 x ", ""))
+        for name, color in zip(TERMS, (GREY, BLUE, RED), strict=True):
+            if name in table and table[name].any():
+                axes.plot(table.index + 1, table[name], color=color)
         axes.set_yscale("log")
         axes.set_title(meaning, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(gradients) :]:
         axes.remove()
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    lines_of_terms = [Line2D([], [], color=color, label=term)
+                      for term, color in zip(TERMS.values(), (GREY, BLUE, RED), strict=True)]  # fmt: skip
+    figure.legend(handles=lines_of_terms, frameon=False, fontsize=9, loc="outside upper center", ncols=3, title=title)
     figure.supxlabel("Epoch", fontsize=9)
-    figure.supylabel("Length of the weighted term's gradient on the brain ages", fontsize=9)
+    figure.supylabel("Gradient of the weighted term", fontsize=9)
     return figure
 
 
@@ -253,6 +255,21 @@ def to_markdown(table: pd.DataFrame, floor: float | None) -> str:
     return "\n".join(lines)
 
 
+def gradient_table(gradients: dict[str, tuple[str, pd.DataFrame]]) -> str:
+    """Write, as Markdown, how strongly the weighted terms pull on the brain ages beside the squared error."""
+    lines = [
+        "| gradient beside the squared error's | ranking: first epoch, last | age difference: first epoch, last |",
+        "| --- | --- | --- |",
+    ]
+    for meaning, table in gradients.values():
+        cells = []
+        for term in ("ranking", "age_difference"):
+            share = table[term] / table["mse_loss"] if term in table and table[term].any() else pd.Series(dtype=float)
+            cells.append(f"{share.iloc[0]:.2g}, {share.iloc[-1]:.2g}" if len(share) else "")
+        lines.append(f"| {meaning} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def write_results(
     root: Path, rows: Sequence[Row], subjects: Sequence[Subject], label_table: Path, cache_folder: Path | None
 ) -> None:
@@ -276,8 +293,8 @@ def write_results(
     text = to_markdown(table, floor)
     title = f"{len(subjects)} {'real scans' if floor is None else 'simulated brains'}"
     plot_gains(table, title).savefig(root / "ablation.png", dpi=150)
-    gradients = {row.name: (row.meaning, read_gradients(root, row)) for row in done}
-    gradients = {name: found for name, found in gradients.items() if found[1].shape[1] > 1}
+    gradients = {row.name: (row.meaning, read_gradients(root, row)) for row in done if row.part != NETWORK}
+    gradients = {name: found for name, found in gradients.items() if found[1].any().sum() > 1}
     if gradients:
         everything = pd.concat({name: found for name, (_, found) in gradients.items()}, names=["row"])
         everything.to_csv(root / "gradients.csv")
@@ -290,6 +307,7 @@ def write_results(
             f"its errors on {bound['n']} new people, and lowers the MAE by {bound['gain']:.2f} years "
             f"({bound['low']:.2f} to {bound['high']:.2f}).\n"
         )
+    text += "\n" + gradient_table(gradients)
     with replacing(root / "ablation.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 Variables = Mapping[str, object]
 
 MSE_ALONE: Variables = {"RANKING": "none", "RANKING_WEIGHT": 0}
+NETWORK = "Network"  # the part of rows that change it
 PAPER = "paper"  # the row with the losses of the paper, on whose first stage the second stages build
 MSE = "mse"
 SCALE = 12**0.5  # of ranks between 0 and 1 to the standard deviation of ages
@@ -71,7 +72,7 @@ def make_rows(
     scaled = {**soft, "RANKING_WEIGHT": f"{10 * in_years:.0f}"}
     few, shuffled = {"BATCH_SIZE": batch_size // 4}, {"BATCHES": "shuffled"}
     years = f"{narrow[0]:g} to {narrow[1]:g} years"
-    losses, network, batches = "Losses of the first stage", "Network", "Batches and ages"
+    losses, batches = "Losses of the first stage", "Batches and ages"
     rows = [
         Row(MSE, "squared error alone", losses, MSE, MSE_ALONE),
         Row(PAPER, "all, as in the paper", losses, MSE, {}),
@@ -81,11 +82,11 @@ def make_rows(
         Row("scaled", "+ soft ranking, ranks in years", losses, MSE, scaled),
         Row("scaled_smooth", "+ the same, temperature 5 years", losses, MSE, {**scaled, "RANK_TEMPERATURE": 5}),
         Row("longer", "all, for the epochs of both stages", losses, PAPER, {"EPOCHS": sum(epochs)}),
-        Row("not_dense", "without dense connections", network, PAPER, {"DENSE_CONNECTIONS": "false"}),
-        Row("symmetric", "without asymmetric convolutions", network, PAPER, {"ASYMMETRIC_CONVOLUTIONS": "false"}),
-        Row("no_excitation", "without squeeze-excitation", network, PAPER, {"SQUEEZE_EXCITATION": "false"}),
-        Row("no_sex", "without sex", network, PAPER, {"USE_SEX": "false"}),
-        Row("figure", "the network of the paper's figure", network, PAPER, {"MODEL": "scaledense_paper", "FILTERS": 8}),
+        Row("not_dense", "without dense connections", NETWORK, PAPER, {"DENSE_CONNECTIONS": "false"}),
+        Row("symmetric", "without asymmetric convolutions", NETWORK, PAPER, {"ASYMMETRIC_CONVOLUTIONS": "false"}),
+        Row("no_excitation", "without squeeze-excitation", NETWORK, PAPER, {"SQUEEZE_EXCITATION": "false"}),
+        Row("no_sex", "without sex", NETWORK, PAPER, {"USE_SEX": "false"}),
+        Row("figure", "the network of the paper's figure", NETWORK, PAPER, {"MODEL": "scaledense_paper", "FILTERS": 8}),
         Row("shuffled_mse", "random batches, squared error alone", batches, "shuffled_mse", {**MSE_ALONE, **shuffled}),
         Row("shuffled", "random batches, all", batches, "shuffled_mse", shuffled),
         Row("few_mse", f"batches of {batch_size // 4}, squared error alone", batches, "few_mse", {**MSE_ALONE, **few}),
