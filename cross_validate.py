@@ -23,6 +23,7 @@ def main() -> None:
     from utils.data.scans import ScanStore
     from utils.evaluation.reports import announce_report, write_report
     from utils.prediction import cross_validation
+    from utils.prediction.script_runs import check_recorded
     from utils.prediction.site_figures import announce_sites, describe_sites
     from utils.prediction.weights import check_weights_folder, read_initial_weights
     from utils.training.stages import SecondStage
@@ -50,7 +51,7 @@ def main() -> None:
                 f"{training.initial_weights}: was trained on people of {args.scan_folder}; they would leak"
             )
     folds = cross_validation.assign_folds(subjects, settings)
-    cross_validation.check_settings(settings, [flags_of(training) for training in trainings])
+    check_recorded(args.output_dir / "settings.json", args.label_table, [flags_of(training) for training in trainings])
     cross_validation.run_all(subjects, folds, settings)
     name, own = ("Cascade", SecondStage.columns[:1]) if args.stages == 2 else ("First stage", ())
     columns = ["interval_low", "interval_high", *own]

@@ -5,14 +5,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.ablation_rows import Row, make_rows
+from benchmarks.ablation_rows import PAPER, Row, make_rows
 from utils.common.errors import InputError, run_command
 from utils.options.flags import (
     Parser,
@@ -21,6 +19,7 @@ from utils.options.flags import (
     flag,
     flags_of,
     folds,
+    labels,
     number,
     optional_path,
     paths,
@@ -30,8 +29,7 @@ from utils.options.training import parse_training_flags
 
 if TYPE_CHECKING:
     from utils.data.subjects import Subject
-
-Step = tuple[Path, Callable[[str], None]]  # the file that shows that it is done, and what does it on a device
+    from utils.prediction.script_runs import Step
 
 
 def ablation_parser() -> Parser:
@@ -39,22 +37,20 @@ def ablation_parser() -> Parser:
     parser = Parser(
         "Train TSAN with and without each of its parts, on the same folds and seeds, and compare them.\n\n"
         "Runs the training and test scripts with the variables of the environment, and those of each row\n"
-        "(benchmarks/ablation_rows.py). Writes ablation.csv, ablation.md, gradients.csv, bound.json and figures.\n"
+        "(benchmarks/ablation_rows.py). Writes ablation.csv, ablation.md, gradients.csv, probe.json and figures.\n"
         "What is finished is not run again; a second call goes on, and makes the tables of what there is."
     )
     flag(parser, "--scan_folder", "data/train data/valid data/test", paths, "folders of prepared scans")
     add_label_table(parser, "data/labels.csv")
     flag(parser, "--output_dir", "runs/ablation", Path, "folder for everything; a second call goes on with it")
-    flag(parser, "--rows", "all", str, "names of rows, separated by commas, or all")
+    flag(parser, "--rows", "all", labels, "names of rows, separated by commas; all: every row")
     flag(parser, "--folds", "3", folds, "parts of the people, each tested by networks trained on the others")
-    flag(parser, "--seeds", "1", count, "trainings of each row in each fold")
-    flag(parser, "--first_epochs", "20", count, "passes over the training people, first stage")
-    flag(parser, "--second_epochs", "6", count, "the same, second stage")
-    flag(parser, "--batch_size", "16", count, "scans in a batch")
-    flag(parser, "--blocks", "4", count, "of the network")
-    flag(parser, "--narrow", "40,60", _range, "narrow range of ages, years, of the rows that try one")
-    flag(parser, "--sorter", "runs/sorter_16.pt", optional_path, "of bash_train_sorter.sh, of length BATCH_SIZE")
-    flag(parser, "--jobs", "1", count, "trainings side by side, on several GPUs or cores")
+    flag(parser, "--seeds", "1", count, "trainings of each row in each fold; several tell chance from effect")
+    flag(parser, "--first_epochs", "30", count, "passes over the training people in the first stage")
+    flag(parser, "--second_epochs", "10", count, "passes over the training people in the second stage")
+    flag(parser, "--narrow", "40,60", _range, "range of ages, years, for the rows with a narrow one")
+    flag(parser, "--sorter", "runs/sorter_16.pt", Path, "of bash_train_sorter.sh, of the length of a batch; for SoDeep")
+    flag(parser, "--jobs", "1", count, "trainings side by side; they share the GPUs, or the cores")
     flag(parser, "--num_workers", "8", whole, "processes that read scans, of each training")
     flag(parser, "--cache_folder", "runs/cache", optional_path, "where decoded scans are kept; '': nowhere")
     return parser
@@ -68,13 +64,13 @@ def _range(text: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the trainings of a row in one fold with one seed lie."""
+    """Where the trainings of one fold and one seed lie."""
 
     root: Path
     fold: str
     seed: int
 
-    def of(self, row: str) -> Path:
+    def folder(self, row: str) -> Path:
         """Return the folder of a row."""
         return self.root / row / self.fold / f"seed_{self.seed}"
 
@@ -84,55 +80,62 @@ class Place:
         return self.root / "splits" / self.fold / f"{part}{ages}"
 
 
-def steps(row: Row, place: Place, common: dict[str, object], epochs: tuple[int, int]) -> Iterator[Step]:
+def steps(row: Row, place: Place, shared: Mapping[str, object], epochs: tuple[int, int], jobs: int) -> Iterator["Step"]:
     """Yield what trains and tests a row in one fold with one seed.
 
     Parameters
     ----------
     row : Row
     place : Place
-    common : dict
+    shared : mapping
         Variables of all trainings and tests.
     epochs : (int, int)
         Of the first and the second stage.
+    jobs : int
+        How many chains of steps run side by side.
     """
-    from utils.prediction.script_runs import run_script
+    from utils.prediction.script_runs import Step, run_script
 
-    own, first = place.of(row.name), place.of(row.name if row.first is not None else row.of) / "first_stage"
-    train, test = place.scans("train", row), place.scans("test", row)
-    learns = [place.scans(part, row) for part in ("half_1", "half_2")] if row.halves else [train, train]
-    tested = {**common, "TEST_FOLDER": test, "FIRST_STAGE_CHECKPOINT": first / "best.pt"}
-    trained = {**common, "VALID_FOLDER": "", "TEST_FOLDER": "", "SEED": place.seed}
+    own = place.folder(row.name)
+    first = (own if row.first is not None else place.folder(PAPER)) / "first_stage"
+    parts = ("half_1", "half_2") if row.halves else ("train", "train")
+    train_folders = [place.scans(part, row) for part in parts]
+    test = {**shared, "TEST_FOLDER": place.scans("test", row), "FIRST_STAGE_CHECKPOINT": first / "best.pt"}
+    train = {**shared, "VALID_FOLDER": "", "TEST_FOLDER": "", "SEED": place.seed}
 
-    def script(name: str, *flags: str, **variables: object) -> Callable[[str], None]:
-        log = own / f"{name.removeprefix('bash_').removesuffix('.sh')}.log"
-        return lambda device: run_script(log, name, flags, {**variables, "CUDA_VISIBLE_DEVICES": device}, jobs)
+    def step(product: Path, script: str, *flags: str, **variables: object) -> Step:
+        name = script.removeprefix("bash_").removesuffix(".sh")
 
-    jobs = int(str(common["JOBS"]))
+        def run(devices: Mapping[str, str]) -> None:
+            run_script(own / f"{name}.log", script, flags, {**variables, **devices}, jobs)
+
+        return Step(f"{row.name}, {place.fold}, seed {place.seed}: {name}", product, run)
+
     if row.first is not None:
-        variables = {**trained, "EPOCHS": epochs[0], "TRAIN_FOLDER": learns[0], "OUTPUT_DIR": first, **row.first}
-        yield first / "train_discretized_age.npy", script("bash_train_first_stage.sh", "--resume", **variables)
+        variables = {**train, "EPOCHS": epochs[0], "TRAIN_FOLDER": train_folders[0], "OUTPUT_DIR": first, **row.first}
+        yield step(first / "train_discretized_age.npy", "bash_train_first_stage.sh", "--resume", **variables)
         folder = own / "first_stage_test"
-        variables = {**tested, "CHECKPOINT": first / "best.pt", "OUTPUT_DIR": folder}
-        yield folder / "predictions.csv", script("bash_test_first_stage.sh", **variables)
+        variables = {**test, "CHECKPOINT": first / "best.pt", "OUTPUT_DIR": folder}
+        yield step(folder / "predictions.csv", "bash_test_first_stage.sh", **variables)
     if row.second is None:
         return
     second, tables = own / "second_stage", first
     if row.halves:
         tables = own / "ages"
-        variables = {**tested, "TEST_FOLDER": learns[1], "CHECKPOINT": first / "best.pt", "OUTPUT_DIR": tables}
-        yield tables / "train_discretized_age.npy", script("bash_test_first_stage.sh", SPLIT="train", **variables)
+        variables = {**test, "TEST_FOLDER": train_folders[1], "CHECKPOINT": first / "best.pt", "OUTPUT_DIR": tables}
+        yield step(tables / "train_discretized_age.npy", "bash_test_first_stage.sh", SPLIT="train", **variables)
     if "AGE_INTERVAL" in row.second:
-        source, step = tables / "train_discretized_age.npy", float(str(row.second["AGE_INTERVAL"]))
+        source, age_interval = tables / "train_discretized_age.npy", float(str(row.second["AGE_INTERVAL"]))
         tables = own / "ages"
-        yield tables / source.name, lambda _: discretize_anew(source, tables / source.name, step)
+        target = tables / source.name
+        yield Step(f"{row.name}: ages", target, lambda _: discretize_anew(source, target, age_interval))
     variables = {
-        **trained, "EPOCHS": epochs[1], "TRAIN_FOLDER": learns[1], "FIRST_STAGE_CHECKPOINT": first / "best.pt",
+        **train, "EPOCHS": epochs[1], "TRAIN_FOLDER": train_folders[1], "FIRST_STAGE_CHECKPOINT": first / "best.pt",
         "DISCRETIZED_AGE_FOLDER": tables, "OUTPUT_DIR": second, **row.second,
     }  # fmt: skip
-    yield second / "best.pt", script("bash_train_second_stage.sh", "--resume", **variables)
-    variables = {**tested, "CHECKPOINT": second / "best.pt", "OUTPUT_DIR": own / "test"}
-    yield own / "test" / "predictions.csv", script("bash_test_second_stage.sh", **variables)
+    yield step(second / "best.pt", "bash_train_second_stage.sh", "--resume", **variables)
+    variables = {**test, "CHECKPOINT": second / "best.pt", "OUTPUT_DIR": own / "test"}
+    yield step(own / "test" / "predictions.csv", "bash_test_second_stage.sh", **variables)
 
 
 def discretize_anew(source: Path, target: Path, age_interval: float) -> None:
@@ -157,102 +160,127 @@ def split(subjects: Sequence["Subject"], rows: Sequence[Row], root: Path, number
     for index, (rest, part) in enumerate(split_into_folds(subjects, number_of_folds, 0), 1):
         names.append(f"fold_{index}")
         place = Place(root, names[-1], 0)
-        for row in rows:
+        for row in {(row.age_range, row.halves): row for row in rows}.values():
             low, high = row.age_range or (0, float("inf"))
-            for name, chosen in (("train", rest), ("test", part)):
-                own = [subjects[i] for i in chosen if low <= subjects[i].chronological_age <= high]
-                link_scans(place.scans(name, row), own)
-                if row.halves and name == "train":
-                    for half, (_, members) in enumerate(split_into_folds(own, 2, 0), 1):
-                        link_scans(place.scans(f"half_{half}", row), [own[i] for i in members])
+            own = {
+                name: [subjects[i] for i in chosen if low <= subjects[i].chronological_age <= high]
+                for name, chosen in (("train", rest), ("test", part))
+            }
+            if row.halves:
+                for half, (_, members) in enumerate(split_into_folds(own["train"], 2, 0), 1):
+                    own[f"half_{half}"] = [own["train"][i] for i in members]
+            for name, people in own.items():
+                link_scans(place.scans(name, row), people)
     return names
 
 
-def run_steps(chains: Sequence[tuple[str, list[Step]]], jobs: int) -> None:
-    """Do the steps that are not done yet, several chains side by side, each on a device of its own."""
-    from tqdm import tqdm
+def check_rows(
+    rows: Sequence[Row], training_flags: Callable[[int, Mapping[str, object]], dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the flags of each row's trainings; refuse a row that is trained like the one it is compared with.
 
-    devices: SimpleQueue[str] = SimpleQueue()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
-    for index in range(jobs):
-        devices.put(visible[index % len(visible)])
-    with tqdm(total=len(chains), unit="training", disable=None) as bar, ThreadPoolExecutor(jobs) as pool:
-
-        def run(chain: tuple[str, list[Step]]) -> None:
-            name, todo = chain
-            device = devices.get()
-            try:
-                for product, do in todo:
-                    if not product.exists():
-                        bar.set_description(name)
-                        if not sys.stderr.isatty():
-                            print(f"{name}: {product.parent.name}", flush=True)
-                        do(device)
-            finally:
-                devices.put(device)
-            bar.update()
-
-        running = [pool.submit(run, chain) for chain in chains]
-        try:
-            for done in running:
-                done.result()
-        except BaseException:
-            for other in running:
-                other.cancel()
-            raise
+    Parameters
+    ----------
+    rows : sequence of Row
+    training_flags : callable
+        Gives the flags of a stage with some variables.
+    """
+    flags: dict[str, list[dict[str, Any]]] = {}
+    seen: dict[str, tuple[object, ...]] = {}
+    for row in rows:
+        flags[row.name] = [
+            training_flags(stage, own) for stage, own in ((1, row.first), (2, row.second)) if own is not None
+        ]
+        if row.first is None:
+            flags[row.name].insert(0, flags[PAPER][0])
+        seen[row.name] = (flags[row.name], row.age_range, row.halves)
+    for row in rows:
+        if row.name != row.reference and seen[row.name] == seen.get(row.reference):
+            raise InputError(
+                f"row {row.name} ({row.meaning}) is trained like the row {row.reference}, because of a variable in the "
+                "environment or the recipe; leave that variable out, or the row (ROWS, --rows)"
+            )
+    return flags
 
 
 def main() -> None:
     args = ablation_parser().parse_args()
+    if not args.folds:
+        raise InputError("--folds: needs at least 2 folds")
     # Imported here, so that --help and wrong flags answer at once.
-    from hashlib import sha256
-
     import numpy as np
 
     from benchmarks.ablation_report import write_results
+    from model.sorter import load_sorter
+    from utils.common.errors import user_errors
     from utils.common.files import check_writable
     from utils.data.cohort import load_cohort
-    from utils.prediction.script_runs import arguments_of_training, check_recorded
+    from utils.prediction.script_runs import arguments_of_training, check_recorded, run_chains
 
     check_writable(args.output_dir)
     epochs = args.first_epochs, args.second_epochs
-    cohort = load_cohort({folder.name: folder for folder in args.scan_folder}, args.label_table, None)
-    subjects = sorted((s for part in cohort.values() for s in part), key=lambda subject: subject.subject_id)
-    age_sd = float(np.std([subject.chronological_age for subject in subjects]))
-    rows = make_rows(age_sd, args.narrow, args.sorter, epochs, args.batch_size, args.blocks)
-    if args.rows != "all":
-        asked = args.rows.split(",")
-        unknown = sorted(set(asked) - {row.name for row in rows})
-        if unknown:
-            raise InputError(f"--rows: no row {unknown[0]}; expected some of {', '.join(row.name for row in rows)}")
-        asked += [row.of for row in rows if row.name in asked and row.second is not None]
-        rows = [row for row in rows if row.name in asked]
-    if any(row.first and row.first.get("RANKING") == "sodeep" for row in rows) and not args.sorter.is_file():
-        raise InputError(f"{args.sorter}: no such sorter; run LENGTH={args.batch_size} bash bash_train_sorter.sh")
-    shared = {"BATCH_SIZE": args.batch_size, "BLOCKS": args.blocks}
-    trainings = [
-        flags_of(parse_training_flags(stage, arguments_of_training(stage, EPOCHS=epochs[stage - 1], **shared)))
-        for stage in (1, 2)
+
+    def training_flags(stage: int, variables: Mapping[str, object]) -> dict[str, Any]:
+        given = {"EPOCHS": epochs[stage - 1], "VALID_FOLDER": "", **variables}
+        return flags_of(parse_training_flags(stage, arguments_of_training(stage, **given)))
+
+    plain = [training_flags(stage, {}) for stage in (1, 2)]
+    if any(flags["initial_weights"] for flags in plain):
+        raise InputError("INITIAL_WEIGHTS: all rows would have the network of these weights; leave it empty")
+    cohorts = [
+        load_cohort({"scan": folder}, args.label_table, None, use_sex=plain[0]["use_sex"])["scan"]
+        for folder in args.scan_folder
     ]
-    people = sha256("\n".join(subject.subject_id for subject in subjects).encode()).hexdigest()
-    others = {"SHA-256 of the names of the scans": people, "--folds": args.folds, "--narrow": args.narrow}
-    check_recorded(args.output_dir / "settings.json", args.label_table, trainings, others)
+    subjects = sorted((subject for part in cohorts for subject in part), key=lambda subject: subject.subject_id)
+    ids = [subject.subject_id for subject in subjects]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise InputError(f"--scan_folder: {twice[0]} is in several folders; keep one")
+    age_sd = float(np.std([subject.chronological_age for subject in subjects]))
+    every_row = make_rows(plain, age_sd, args.narrow, args.sorter)
+    rows = choose_rows(every_row, args.rows)
+    if any(row.name == "sodeep" for row in rows):
+        if not args.sorter.is_file() and args.rows == ["all"]:
+            print(f"note: the row sodeep is left out: there is no sorter {args.sorter} (bash_train_sorter.sh)")
+            rows = [row for row in rows if row.name != "sodeep"]
+        else:
+            with user_errors("--sorter"):
+                length = load_sorter(args.sorter).length
+            if length != plain[0]["batch_size"]:
+                raise InputError(f"{args.sorter}: ranks {length} ages, but a batch has {plain[0]['batch_size']}")
+    flags = check_rows(rows, training_flags)
     names = split(subjects, rows, args.output_dir, args.folds)
-    common = {
-        **shared, "LABEL_TABLE": args.label_table, "NUM_WORKERS": args.num_workers, "JOBS": args.jobs,
-        "CACHE_FOLDER": args.cache_folder or "",
-    }  # fmt: skip
-    for seed in range(args.seeds):
-        for second in (False, True):  # second stages build on finished first ones
-            chains = [
-                (f"{row.name}, {name}, seed {seed}", [*steps(row, Place(args.output_dir, name, seed), common, epochs)])
-                for row in rows
-                if (row.second is not None) == second
-                for name in names
-            ]
-            run_steps(chains, args.jobs)
-    write_results(args.output_dir, rows, subjects, args.label_table, args.cache_folder)
-    print(f"tables and figures: {args.output_dir}")
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    others = {"scans": f"{len(ids)} (SHA-256 of their names: {digest})", "--folds": args.folds}
+    for row in rows:
+        check_recorded(args.output_dir / row.name / "settings.json", args.label_table, flags[row.name],
+                       {**others, "range of ages": row.age_range})  # fmt: skip
+    shared = {"LABEL_TABLE": args.label_table, "NUM_WORKERS": args.num_workers, "CACHE_FOLDER": args.cache_folder or ""}
+    try:
+        for seed in range(args.seeds):
+            for second in (False, True):  # second stages build on finished first ones
+                chosen = [row for row in rows if (row.second is not None) == second]
+                places = [Place(args.output_dir, name, seed) for name in names]
+                chains = [[*steps(row, place, shared, epochs, args.jobs)] for row in chosen for place in places]
+                run_chains(chains, args.jobs)
+    finally:
+        write_results(args.output_dir, every_row, subjects, args.label_table, args.folds, args.cache_folder)
+        print(f"tables and figures: {args.output_dir}")
+
+
+def choose_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Return the rows of these names, those that they are compared with, and those that they build on."""
+    if list(names) == ["all"]:
+        return list(rows)
+    by_name = {row.name: row for row in rows}
+    chosen: dict[str, None] = {}
+    for name in names:
+        if name not in by_name:
+            raise InputError(f"--rows: no row {name}; expected some of {', '.join(by_name)}")
+        row = by_name[name]
+        needed = [row.reference, *([PAPER] if row.first is None else []), name]
+        chosen |= dict.fromkeys([*(by_name[other].reference for other in needed), *needed])
+    return [row for row in rows if row.name in chosen]
 
 
 if __name__ == "__main__":

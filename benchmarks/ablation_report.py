@@ -1,27 +1,28 @@
 """Tables and figures of the ablation."""
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-
-matplotlib.use("Agg")
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.ablation_rows import NETWORK, PAPER, Row
 from model.building import load_network
+from utils.common import distributed
 from utils.common.checkpoints import load_checkpoint
 from utils.common.files import replacing, write_json
+from utils.data.cohort import split_into_folds
 from utils.data.dataset import ScanDataset
 from utils.data.scans import ScanStore, data_settings
 from utils.data.subjects import Subject, person_of
@@ -29,105 +30,133 @@ from utils.evaluation.metrics import BOOTSTRAP_RESAMPLES, accuracy, compare_erro
 from utils.evaluation.predicting import predict
 
 BLUE, RED, GREY = "#3b6ea5", "#b5413d", "0.45"
-TERMS = {"mse_loss": "squared error", "ranking": "ranking", "age_difference": "age difference"}
+TERMS = {"error": "error", "ranking": "ranking", "age_difference": "age difference"}
 ALPHAS = np.logspace(0, 6, 13)
-PARTS_OF_BOUND = 10
+PROBE_PARTS = 10
+NO_GAIN = {"compared_with": "", "common_seeds": 0, "gain": np.nan, "gain_low": np.nan, "gain_high": np.nan}
+GRADIENT_HEAD = "gradient norm beside the error's | ranking: first epoch, last | age difference: first epoch, last"
 
 
-def read_row(root: Path, row: Row) -> pd.DataFrame:
-    """Return a row's tests: subject, seed, age, brain age; empty before any is finished."""
+def read_row(root: Path, row: Row, folds: int) -> pd.DataFrame:
+    """Return a row's tests: subject, seed, fold, age, brain age; only of seeds with which all folds are finished."""
     folder = "test" if row.second is not None else "first_stage_test"
     tables = [
         pd.read_csv(path, dtype={"subject_id": str}).assign(seed=path.parents[1].name, fold=path.parents[2].name)
         for path in sorted(root.glob(f"{row.name}/fold_*/seed_*/{folder}/predictions.csv"))
     ]
     columns = ["subject_id", "seed", "fold", "chronological_age", "brain_age"]
-    return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+    table = pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+    return table[table.groupby("seed")["fold"].transform("nunique") == folds]
 
 
-def interval_over_seeds(values: np.ndarray, persons: Sequence[str]) -> tuple[float, float]:
-    """Return the 95 % interval of a mean by the bootstrap over seeds and persons.
+def by_seed(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return a column of a table of `read_row` by subject (index) and seed (columns)."""
+    return table.pivot(index="subject_id", columns="seed", values=column)
+
+
+def interval_over_seeds(values: np.ndarray, persons: Sequence[str], folds: Sequence[str]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by the bootstrap over persons and, within each fold, over seeds.
 
     Parameters
     ----------
     values : (S, N) float array
-        Of each seed and scan.
-    persons : sequence of N str
+        Of each seed and scan. With one seed the interval leaves out how much another training would change.
+    persons, folds : sequences of N str
+        Whose scan it is, and in which fold it was tested.
+
+    Notes
+    -----
+    S draws with replacement have only (S - 1) / S of the variance between seeds, so deviations from the mean of the
+    seeds are widened by its root.
     """
     rng = np.random.default_rng(0)
-    own = np.unique(np.asarray(persons), return_inverse=True)[1]
-    sums, counts = np.stack([np.bincount(own, row) for row in values]), np.bincount(own)
-    means = []
+    seeds = len(values)
+    center = values.mean(0)
+    deviations = (values - center) * np.sqrt(seeds / max(1, seeds - 1))
+    person = np.unique(np.asarray(persons), return_inverse=True)[1]
+    fold = np.unique(np.asarray(folds), return_inverse=True)[1]
+    counts, means = np.bincount(person), []
     for _ in range(BOOTSTRAP_RESAMPLES):
+        drawn = rng.integers(0, seeds, (seeds, fold.max() + 1))[:, fold]  # the seeds of each scan's fold
+        sums = np.bincount(person, center + np.take_along_axis(deviations, drawn, 0).mean(0))
         draw = rng.integers(0, len(counts), len(counts))
-        mean = sums[rng.integers(0, len(sums), len(sums))].mean(0)
-        means.append(mean[draw].sum() / counts[draw].sum())
+        means.append(sums[draw].sum() / counts[draw].sum())
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
-def errors_of(table: pd.DataFrame) -> pd.DataFrame:
-    """Return absolute errors, years, by subject (index) and seed (columns); only seeds that all folds have finished."""
-    error = (table["brain_age"] - table["chronological_age"]).abs()
-    return table.assign(error=error).pivot(index="subject_id", columns="seed", values="error").dropna(axis=1)
+def describe_row(row: Row, tables: dict[str, pd.DataFrame], root: Path, true_ages: pd.Series | None) -> dict[str, Any]:
+    """Return the figures of a row, and its gain over the row that it is compared with.
 
-
-def describe_row(row: Row, tables: dict[str, pd.DataFrame], root: Path) -> dict[str, Any]:
-    """Return the figures of a row, and its gain over the row that it is compared with."""
+    Parameters
+    ----------
+    row : Row
+    tables : dict of str to DataFrame
+        Of `read_row`, by row.
+    root : Path
+    true_ages : Series or None, years
+        What the pictures of simulated people show, by subject.
+    """
     table = tables[row.name]
-    errors = errors_of(table)
-    persons = [person_of(name) for name in errors.index]
-    low, high = interval_over_seeds(errors.to_numpy().T, persons)
-    by_seed = [accuracy(own["chronological_age"].to_numpy(float), own["brain_age"].to_numpy(float))
-               for seed, own in table.groupby("seed") if seed in errors]  # fmt: skip
-    pearson, spearman = (float(np.mean([figures[name] for figures in by_seed])) for name in ("pearson", "spearman"))
+    table = table.assign(error=(table["brain_age"] - table["chronological_age"]).abs())
+    errors = by_seed(table, "error")
+    once = table.drop_duplicates("subject_id").set_index("subject_id").loc[errors.index]
+    age = once["chronological_age"]
+    persons, folds = [person_of(name) for name in errors.index], once["fold"].tolist()
+    low, high = interval_over_seeds(errors.to_numpy().T, persons, folds)
+    figures = [accuracy(own["chronological_age"].to_numpy(float), own["brain_age"].to_numpy(float))
+               for _, own in table.groupby("seed")]  # fmt: skip
     result = {
-        "part": row.part, "row": row.name, "meaning": row.meaning, "people": len(errors), "seeds": errors.shape[1],
-        "mae": float(errors.to_numpy().mean()), "mae_low": low, "mae_high": high, "pearson": pearson,
-        "spearman": spearman, "seconds": seconds_of(root, row), "compared_with": row.reference,
+        "part": row.part, "row": row.name, "meaning": row.meaning, "people": len(set(persons)),
+        "seeds": errors.shape[1], "mae": float(errors.to_numpy().mean()), "mae_low": low, "mae_high": high,
+        "sd_between_seeds": float(errors.mean().std()),
+        "floor": np.nan if true_ages is None else float((true_ages[errors.index] - age).abs().mean()),
+        **{name: float(np.mean([own[name] for own in figures])) for name in ("pearson", "spearman")},
+        "seconds": seconds_of(root, row), **NO_GAIN,
     }  # fmt: skip
-    if row.reference != row.name and len(tables.get(row.reference, ())):
-        other = errors_of(tables[row.reference])
-        seeds = [seed for seed in errors if seed in other]
-        gain = (other.loc[errors.index, seeds] - errors[seeds]).to_numpy().T
-        result["gain"] = float(gain.mean())
-        result["gain_low"], result["gain_high"] = interval_over_seeds(gain, persons)
+    other = tables[row.reference]
+    if row.reference != row.name and len(other):
+        others = by_seed(other.assign(error=(other["brain_age"] - other["chronological_age"]).abs()), "error")
+        seeds = [seed for seed in errors if seed in others]
+        if seeds:
+            gain = (others.loc[errors.index, seeds] - errors[seeds]).to_numpy().T
+            low, high = interval_over_seeds(gain, persons, folds)
+            result |= {"compared_with": row.reference, "common_seeds": len(seeds), "gain": float(gain.mean()),
+                       "gain_low": low, "gain_high": high}  # fmt: skip
     return result
 
 
 def seconds_of(root: Path, row: Row) -> float:
-    """Return the seconds that one training of a row took on average, without start and tests."""
-    trainings = {}
-    stage = "first_stage" if row.second is None else "second_stage"
-    for path in root.glob(f"{row.name}/fold_*/seed_*/{stage}/**/metrics.csv"):
-        own = path.parent
-        table = np.load(own / "train_discretized_age.npy") if (own / "train_discretized_age.npy").exists() else None
-        count = len(table) if table is not None else len(load_checkpoint(own / "best.pt")["train_subjects"])
-        trainings[path] = float((count / pd.read_csv(path)["scans_per_second"]).sum())
-    runs = len(list(root.glob(f"{row.name}/fold_*/seed_*/{stage}/best.pt")))
-    return sum(trainings.values()) / max(1, runs)
+    """Return how long a row's own networks were trained for a fold and seed, on average, without start and tests."""
+    runs = list(root.glob(f"{row.name}/fold_*/seed_*"))
+    seconds = 0.0
+    for path in root.glob(f"{row.name}/fold_*/seed_*/*_stage/**/metrics.csv"):
+        if path.with_name("best.pt").exists():
+            people = len(load_checkpoint(path.with_name("best.pt"))["train_subjects"])
+            seconds += float((people / pd.read_csv(path)["scans_per_second"]).sum())
+    return seconds / len(runs)
 
 
 def read_gradients(root: Path, row: Row) -> pd.DataFrame:
-    """Return the mean length of each loss term's gradient on the brain ages, by epoch, over folds and seeds."""
+    """Return the mean norm of each loss term's gradient by epoch, over folds and seeds; empty without one."""
     paths = sorted(root.glob(f"{row.name}/fold_*/seed_*/first_stage/metrics.csv"))
-    if row.first is None or not paths:
+    if not paths:
         return pd.DataFrame()
     table = pd.concat([pd.read_csv(path) for path in paths]).groupby("epoch").mean()
-    found = table.filter(regex="^train/.*_gradient$")
-    return found.rename(columns=lambda name: name.removeprefix("train/").removesuffix("_gradient"))
+    found = table.filter(regex="^train/.*_gradient$").rename(columns=lambda name: name[6:].removesuffix("_gradient"))
+    return found.loc[:, found.any()].rename(columns=lambda name: "error" if name.endswith("_loss") else name)
 
 
 class Features:
-    """The stage that predicts the first stage's features besides its age."""
+    """The stage that predicts the first stage's features."""
 
     def predict(self, network: Any, batch: Any) -> dict[str, torch.Tensor]:
-        """Return ``brain_age``, (B,), and ``features``, (B, F)."""
-        return {"brain_age": network(batch["volume"], batch["sex"]), "features": network.trunk(batch["volume"])}
+        """Return ``features``, (B, F) float32 tensor."""
+        return {"features": network.trunk(batch["volume"])}
 
 
-def bound_of_second_stage(root: Path, subjects: Sequence[Subject], cache_folder: Path | None) -> dict[str, Any]:
-    """Measure how much of the first stage's error on new people its own features tell.
+def probe_errors(root: Path, subjects: Sequence[Subject], cache_folder: Path | None) -> dict[str, Any]:
+    """Measure how much of the first stage's errors on new people its own features tell, by a linear probe.
 
     Parameters
     ----------
@@ -139,141 +168,150 @@ def bound_of_second_stage(root: Path, subjects: Sequence[Subject], cache_folder:
     Returns
     -------
     dict
-        ``n``; ``r2``, the share of the error's variance that ridge regression on the features, the brain age and
-        the sex explains on people outside its own fit; ``gain`` with ``low`` and ``high``: by how many years the MAE
-        falls once the regression is subtracted.
+        ``n``; ``r2``, the share of the errors' variance within folds that ridge regression on the features, the
+        brain age and the sex explains, on people outside its own fit; ``gain`` with ``low`` and ``high``: by how many
+        years the MAE falls, beside a constant correction.
     """
-    by_name = {subject.subject_id: subject for subject in subjects}
-    ages, before, after = [], [], []
-    names: list[str] = []
+    device = distributed.start("auto")
+    people = {subject.subject_id: subject for subject in subjects}
+    ages, constant, probed, names = [], [], [], []
     for path in sorted(root.glob(f"{PAPER}/fold_*/seed_0/first_stage_test/predictions.csv")):
         checkpoint = load_checkpoint(path.parents[1] / "first_stage" / "best.pt")
+        table = pd.read_csv(path, dtype={"subject_id": str})
+        own = [people[name] for name in table["subject_id"]]
         scans = ScanStore(*data_settings(checkpoint, None), cache_folder)
-        own = [by_name[name] for name in pd.read_csv(path, dtype={"subject_id": str})["subject_id"]]
         scans.prepare([subject.path for subject in own])
-        found = predict(
-            load_network(checkpoint, 1), Features(), ScanDataset(own, scans), torch.device("cpu"), batch_size=8,
+        features = predict(
+            load_network(checkpoint, 1).to(device), Features(), ScanDataset(own, scans), device, batch_size=8,
             num_workers=0, precision="float32", label="features",
-        )  # fmt: skip
-        sex = np.array([subject.sex for subject in own])
-        known = np.column_stack([found["features"], found["brain_age"], sex])
-        error = found["chronological_age"] - found["brain_age"]
-        model = make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
-        predicted = cross_val_predict(model, known, error, cv=KFold(PARTS_OF_BOUND, shuffle=True, random_state=0))
-        ages.append(found["chronological_age"])
-        before.append(found["brain_age"])
-        after.append(found["brain_age"] + predicted)
-        names += [subject.subject_id for subject in own]
-    age, one, other = (np.concatenate(parts).astype(float) for parts in (ages, before, after))
-    residual = age - one
-    persons = np.array([person_of(name) for name in names])
-    gain = compare_errors(age, other, one, persons=persons)
-    r2 = 1 - ((age - other) ** 2).sum() / ((residual - residual.mean()) ** 2).sum()
-    return {"n": len(age), "r2": float(r2), "mae": float(np.abs(residual).mean()), "gain": gain["difference"],
-            "low": gain["low"], "high": gain["high"]}  # fmt: skip
+        )["features"]  # fmt: skip
+        age, brain_age = table["chronological_age"].to_numpy(float), table["brain_age"].to_numpy(float)
+        known = np.column_stack([features, brain_age, [subject.sex for subject in own]])
+        parts = list(split_into_folds(own, min(PROBE_PARTS, len({person_of(s.subject_id) for s in own})), 0))
+        ages.append(age)
+        constant.append(brain_age + cross_val_predict(DummyRegressor(), known, age - brain_age, cv=parts))
+        ridge = make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
+        probed.append(brain_age + cross_val_predict(ridge, known, age - brain_age, cv=parts))
+        names += [person_of(subject.subject_id) for subject in own]
+    age, before, after = (np.concatenate(parts) for parts in (ages, constant, probed))
+    gain = compare_errors(age, after, before, persons=np.array(names))
+    r2 = 1 - ((age - after) ** 2).sum() / ((age - before) ** 2).sum()
+    return {"n": len(age), "r2": float(r2), "gain": gain["difference"], "low": gain["low"], "high": gain["high"]}
 
 
-def floor_of(label_table: Path) -> float | None:
-    """Return the MAE, years, of the brain ages that simulated pictures show; None for real people."""
-    table = pd.read_csv(label_table) if label_table.suffix == ".csv" else pd.DataFrame()
-    if "true_brain_age" not in table:
+def read_true_ages(label_table: Path) -> pd.Series | None:
+    """Return the brain ages, years, that simulated pictures show, by subject; None for real people."""
+    if label_table.suffix != ".csv":
         return None
-    return float((table["true_brain_age"] - table["age"]).abs().mean())
+    table = pd.read_csv(label_table, dtype={"subject_id": str})
+    return table.set_index("subject_id")["true_brain_age"] if "true_brain_age" in table else None
+
+
+def is_clear(row: Any) -> bool:
+    """Tell whether several seeds show that a row differs from the one that it is compared with."""
+    return bool(row.common_seeds > 1 and (row.gain_low > 0 or row.gain_high < 0))
 
 
 def plot_gains(table: pd.DataFrame, title: str) -> Figure:
     """Draw the gain of each row over the row that it is compared with, with its interval."""
     compared = table[table["gain"].notna()]
-    figure = Figure(figsize=(8.0, 1.3 + 0.27 * (len(compared) + compared["part"].nunique())), layout="constrained")
+    figure = Figure(figsize=(8.5, 1.3 + 0.25 * (len(compared) + compared["part"].nunique())), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.axvline(0, color=GREY, linewidth=1)
-    place, ticks, labels = 0, [], []
+    labels = []
     for part, rows in groupby(compared.itertuples(), key=lambda row: row.part):
-        axes.text(0.0, place, str(part), transform=axes.get_yaxis_transform(), weight="bold", fontsize=9, va="center",
-                  ha="right")  # fmt: skip
-        place -= 1
+        labels.append(rf"$\bf{{{part.replace(' ', chr(92) + ' ')}}}$")
         for row in rows:
-            clear = row.gain_low > 0 or row.gain_high < 0
             axes.errorbar(
-                row.gain, place, xerr=[[row.gain - row.gain_low], [row.gain_high - row.gain]], fmt="o", capsize=3,
-                color=(BLUE if row.gain > 0 else RED) if clear else GREY,
+                row.gain, -len(labels), xerr=[[row.gain - row.gain_low], [row.gain_high - row.gain]], fmt="o",
+                capsize=3, color=(BLUE if row.gain > 0 else RED) if is_clear(row) else GREY,
+                mfc=None if row.common_seeds > 1 else "white",
             )  # fmt: skip
-            ticks.append(place)
             labels.append(row.meaning)
-            place -= 1
-    axes.set_yticks(ticks, labels, fontsize=8)
-    axes.set(ylim=(place + 0.3, 0.7), xlabel="MAE of the row compared with, minus MAE (years); right of 0 is better")
+    axes.set_yticks([-place for place in range(len(labels))], labels, fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(0.6 - len(labels), 0.6), xlabel="Gain over the row compared with: fall of the MAE (years)")
     axes.set_title(title, fontsize=10)
     return figure
 
 
 def plot_gradients(gradients: dict[str, tuple[str, pd.DataFrame]], title: str) -> Figure:
-    """Draw the length of each term's gradient on the brain ages over the epochs, a panel a row."""
+    """Draw the norm of each weighted term's gradient with respect to the brain ages, a panel a row."""
     columns = min(4, len(gradients))
     lines = -(-len(gradients) // columns)
-    figure = Figure(figsize=(0.8 + 2.9 * columns, 0.9 + 2.4 * lines), layout="constrained")
+    figure = Figure(figsize=(1.2 + 2.7 * columns, 1.2 + 2.2 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    colors = dict(zip(TERMS, (GREY, BLUE, RED), strict=True))
     for axes, (meaning, table) in zip(panels, gradients.values(), strict=False):
-        for name, color in zip(TERMS, (GREY, BLUE, RED), strict=True):
-            if name in table and table[name].any():
-                axes.plot(table.index + 1, table[name], color=color)
+        for name in table:
+            axes.plot(table.index + 1, table[name], color=colors[str(name)])
         axes.set_yscale("log")
-        axes.set_title(meaning, fontsize=9)
+        axes.set_title(meaning, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(gradients) :]:
         axes.remove()
-    lines_of_terms = [Line2D([], [], color=color, label=term)
-                      for term, color in zip(TERMS.values(), (GREY, BLUE, RED), strict=True)]  # fmt: skip
-    figure.legend(handles=lines_of_terms, frameon=False, fontsize=9, loc="outside upper center", ncols=3, title=title)
+    handles = [Line2D([], [], color=colors[name], label=term) for name, term in TERMS.items()]
+    figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside upper center", ncols=3, title=title)
     figure.supxlabel("Epoch", fontsize=9)
-    figure.supylabel("Gradient of the weighted term", fontsize=9)
+    figure.supylabel("Gradient norm of the weighted term", fontsize=9)
     return figure
 
 
-def to_markdown(table: pd.DataFrame, floor: float | None) -> str:
+def to_markdown(table: pd.DataFrame) -> str:
     """Write the table as Markdown, a heading a part."""
+    meanings = dict(zip(table["row"], table["meaning"], strict=True))
+    simulated = table["floor"].notna().any()
+    columns = "people | seeds | MAE, years (95 % interval) | r | Spearman | gain, years (95 % interval) | over | s"
+    columns = columns.replace("| r |", "| floor | r |") if simulated else columns
     lines = []
-    if floor is not None:
-        lines += [
-            f"The simulated ages differ from what the pictures show by {floor:.2f} years: no MAE can be lower.",
-            "",
-        ]
-    columns = "people | MAE, years (95 % interval) | Pearson | Spearman | gain, years (95 % interval) | over | seconds"
     for part, rows in groupby(table.itertuples(), key=lambda row: row.part):
-        lines += [f"| {part} | {columns} |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [f"| {part} | {columns} |", "|" + " --- |" * (columns.count("|") + 2)]
         for row in rows:
             gain = "" if np.isnan(row.gain) else f"{row.gain:+.2f} ({row.gain_low:+.2f} to {row.gain_high:+.2f})"
-            if row.gain_low > 0 or row.gain_high < 0:
-                gain = f"**{gain}**"
-            over = row.compared_with if gain else ""
-            lines.append(
-                f"| {row.meaning} | {row.people} | {row.mae:.2f} ({row.mae_low:.2f} to {row.mae_high:.2f}) | "
-                f"{row.pearson:.3f} | {row.spearman:.3f} | {gain} | {over} | {row.seconds:.0f} |"
-            )
+            cells = [
+                row.meaning, row.people, row.seeds, f"{row.mae:.2f} ({row.mae_low:.2f} to {row.mae_high:.2f})",
+                *([f"{row.floor:.2f}"] if simulated else []), f"{row.pearson:.3f}", f"{row.spearman:.3f}",
+                f"**{gain}**" if is_clear(row) else gain, meanings.get(row.compared_with, ""), f"{row.seconds:.0f}",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
         lines.append("")
-    return "\n".join(lines)
+    compared = table[table["gain"].notna()]
+    lines += [
+        f"{len(compared)} comparisons: about {len(compared) / 20:.0f} would be clear of zero by chance. Intervals "
+        "of rows with one seed are over people alone; another training may change the gain by more. Bold: several "
+        "seeds, and clear of zero. r: Pearson. s: seconds of training per fold, without networks shared with other rows."
+    ]
+    if simulated:
+        lines.append("floor: the MAE of reading each picture's true brain age exactly.")
+    several = table[table["seeds"] > 1]
+    if len(several):
+        sd = np.sqrt((several["sd_between_seeds"] ** 2).mean())
+        lines.append(f"Between seeds, the MAE of a row has a standard deviation of {sd:.2f} years.")
+    return "\n".join(lines) + "\n"
 
 
 def gradient_table(gradients: dict[str, tuple[str, pd.DataFrame]]) -> str:
-    """Write, as Markdown, how strongly the weighted terms pull on the brain ages beside the squared error."""
-    lines = [
-        "| gradient beside the squared error's | ranking: first epoch, last | age difference: first epoch, last |",
-        "| --- | --- | --- |",
-    ]
+    """Write the gradient norms of ranking and age difference relative to that of the error, as Markdown."""
+    lines = [f"| {GRADIENT_HEAD} |", "| --- | --- | --- |"]
     for meaning, table in gradients.values():
         cells = []
         for term in ("ranking", "age_difference"):
-            share = table[term] / table["mse_loss"] if term in table and table[term].any() else pd.Series(dtype=float)
+            share = table[term] / table["error"] if term in table else pd.Series(dtype=float)
             cells.append(f"{share.iloc[0]:.2g}, {share.iloc[-1]:.2g}" if len(share) else "")
         lines.append(f"| {meaning} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def write_results(
-    root: Path, rows: Sequence[Row], subjects: Sequence[Subject], label_table: Path, cache_folder: Path | None
+    root: Path,
+    rows: Sequence[Row],
+    subjects: Sequence[Subject],
+    label_table: Path,
+    folds: int,
+    cache_folder: Path | None,
 ) -> None:
-    """Write tables and figures of all rows that have results.
+    """Write tables and figures of all rows that have results; none before any has.
 
     Parameters
     ----------
@@ -282,32 +320,36 @@ def write_results(
     rows : sequence of Row
     subjects : sequence of Subject
     label_table : Path
+    folds : int
     cache_folder : Path or None
     """
-    tables = {row.name: read_row(root, row) for row in rows}
-    done = [row for row in rows if len(tables[row.name]) and errors_of(tables[row.name]).shape[1]]
-    table = pd.DataFrame([{"gain": np.nan, "gain_low": np.nan, "gain_high": np.nan}
-                          | describe_row(row, tables, root) for row in done])  # fmt: skip
+    tables = {row.name: read_row(root, row, folds) for row in rows}
+    done = [row for row in rows if len(tables[row.name])]
+    if not done:
+        return
+    true_ages = read_true_ages(label_table)
+    table = pd.DataFrame([describe_row(row, tables, root, true_ages) for row in done])
     table.to_csv(root / "ablation.csv", index=False)
-    floor = floor_of(label_table)
-    text = to_markdown(table, floor)
-    title = f"{len(subjects)} {'real scans' if floor is None else 'simulated brains'}"
+    text = to_markdown(table)
+    title = f"{len(subjects)} {'real scans' if true_ages is None else 'simulated brains'}"
     plot_gains(table, title).savefig(root / "ablation.png", dpi=150)
     gradients = {row.name: (row.meaning, read_gradients(root, row)) for row in done if row.part != NETWORK}
-    gradients = {name: found for name, found in gradients.items() if found[1].any().sum() > 1}
+    gradients = {name: found for name, found in gradients.items() if found[1].shape[1] > 1}
     if gradients:
         everything = pd.concat({name: found for name, (_, found) in gradients.items()}, names=["row"])
         everything.to_csv(root / "gradients.csv")
         plot_gradients(gradients, title).savefig(root / "gradients.png", dpi=150)
-    if PAPER in [row.name for row in done]:
-        bound = bound_of_second_stage(root, subjects, cache_folder)
-        write_json(root / "bound.json", bound)
+        text += "\n" + gradient_table(gradients)
+    if len(tables[PAPER]):
+        path = root / "probe.json"
+        if not path.exists():
+            write_json(path, probe_errors(root, subjects, cache_folder))
+        probe = json.loads(path.read_text(encoding="utf-8"))
         text += (
-            f"Ridge regression on the first stage's features explains {100 * bound['r2']:.0f} % of the variance of "
-            f"its errors on {bound['n']} new people, and lowers the MAE by {bound['gain']:.2f} years "
-            f"({bound['low']:.2f} to {bound['high']:.2f}).\n"
+            f"\nA linear probe: ridge regression on the first stage's features explains {100 * probe['r2']:.0f} % of "
+            f"the variance of its errors on {probe['n']} new people, and lowers the MAE by {probe['gain']:.2f} years "
+            f"({probe['low']:.2f} to {probe['high']:.2f}).\n"
         )
-    text += "\n" + gradient_table(gradients)
     with replacing(root / "ablation.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

@@ -9,6 +9,7 @@ environment; both once for each number of people, calibration in many draws. Wha
 """
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -66,7 +67,13 @@ def train(folder: Path, scans: dict[str, list[Subject]], variables: Mapping[str,
     """Train and test both stages; return the table of the test."""
     for split, subjects in scans.items():
         link_scans(folder / split, subjects)
-    common = {"NUM_WORKERS": 0, **variables, "TRAIN_FOLDER": folder / "train", "VALID_FOLDER": "", "TEST_FOLDER": ""}
+    common = {
+        "NUM_WORKERS": os.environ.get("NUM_WORKERS", 0),
+        **variables,
+        "TRAIN_FOLDER": folder / "train",
+        "VALID_FOLDER": "",
+        "TEST_FOLDER": "",
+    }
     first, second, log = folder / "first_stage", folder / "second_stage", folder / "log.txt"
     for stage, own in ((1, first), (2, second)):
         name = own.name

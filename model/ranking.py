@@ -150,9 +150,8 @@ class CascadeLoss(nn.Module):
         dict of str to () float32 tensor
             ``loss`` is the total; ``mse_loss`` or ``mae_loss``, ``ranking`` and
             ``age_difference`` are its parts, without their weights. Where
-            gradients are recorded, ``<part>_gradient`` is the length of the
-            weighted part's gradient on the brain ages: how strongly each
-            part pulls.
+            gradients are recorded, ``<part>_gradient`` is the norm of the
+            weighted part's gradient with respect to the brain ages.
         """
         predicted, target = brain_age.float(), chronological_age.float()
         pairs = torch.randint(len(target), (2, len(target)), generator=generator).to(target.device)
@@ -163,7 +162,7 @@ class CascadeLoss(nn.Module):
             ranking = functional.mse_loss(self.ranker(predicted), tied_rank(target))
         parts = {self.error_name: error, "ranking": ranking, "age_difference": age_difference}
         weights = 1.0, self.ranking_weight, self.ranking_weight * self.age_difference_weight
-        weighted = {name: weight * part for (name, part), weight in zip(parts.items(), weights, strict=True)}
+        weighted = {name: weight * part for (name, part), weight in zip(parts.items(), weights, strict=True) if weight}
         gradients = {
             f"{name}_gradient": torch.autograd.grad(part, predicted, retain_graph=True)[0].norm()
             for name, part in weighted.items()

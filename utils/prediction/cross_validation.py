@@ -2,16 +2,13 @@
 
 import csv
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.common.checkpoints import load_checkpoint
 from utils.common.errors import InputError
@@ -28,7 +25,7 @@ from utils.evaluation.metrics import (
 )
 from utils.prediction.likeness import describe_training
 from utils.prediction.model_card import make_card, make_manifest
-from utils.prediction.script_runs import arguments_of_training, check_recorded, link_scans, run_script
+from utils.prediction.script_runs import Step, arguments_of_training, link_scans, run_chains, run_script
 from utils.prediction.site_figures import Folds, describe_sites, seen_ages
 from utils.prediction.weights import STAGES, save_weights
 from utils.training.stages import SecondStage
@@ -133,39 +130,12 @@ def _check_sites(subjects: Sequence[Subject], sites: np.ndarray) -> None:
 
 
 def training_arguments(stage: int, settings: CrossValidation) -> list[str]:
-    """Return the arguments that the bash script of a stage gives to its training script.
-
-    They come from the defaults, the recipe and the environment, followed by
-    what cross-validation sets itself.
-
-    Raises
-    ------
-    InputError
-        If the bash script fails, for example because there is no such recipe.
-    """
-    _, _, flags = list(_steps("fold_1", 1, False, settings))[stage - 1]
-    return arguments_of_training(stage, flags)
+    """Return the arguments of `arguments_of_training` with what cross-validation sets itself."""
+    return arguments_of_training(stage, _flags("fold_1", 1, False, settings)[stage - 1][2])
 
 
-def check_settings(settings: CrossValidation, trainings: Sequence[Mapping[str, Any]]) -> None:
-    """Write down the flags of the trainings, or compare them with those that the folder was begun with.
-
-    Parameters
-    ----------
-    settings : CrossValidation
-    trainings : sequence of mapping
-        The flags of the training of each stage, by name.
-
-    Raises
-    ------
-    InputError
-        If they differ.
-    """
-    check_recorded(settings.output_dir / "settings.json", settings.label_table, trainings)
-
-
-def _steps(fold: str, member: int, tested: bool, settings: CrossValidation) -> Iterator[tuple[Path, str, list[str]]]:
-    """Yield what one member of a fold runs: the file that shows that it has finished, the script, its flags."""
+def _flags(fold: str, member: int, tested: bool, settings: CrossValidation) -> list[tuple[Path, str, list[str]]]:
+    """Return what one member of a fold runs: the file that shows that it has finished, the script, its flags."""
     own = settings.member_folder(fold, member)
     first, second = own / "first_stage", own / "second_stage"
     machine = ["--label_table", settings.label_table, "--num_workers", settings.num_workers,
@@ -184,8 +154,16 @@ def _steps(fold: str, member: int, tested: bool, settings: CrossValidation) -> I
     if tested:
         product = own / TESTS[settings.stages] / "predictions.csv"
         steps.append((product, f"bash_test_{STAGES[settings.stages - 1]}.sh", test))
-    for product, script, values in steps:
-        yield product, script, [str(value) for value in values]
+    return [(product, script, [str(value) for value in values]) for product, script, values in steps]
+
+
+def _steps(fold: str, member: int, tested: bool, settings: CrossValidation) -> Iterator[Step]:
+    """Yield the steps of one member of a fold."""
+    own = settings.member_folder(fold, member)
+    for product, script, flags in _flags(fold, member, tested, settings):
+        log = own / f"{Path(script).stem.removeprefix('bash_')}.log"
+        run = partial(run_script, log, script, flags, jobs=settings.jobs)
+        yield Step(f"{fold}, {own.name}: {script}", product, run)
 
 
 def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation) -> None:
@@ -206,42 +184,15 @@ def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation
     tested = {name: fold == name for fold in folds.values() for name in sorted(set(fold))}
     if settings.weights_dir:
         tested[ALL] = np.zeros(len(subjects), bool)
-    chains: list[list[tuple[Path, Path, str, list[str]]]] = []
+    chains = []
     for name, chosen in tested.items():
         folder = settings.member_folder(name, 1).parent
         link_scans(folder / "train", [s for s, own in zip(subjects, chosen, strict=True) if not own])
         if chosen.any():
             link_scans(folder / "test", [s for s, own in zip(subjects, chosen, strict=True) if own])
-        for member in range(1, settings.members + 1):
-            steps = _steps(name, member, bool(chosen.any()), settings)
-            chains.append([(folder / f"member_{member}", *step) for step in steps])
-    failed = Event()  # after which nothing more is started
-    with (
-        tqdm(total=sum(map(len, chains)), unit="script", disable=None) as bar,
-        ThreadPoolExecutor(settings.jobs) as pool,
-    ):
-
-        def run(chain: Sequence[tuple[Path, Path, str, list[str]]]) -> None:
-            for folder, product, script, flags in chain:
-                if not product.exists() and not failed.is_set():
-                    what = f"{folder.parent.name}, {folder.name}: {script}"
-                    bar.set_description(what)
-                    if not sys.stderr.isatty():
-                        print(what, flush=True)
-                    try:
-                        log = folder / f"{Path(script).stem.removeprefix('bash_')}.log"
-                        run_script(log, script, flags, jobs=settings.jobs)
-                    except InputError:
-                        failed.set()
-                        raise
-                bar.update()
-
-        try:
-            for done in [pool.submit(run, chain) for chain in chains]:
-                done.result()
-        except BaseException:
-            failed.set()
-            raise
+        members = range(1, settings.members + 1)
+        chains += [list(_steps(name, member, bool(chosen.any()), settings)) for member in members]
+    run_chains(chains, settings.jobs)
 
 
 def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidation) -> tuple[Predictions, Report]:

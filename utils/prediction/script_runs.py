@@ -1,13 +1,19 @@
 """Run the bash scripts of training and testing from Python, on folders of links to scans."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from utils.common.errors import InputError
 from utils.common.files import PROJECT, sha256_of, write_json
@@ -20,15 +26,35 @@ LAST_LINES = 12  # of a log, shown when its script failed
 SHOW_ARGUMENTS = 'show() { printf "%s\\0" "$@"; }; PYTHON=show; source "$0" "$@"'
 
 
+class Step(NamedTuple):
+    """Something to do once.
+
+    Parameters
+    ----------
+    name : str
+    product : Path
+        The file that shows that it is done.
+    run : callable
+        Does it, given variables for the scripts that tell the GPUs to use.
+    """
+
+    name: str
+    product: Path
+    run: Callable[[Mapping[str, str]], None]
+
+
 def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
     """Make a folder of links to the subjects' scans; existing links stay.
 
     Raises
     ------
     InputError
-        If a link points to another scan.
+        If a link points to another scan, or the folder holds anything else.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    others = {path.name for path in folder.iterdir()} - {subject.path.name for subject in subjects}
+    if others:
+        raise InputError(f"{folder}: holds {min(others)}, too, of other folds; set another OUTPUT_DIR (--output_dir)")
     for subject in subjects:
         link = folder / subject.path.name
         if not link.is_symlink():
@@ -128,9 +154,59 @@ def run_script(
     log.parent.mkdir(parents=True, exist_ok=True)
     share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
     with log.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the script inherits it, so it outlives this process
+        except BlockingIOError:
+            raise InputError(f"{log}: another call is running this script; wait for it, or end it") from None
         command = ["bash", str(PROJECT / script), *flags]
         environment = {**share, **_environment(variables or {})}
         status = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
     if status:
         lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
         raise InputError("\n  ".join([f"{script} failed with status {status}; the end of {log}:", *lines]))
+
+
+def run_chains(chains: Sequence[Sequence[Step]], jobs: int) -> None:
+    """Do the steps that are not done yet, several chains side by side.
+
+    Parameters
+    ----------
+    chains : sequence of sequence of Step
+        The steps of a chain follow each other.
+    jobs : int
+        Chains at a time. Each gets its share of the GPUs in CUDA_VISIBLE_DEVICES.
+
+    Raises
+    ------
+    InputError
+        The first failure, after which nothing more is started.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    shares: SimpleQueue[str] = SimpleQueue()
+    for job in range(jobs):
+        shares.put(",".join(visible[job::jobs]) or visible[job % len(visible)])
+    failed = Event()
+    with tqdm(total=sum(map(len, chains)), unit="script", disable=None) as bar, ThreadPoolExecutor(jobs) as pool:
+
+        def run(chain: Sequence[Step]) -> None:
+            devices = shares.get()
+            try:
+                for step in chain:
+                    if not step.product.exists() and not failed.is_set():
+                        bar.set_description(step.name)
+                        if not sys.stderr.isatty():
+                            print(step.name, flush=True)
+                        step.run({"CUDA_VISIBLE_DEVICES": devices} if jobs > 1 else {})
+                    bar.update()
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                shares.put(devices)
+
+        try:
+            for done in [pool.submit(run, chain) for chain in chains]:
+                done.result()
+        except BaseException:
+            failed.set()
+            raise
