@@ -280,7 +280,7 @@ def to_markdown(table: pd.DataFrame) -> str:
     lines += [
         f"{len(compared)} comparisons: about {len(compared) / 20:.0f} would be clear of zero by chance. Intervals "
         "of rows with one seed are over people alone; another training may change the gain by more. Bold: several "
-        "seeds, and clear of zero. r: Pearson. s: seconds of training per fold, without networks shared with other rows."
+        "seeds, and clear of zero. r: Pearson. s: seconds of training per fold, without networks of other rows."
     ]
     if simulated:
         lines.append("floor: the MAE of reading each picture's true brain age exactly.")
