@@ -21,7 +21,7 @@ SORTER="${SORTER:-runs/sorter_16.pt}"                 # of bash_train_sorter.sh,
 JOBS="${JOBS:-1}"                                     # trainings side by side; they share the GPUs, or the cores
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans, of each training
 CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # decoded scans; empty: decode them each time
-export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs, such as 0,1; empty: the CPU
 
 "$PYTHON" "$HERE/benchmarks/ablation.py" \
   --scan_folder "$SCAN_FOLDER" \

@@ -181,28 +181,30 @@ def run_chains(chains: Sequence[Sequence[Step]], jobs: int) -> None:
     InputError
         The first failure, after which nothing more is started.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    shares: SimpleQueue[str] = SimpleQueue()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    shares: SimpleQueue[dict[str, str]] = SimpleQueue()
     for job in range(jobs):
-        shares.put(",".join(visible[job::jobs]) or visible[job % len(visible)])
+        gpus = visible.split(",")
+        own = gpus[job::jobs] or [gpus[job % len(gpus)]]
+        shares.put({"CUDA_VISIBLE_DEVICES": ",".join(own)} if visible else {})
     failed = Event()
     with tqdm(total=sum(map(len, chains)), unit="script", disable=None) as bar, ThreadPoolExecutor(jobs) as pool:
 
         def run(chain: Sequence[Step]) -> None:
-            devices = shares.get()
+            share = shares.get()
             try:
                 for step in chain:
                     if not step.product.exists() and not failed.is_set():
                         bar.set_description(step.name)
                         if not sys.stderr.isatty():
                             print(step.name, flush=True)
-                        step.run({"CUDA_VISIBLE_DEVICES": devices} if jobs > 1 else {})
+                        step.run(share)
                     bar.update()
             except BaseException:
                 failed.set()
                 raise
             finally:
-                shares.put(devices)
+                shares.put(share)
 
         try:
             for done in [pool.submit(run, chain) for chain in chains]:
