@@ -16,8 +16,6 @@ FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # 
 DISCRETIZED_AGE_FOLDER="${DISCRETIZED_AGE_FOLDER:-$(dirname "$FIRST_STAGE_CHECKPOINT")}"  # of the .npy tables
 START_FROM_FIRST_STAGE="${START_FROM_FIRST_STAGE:-true}"  # start with the first stage's weights; false: new weights
 AGE_JITTER="${AGE_JITTER:-6}"                         # years, SD of the error added to in-sample ages; 0: none
-AGE_BINS="${AGE_BINS:-0}"                             # years between the bins of the encoded age; 0: a number
-OWN_VOXEL_SIZE="${OWN_VOXEL_SIZE:-0}"                 # mm, of the second stage's grid; 0: that of the first
 AGE_INTERVAL="${AGE_INTERVAL:-5}"                     # years, step of the discretized ages; as in the first stage
 
 # ---- network ----
@@ -71,8 +69,6 @@ fi
   --start_from_first_stage "$START_FROM_FIRST_STAGE" \
   --age_jitter "$AGE_JITTER" \
   --age_interval "$AGE_INTERVAL" \
-  --age_bins "$AGE_BINS" \
-  --own_voxel_size "$OWN_VOXEL_SIZE" \
   --initial_weights "$INITIAL_WEIGHTS" \
   --freeze_blocks "$FREEZE_BLOCKS" \
   --initialization "$INITIALIZATION" \

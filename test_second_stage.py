@@ -36,7 +36,7 @@ def main() -> None:
             f"{args.checkpoint}: was trained on the ages of another first stage than "
             f"{args.first_stage_checkpoint} (SHA-256 {sha256[:12]}...); give that one as --first_stage_checkpoint"
         )
-    if settings[1][1] != settings[2][1]:
+    if settings[1] != settings[2]:
         raise InputError(
             f"{args.checkpoint}: works on {settings[2][0]} mm and normalization {settings[2][1]}, "
             f"{args.first_stage_checkpoint} on {settings[1][0]} mm and {settings[1][1]}; "
@@ -64,9 +64,6 @@ def main() -> None:
     for number, path in paths.items():
         seen_in_training(subjects, path, checkpoints[number])
     stage = SecondStage(age_interval)
-    if settings[1] != settings[2]:
-        scans = ScanStore(*settings[2], args.cache_folder, args.num_workers)
-        scans.prepare([subject.path for subject in subjects])
     dataset = ScanDataset(subjects, scans)
     predictions = predict(networks[2].to(device), stage, dataset, device, label="second stage", **options)
     metrics = write_report(

@@ -53,14 +53,7 @@ def main() -> None:
     if valid_subjects and not args.age_jitter:
         warn_of_overfitting(cohort["train"], valid_subjects)
     ages = [subject.chronological_age for subject in cohort["train"]]
-    unscaled = replace(first_network.config, stage=2, age_mean=0.0, age_sd=1.0, age_bins=args.age_bins)
-    if args.own_voxel_size:
-        from utils.data.images import brain_box, model_grid
-
-        voxel_size = args.own_voxel_size
-        scans = ScanStore(voxel_size, normalization, args.cache_folder, args.num_workers)
-        scans.prepare([subject.path for subjects in cohort.values() for subject in subjects])
-        unscaled = replace(unscaled, volume_shape=model_grid(voxel_size).shape, field_of_view=brain_box(voxel_size))
+    unscaled = replace(first_network.config, stage=2, age_mean=0.0, age_sd=1.0)
     config = unscaled if released_start else scale_to(unscaled, ages, stage=2)
     with user_errors("--freeze_blocks"):
         network = make_network(

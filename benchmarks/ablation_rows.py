@@ -107,8 +107,4 @@ def make_rows(
         Row("frozen", "features of the first stage: only the head is trained", STAGES, PAPER,
             second={"FREEZE_BLOCKS": first["blocks"]}),
         Row("augmented", "with rotation, scaling and noise", STAGES, PAPER, second={"AUGMENTATION": stronger}),
-        Row("one_hot", "one-hot age", STAGES, PAPER, second={"AGE_BINS": 5}),
-        Row("distribution", "continuous age as a distribution over bins of 5 years", STAGES, PAPER,
-            second={"AGE_BINS": 5, "AGE_INTERVAL": 0.01}),
-        Row("finer", "finer grid, 2 mm", STAGES, PAPER, second={"OWN_VOXEL_SIZE": 2}),
     ]  # fmt: skip

@@ -132,10 +132,7 @@ def start_from_first_stage(second: ScaleDense, first: ScaleDense) -> None:
     scale = first.config.age_sd / second.config.age_sd
     shift = (first.config.age_mean - second.config.age_mean) / second.config.age_sd
     with torch.no_grad():
-        ramp = torch.tensor([1.0])
-        if second.config.age_bins:
-            ramp = (second.age_centres - second.config.age_mean) / second.config.age_sd
-        layers[0].weight[:2] = torch.stack([ramp, -ramp])
+        layers[0].weight[:2] = torch.tensor([[1.0], [-1.0]])
         layers[0].bias[:2] = 0
         layers[2].weight[:2] = torch.eye(2, layers[2].in_features)
         layers[2].bias[:2] = 0

@@ -73,7 +73,6 @@ class NetworkConfig:
     dense_connections: bool = True
     asymmetric_convolutions: bool = True
     squeeze_excitation: bool = True
-    age_bins: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volume_shape", tuple(self.volume_shape))
@@ -214,14 +213,11 @@ class ScaleDense(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.age_centres = torch.arange(0, 121, config.age_bins or 5, device="cpu")
         self.trunk = ScaleDenseTrunk(config)
         self.image_layer = nn.Sequential(nn.Linear(self.trunk.features, 32), nn.ELU())
         width = 32
         if config.stage == 2:
-            self.discretized_age_layer = nn.Sequential(
-                nn.Linear(len(self.age_centres) if config.age_bins else 1, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()
-            )
+            self.discretized_age_layer = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
             width += 16
         if config.use_sex:
             self.sex_layer = nn.Sequential(nn.Linear(2, 16), nn.Linear(16, 8), nn.ELU())
@@ -297,9 +293,7 @@ class ScaleDense(nn.Module):
         if config.stage == 2:
             if discretized_age is None:
                 raise ValueError("the second stage needs discretized ages; none were given")
-            encoded = ((discretized_age.to(features.dtype) - config.age_mean) / config.age_sd)[:, None]
-            if config.age_bins:  # hat functions: one-hot for ages on their centres
-                encoded = (1 - (discretized_age[:, None] - self.age_centres).abs() / config.age_bins).clamp_min(0)
-            parts.append(self.discretized_age_layer(encoded))
+            standardized = (discretized_age.to(features.dtype) - config.age_mean) / config.age_sd
+            parts.append(self.discretized_age_layer(standardized[:, None]))
         output = config.age_sd * self.output_layer(torch.cat(parts, 1))[:, 0]
         return output if config.stage == 2 else functional.relu(config.age_mean + output)

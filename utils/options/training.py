@@ -126,8 +126,6 @@ def _add_data_flags(group: argparse._ArgumentGroup, stage: int) -> None:
         "standard deviation, years, of an error that is added to in-sample first-stage ages at every step; 0: none",
     )  # fmt: skip
     add_age_interval(group, meaning="step of the discretized ages, years; must be that of the tables")
-    flag(group, "--age_bins", "0", not_negative, "trial")
-    flag(group, "--own_voxel_size", "0", whole, "trial")
 
 
 def _add_network_flags(group: argparse._ArgumentGroup, stage: int) -> None:
