@@ -17,7 +17,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.ablation_rows import NETWORK, PAPER, Row
+from benchmarks.ablation_rows import BATCHES, LOSSES, PAPER, Row
 from model.building import load_network
 from utils.common import distributed
 from utils.common.checkpoints import load_checkpoint
@@ -333,7 +333,7 @@ def write_results(
     text = to_markdown(table)
     title = f"{len(subjects)} {'real scans' if true_ages is None else 'simulated brains'}"
     plot_gains(table, title).savefig(root / "ablation.png", dpi=150)
-    gradients = {row.name: (row.meaning, read_gradients(root, row)) for row in done if row.part != NETWORK}
+    gradients = {row.name: (row.meaning, read_gradients(root, row)) for row in done if row.part in (LOSSES, BATCHES)}
     gradients = {name: found for name, found in gradients.items() if found[1].shape[1] > 1}
     if gradients:
         everything = pd.concat({name: found for name, (_, found) in gradients.items()}, names=["row"])

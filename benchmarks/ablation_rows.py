@@ -100,7 +100,7 @@ def make_rows(
         Row("new_weights", "from new weights", STAGES, PAPER, second={"START_FROM_FIRST_STAGE": "false"}),
         Row("new_long", "from new weights, trained as the first stage", STAGES, PAPER,
             second={"START_FROM_FIRST_STAGE": "false", **as_first}),
-        *(Row(f"interval_{step}", f"age interval {step} years", STAGES, PAPER, second={"AGE_INTERVAL": step})
+        *(Row(f"interval_{step}", f"ages discretized in steps of {step}", STAGES, PAPER, second={"AGE_INTERVAL": step})
           for step in (1, 2, 10)),
         Row("continuous", "continuous ages", STAGES, PAPER, second={"AGE_INTERVAL": 0.01}),
         Row("second_mse", "squared error alone", STAGES, PAPER, second=MSE_ALONE),
