@@ -207,7 +207,7 @@ def test_only_what_is_not_finished_is_run_again(cross_validated, variables, monk
     missing.unlink()
     run_again = []
 
-    def run_instead(log: Path, script: str, flags: list[str], jobs: int) -> None:
+    def run_instead(log: Path, script: str, flags: list[str], variables: dict[str, str], jobs: int) -> None:
         run_again.append((log, script))
         assert flags[flags.index("--precision") + 1] == "float32"  # on whatever device
         assert jobs == 1
