@@ -298,7 +298,8 @@ def gradient_table(gradients: dict[str, tuple[str, pd.DataFrame]]) -> str:
         cells = []
         for term in ("ranking", "age_difference"):
             share = table[term] / table["error"] if term in table else pd.Series(dtype=float)
-            cells.append(f"{share.iloc[0]:.2g}, {share.iloc[-1]:.2g}" if len(share) else "")
+            ends = [f"{float(f'{share.iloc[place]:.2g}'):g}" for place in (0, -1) if len(share)]
+            cells.append(", ".join(ends))
         lines.append(f"| {meaning} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
