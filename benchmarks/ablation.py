@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.ablation_rows import PAPER, Row, make_rows
@@ -233,9 +234,9 @@ def main() -> None:
     ]
     subjects = sorted((subject for part in cohorts for subject in part), key=lambda subject: subject.subject_id)
     ids = [subject.subject_id for subject in subjects]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
-    if twice:
-        raise InputError(f"--scan_folder: {twice[0]} is in several folders; keep one")
+    for name, following in pairwise(ids):
+        if name == following:
+            raise InputError(f"--scan_folder: {name} is in several folders; keep one")
     age_sd = float(np.std([subject.chronological_age for subject in subjects]))
     every_row = make_rows(plain, age_sd, args.narrow, args.sorter)
     rows = choose_rows(every_row, args.rows)

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.ablation_rows import BATCHES, LOSSES, PAPER, Row
 from model.building import load_network
+from utils.analysis.gap_figures import BLUE, GREY, RED
 from utils.common import distributed
 from utils.common.checkpoints import load_checkpoint
 from utils.common.files import replacing, write_json
@@ -29,7 +30,6 @@ from utils.data.subjects import Subject, person_of
 from utils.evaluation.metrics import BOOTSTRAP_RESAMPLES, accuracy, compare_errors
 from utils.evaluation.predicting import predict
 
-BLUE, RED, GREY = "#3b6ea5", "#b5413d", "0.45"
 TERMS = {"error": "error", "ranking": "ranking", "age_difference": "age difference"}
 ALPHAS = np.logspace(0, 6, 13)
 PROBE_PARTS = 10
@@ -38,7 +38,7 @@ GRADIENT_HEAD = "gradient norm beside the error's | ranking: first epoch, last |
 
 
 def read_row(root: Path, row: Row, folds: int) -> pd.DataFrame:
-    """Return a row's tests: subject, seed, fold, age, brain age; only of seeds with which all folds are finished."""
+    """Return a row's tests, with absolute errors in years; only of seeds with which all folds are finished."""
     folder = "test" if row.second is not None else "first_stage_test"
     tables = [
         pd.read_csv(path, dtype={"subject_id": str}).assign(seed=path.parents[1].name, fold=path.parents[2].name)
@@ -46,12 +46,13 @@ def read_row(root: Path, row: Row, folds: int) -> pd.DataFrame:
     ]
     columns = ["subject_id", "seed", "fold", "chronological_age", "brain_age"]
     table = pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+    table = table.assign(error=(table["brain_age"] - table["chronological_age"]).abs())
     return table[table.groupby("seed")["fold"].transform("nunique") == folds]
 
 
-def by_seed(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return a column of a table of `read_row` by subject (index) and seed (columns)."""
-    return table.pivot(index="subject_id", columns="seed", values=column)
+def errors_by_seed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the errors of a table of `read_row` by subject (index) and seed (columns)."""
+    return table.pivot(index="subject_id", columns="seed", values="error")
 
 
 def interval_over_seeds(values: np.ndarray, persons: Sequence[str], folds: Sequence[str]) -> tuple[float, float]:
@@ -98,8 +99,7 @@ def describe_row(row: Row, tables: dict[str, pd.DataFrame], root: Path, true_age
         What the pictures of simulated people show, by subject.
     """
     table = tables[row.name]
-    table = table.assign(error=(table["brain_age"] - table["chronological_age"]).abs())
-    errors = by_seed(table, "error")
+    errors = errors_by_seed(table)
     once = table.drop_duplicates("subject_id").set_index("subject_id").loc[errors.index]
     age = once["chronological_age"]
     persons, folds = [person_of(name) for name in errors.index], once["fold"].tolist()
@@ -116,7 +116,7 @@ def describe_row(row: Row, tables: dict[str, pd.DataFrame], root: Path, true_age
     }  # fmt: skip
     other = tables[row.reference]
     if row.reference != row.name and len(other):
-        others = by_seed(other.assign(error=(other["brain_age"] - other["chronological_age"]).abs()), "error")
+        others = errors_by_seed(other)
         seeds = [seed for seed in errors if seed in others]
         if seeds:
             gain = (others.loc[errors.index, seeds] - errors[seeds]).to_numpy().T
