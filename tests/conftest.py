@@ -26,6 +26,10 @@ SHORT = ["--epochs", "2", "--warmup_epochs", "0"]
 RELEASED_KEYS = {1: "first_stage_keys.json", 2: "second_stage_keys.json"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write_pages", action="store_true", help="write the pages of docs/ that tests generate anew")
+
+
 @pytest.fixture
 def mni_affine() -> np.ndarray:
     return MNI152_T1_2MM.affine.copy()
