@@ -27,6 +27,19 @@ source_recipe() {
   source "$file"
 }
 
+# Set `launcher`, the command that starts a training: in one process, or in one for each GPU.
+# shellcheck disable=SC2034
+choose_launcher() {
+  if [[ ! "$PROCESSES" =~ ^[1-9][0-9]{0,3}$ ]]; then    # arithmetic would run commands that stand in it
+    echo "error: PROCESSES=$PROCESSES: is no number of processes; give one for each GPU, such as 2" >&2
+    exit 2
+  fi
+  launcher=("$PYTHON")
+  if ((PROCESSES > 1)); then
+    launcher=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES")
+  fi
+}
+
 # Make .venv here unless a virtual environment is active, and install the named requirements files.
 set_up_environment() {
   if [[ -z "${VIRTUAL_ENV:-}" ]]; then

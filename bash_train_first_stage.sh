@@ -64,10 +64,7 @@ CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # decoded scans; empty: de
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
 PROCESSES="${PROCESSES:-1}"                             # one for each GPU in CUDA_VISIBLE_DEVICES
 
-launcher=("$PYTHON")
-if ((PROCESSES > 1)); then
-  launcher=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES")
-fi
+choose_launcher
 "${launcher[@]}" "$HERE/train_first_stage.py" \
   --train_folder "$TRAIN_FOLDER" \
   --valid_folder "$VALID_FOLDER" \

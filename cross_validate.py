@@ -29,7 +29,7 @@ def main() -> None:
     from utils.training.stages import SecondStage
 
     settings = settings_from(cross_validation.CrossValidation, args)
-    check_writable(args.output_dir)
+    check_writable(args.output_dir, args.scan_folder)
     if args.weights_dir:
         check_weights_folder(args.weights_dir)
     stages = range(1, args.stages + 1)

@@ -28,7 +28,7 @@ def main() -> None:
 
     if args.scanner and args.calibration_table:
         raise InputError("--scanner and --calibration_table contradict each other; give one of them")
-    check_writable(args.output_dir)
+    check_writable(args.output_dir, args.input)
     manifest, members = load_weights(args.weights_dir)
     typical = load_typical_volumes(args.weights_dir)
     scan_ages.interval_errors(manifest, args.scanner)  # a wrong name ends the command before the work

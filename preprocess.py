@@ -9,10 +9,12 @@ from utils.options.preparation import preprocessing_parser
 def main() -> None:
     args = preprocessing_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
+    from utils.common.files import check_writable
     from utils.preparation.overview import summarize
     from utils.preparation.preprocessing_jobs import Settings, preprocess_all
     from utils.preparation.raw_scans import find_raw_scans
 
+    check_writable(args.output_dir, args.input)
     part, parts = args.shard
     scans = find_raw_scans(args.input)[part - 1 :: parts]
     settings = Settings(

@@ -20,7 +20,7 @@ def main() -> None:
     from utils.training.stages import FirstStage
 
     options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
-    check_writable(args.output_dir)
+    check_writable(args.output_dir, args.test_folder)
     device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     with user_errors(str(args.checkpoint)):

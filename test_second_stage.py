@@ -21,7 +21,7 @@ def main() -> None:
     from utils.training.stages import FirstStage, SecondStage
 
     options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
-    check_writable(args.output_dir)
+    check_writable(args.output_dir, args.test_folder)
     device = distributed.start(args.device)
     paths = {1: args.first_stage_checkpoint, 2: args.checkpoint}
     checkpoints = {number: load_checkpoint(path) for number, path in paths.items()}

@@ -41,7 +41,7 @@ def main() -> None:
         criterion = make_loss(
             args.loss, args.ranking, args.sorter, args.rank_temperature, args.ranking_weight, args.age_difference_weight
         )
-    check_run_folder(args.output_dir, args.resume)
+    check_run_folder(args.output_dir, args.resume, args.train_folder, args.valid_folder, args.test_folder)
     device = distributed.start(args.device)
     if device.type == "cpu" and voxel_size == 2 and distributed.rank() == 0:
         print("note: training at 2 mm on a CPU takes minutes for a hundred scans; try RECIPE=recipes/small_cohort.sh")

@@ -218,7 +218,7 @@ def main() -> None:
     from utils.data.cohort import load_cohort
     from utils.prediction.script_runs import arguments_of_training, check_recorded, run_chains
 
-    check_writable(args.output_dir)
+    check_writable(args.output_dir, *args.scan_folder)
     epochs = args.first_epochs, args.second_epochs
 
     def training_flags(stage: int, variables: Mapping[str, object]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Build networks and losses, new or from a checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,12 +205,15 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
         If the checkpoint is of the other stage, contradicts `use_sex`, or
         its weights do not fit.
     """
-    weights = checkpoint["state_dict"]
-    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError("has a 'state_dict' that holds no weights by name")
+    weights = _usable_weights(checkpoint["state_dict"])
     if "network" in checkpoint:
         if checkpoint["network"].get("model") == "perceptron" or checkpoint.get("normalization") in REMOVED:
             raise ValueError("is a network of version 0.1 on local deviations, which were removed; train a new one")
+        unknown = sorted(set(checkpoint["network"]) - {part.name for part in fields(NetworkConfig)})
+        if unknown:
+            raise ValueError(
+                f"is of a newer version: its network has {', '.join(unknown)}, unknown to this one; update this project"
+            )
         try:
             config = NetworkConfig(**checkpoint["network"])
         except TypeError as error:
@@ -219,7 +222,7 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
             raise ValueError(
                 f"was trained {'with' if config.use_sex else 'without'} sex; do not ask for the other head"
             )
-        weights = {translate_name(name): value for name, value in weights.items()}
+        weights = {translate_name(name) or name: value for name, value in weights.items()}
     elif is_released(weights):
         config, weights = convert_released(weights, use_sex is not False)
     else:
@@ -227,10 +230,35 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
     if config.stage != stage:
         names = {1: "first", 2: "second"}
         raise ValueError(f"holds a {names[config.stage]} stage; expected a {names[stage]} stage")
-    with torch.device("meta"):
-        network = ScaleDense(config)
     try:
+        with torch.device("meta"):
+            network = ScaleDense(config)
         network.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"its weights do not fit its network ({str(error).splitlines()[1].strip()})") from error
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[:2]
+        raise ValueError(f"its weights do not fit its network ({reason[-1].strip()})") from error
     return network.eval()
+
+
+def _usable_weights(weights: Any) -> dict[str, torch.Tensor]:
+    """Return weights by name, floating-point ones in float32.
+
+    Raises
+    ------
+    ValueError
+        If they are no plain, finite numbers.
+    """
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
+        raise ValueError("has a 'state_dict' that holds no weights by name")
+    usable = {}
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+            raise ValueError(f"its {name} is not a tensor of plain numbers; save the weights again")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # would expand when it is used
+            raise ValueError(f"its {name} claims more numbers than the file holds; do not trust this file")
+        if not value.isfinite().all():
+            raise ValueError(f"its {name} is not finite; its training has failed, so give another checkpoint")
+        usable[name] = value.float() if value.is_floating_point() else value
+    return usable

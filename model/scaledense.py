@@ -13,6 +13,7 @@ from model.conventions import MODELS
 from model.folding import FoldedBlock
 from model.layers import ScaleDenseBlock, recompute
 
+MOST_BLOCKS = 30  # any volume is too small for more
 STEM_SHRINKAGE = 10  # voxels: a 7x7x7 kernel with dilation 2 spans 13, padding gives back 2
 
 
@@ -89,7 +90,7 @@ class NetworkConfig:
         if any(not 0 <= a <= b < size for (a, b), size in zip(self.box, self.volume_shape, strict=True)):
             raise ValueError(f"the field of view {self.field_of_view} is not within the volume {self.volume_shape}")
         shape = [b - a + 1 for a, b in self.box]
-        minimum = 2**self.blocks + (STEM_SHRINKAGE if self.has_stem else 0)
+        minimum = 2 ** min(self.blocks, MOST_BLOCKS) + (STEM_SHRINKAGE if self.has_stem else 0)
         if min(shape) < minimum:
             raise ValueError(
                 f"a volume of {'x'.join(map(str, shape))} voxels does not survive "

@@ -50,8 +50,8 @@ the study small are left out here. A list of problems ends after 20 of them with
 """
 WIDTH = 116
 SMALL = {  # flags that come before those of a case: for the 8 mm grid, short, and no cache
-    "train_first_stage.py": [*SMALL_NETWORK, "--voxel_size", VOXEL_SIZE, *QUICK, *SHORT],
-    "train_second_stage.py": [*QUICK, *SHORT],
+    "train_first_stage.py": [*SMALL_NETWORK, "--voxel_size", VOXEL_SIZE, "--output_dir", "run", *QUICK, *SHORT],
+    "train_second_stage.py": ["--output_dir", "run", *QUICK, *SHORT],
     "test_first_stage.py": QUICK,
     "test_second_stage.py": QUICK,
     "train_sorter.py": ["--steps", 1, "--device", "cpu"],

@@ -122,8 +122,10 @@ def test_checkpoints_that_do_not_fit_are_refused() -> None:
         load_network(checkpoint, 1)
     with pytest.raises(ValueError, match="(?i)was trained .*sex"):
         load_network(checkpoint, 2, use_sex=True)
-    with pytest.raises(ValueError, match="describes its network in an unknown way"):
+    with pytest.raises(ValueError, match="of a newer version: its network has depth"):
         load_network({**checkpoint, "network": {"stage": 2, "depth": 7}}, 2)
+    with pytest.raises(ValueError, match="describes its network in an unknown way"):
+        load_network({**checkpoint, "network": {"model": "scaledense"}}, 2)
     del checkpoint["state_dict"]["trunk.blocks.0.convolution_1.branches.0.convolution.weight"]
     with pytest.raises(ValueError, match="do not fit"):
         load_network(checkpoint, 2)

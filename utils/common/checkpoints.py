@@ -1,6 +1,10 @@
 """Write and read checkpoints: atomically, and without running code."""
 
-from collections.abc import Mapping
+import math
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,35 @@ import torch
 
 from utils.common.errors import InputError
 from utils.common.files import replacing
+
+ARCHIVE = b"PK\x03\x04"  # how files of torch.save begin
+Check = Callable[[Any], bool]
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a finite number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def list_of(check: Check) -> Check:
+    """Return a check of lists, all of whose items pass another check."""
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def is_text(value: Any) -> bool:
+    """Tell whether a value is a text."""
+    return isinstance(value, str)
+
+
+ENTRIES: dict[str, Check] = {  # what may stand in a checkpoint besides its weights, and a check of each
+    "network": lambda value: isinstance(value, dict) and all(map(is_text, value)),
+    "voxel_size": lambda value: isinstance(value, int) and value >= 2 and value % 2 == 0,
+    "normalization": is_text,
+    "age_interval": lambda value: is_number(value) and value > 0,
+    "first_stage_sha256": is_text,
+    **dict.fromkeys(("train_subjects", "valid_subjects", "initial_subjects"), list_of(is_text)),
+    **dict.fromkeys(("train_ages", "valid_ages", "train_sexes", "train_discretized_ages"), list_of(is_number)),
+}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -23,20 +56,47 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     ------
     InputError
         If the file is missing or damaged, holds anything but tensors and
-        plain values, or has no ``state_dict``.
+        plain values, would expand beyond its size, or lacks what a
+        checkpoint needs.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; give the best.pt of a finished training")
     try:
+        _check_size(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # unpickling raises many types
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise InputError(
+                f"{path}: cannot be loaded without running code ({code[1]}); give a checkpoint of tensors and plain "
+                "values, such as the best.pt of a training"
+            ) from error
         raise InputError(
-            f"{path}: is no checkpoint, is damaged, or cannot be loaded without running code "
-            f"({type(error).__name__}); give the best.pt of a training, or a checkpoint of tensors and plain values"
+            f"{path}: is damaged or no checkpoint ({type(error).__name__}); copy it again, or give the best.pt of a "
+            "training"
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path}: has no 'state_dict'; give a checkpoint of a training")
+    wrong = [name for name, usable in ENTRIES.items() if name in content and not usable(content[name])]
+    if wrong:
+        raise InputError(f"{path}: has no usable {', '.join(wrong)}; give a checkpoint of a training")
     return content
+
+
+def _check_size(path: Path) -> None:
+    """Refuse an archive that would expand; torch never compresses its files, nor lets their parts overlap."""
+    with path.open("rb") as file:
+        if file.read(len(ARCHIVE)) != ARCHIVE:
+            return
+        with zipfile.ZipFile(file) as archive:
+            expanded = sum(part.file_size for part in archive.infolist())
+    if expanded > path.stat().st_size:
+        raise InputError(
+            f"{path}: would expand from {path.stat().st_size} to {expanded} bytes, which no file of torch does; "
+            "do not trust it, and give the best.pt of a training"
+        )
 
 
 def age_interval_of(checkpoint: Mapping[str, Any], age_interval: float | None) -> float:

@@ -34,8 +34,8 @@ def start(device: str) -> torch.device:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
             raise InputError(
-                f"{torch.cuda.device_count()} GPUs are visible, but there are more processes; "
-                "name a GPU for each in CUDA_VISIBLE_DEVICES, or lower PROCESSES"
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes need as many GPUs, but {torch.cuda.device_count()} can be "
+                "seen; name a GPU for each in CUDA_VISIBLE_DEVICES, or lower PROCESSES"
             )
         torch.cuda.set_device(local_rank)
         torch.backends.cudnn.benchmark = True

@@ -31,14 +31,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, *sources: Path | None) -> None:
     """Refuse a folder that could not be made or written, before hours of work.
+
+    Parameters
+    ----------
+    folder : Path
+        For results.
+    *sources : Path or None
+        Folders of scans, which results must not be mixed with.
 
     Raises
     ------
     InputError
-        If the folder, or the nearest one above it, is a file or read-only.
+        If the folder, or the nearest one above it, is a file or read-only,
+        or if it is one of the sources.
     """
+    if any(source and source.is_dir() and folder.is_dir() and folder.samefile(source) for source in sources):
+        raise InputError(f"{folder}: is the folder of the scans; set another OUTPUT_DIR (--output_dir)")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{folder}: cannot be written ({nearest}); set another OUTPUT_DIR (--output_dir)")

@@ -111,7 +111,7 @@ class EpochBatches:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.size)
         if self.stratified:
-            order = stratify(order, self.ages, self.batch_size * self.world_size, rng)
+            order = stratify(order, self.ages, min(self.batch_size * self.world_size, self.size), rng)
         own = order[self.rank :: self.world_size][: self.size // self.world_size]
         for index in range(self.start, len(self)):
             yield own[index * self.batch_size : (index + 1) * self.batch_size].tolist()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,9 +85,10 @@ def read_discretized_ages(
         )
     try:
         table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a readable .npy table ({error}); run test_first_stage.py again") from error
-    if not isinstance(table, np.ndarray) or table.dtype.names != tuple(name for name, _ in AGE_TABLE):
+    except Exception as error:  # a damaged header raises many types
+        reason = "it holds Python objects, or is of another kind" if "pickle" in str(error) else error
+        raise InputError(f"{path}: not a readable .npy table ({reason}); run test_first_stage.py again") from error
+    if not isinstance(table, np.ndarray) or table.ndim != 1 or not _has_columns(table.dtype):
         raise InputError(f"{path}: not a table of discretized ages; run test_first_stage.py again")
     problems = []
     other = table["age_interval"][table["age_interval"] != np.float32(age_interval)]
@@ -112,6 +114,14 @@ def read_discretized_ages(
     ]
     if not problems and not np.isfinite(table["brain_age"]).all():
         problems.append(f"{path}: holds ages that are not finite; run test_first_stage.py again")
+    if not problems and (table["discretized_age"] != discretize_age(table["brain_age"], age_interval)).any():
+        problems.append(f"{path}: its discretized ages are not the brain ages rounded; run test_first_stage.py again")
     if problems:
         raise InputError(problems)
     return table[[rows[subject_id] for subject_id in subject_ids]]
+
+
+def _has_columns(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a type has the fields of `AGE_TABLE`, in their order, of any length of text."""
+    found = [(name, dtype[name].kind) for name in dtype.names or ()]
+    return found == [(name, np.dtype(kind).kind) for name, kind in AGE_TABLE]

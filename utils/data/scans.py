@@ -13,6 +13,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from model.conventions import NORMALIZATIONS
 from utils.common.errors import InputError, ignore_interrupts
 from utils.common.files import replacing
 from utils.data.images import brain_statistics, encode_volume, model_grid, read_image, scale_by_tissue
@@ -63,6 +64,8 @@ def data_settings(checkpoint: Mapping[str, Any], normalization: str | None) -> t
     own = checkpoint.get("normalization", normalization or "brain")
     if normalization not in (None, own):
         raise ValueError(f"was trained with NORMALIZATION={own}; leave it as it is")
+    if own not in NORMALIZATIONS:
+        raise ValueError(f"was trained with NORMALIZATION={own}, which is unknown to this version; update this project")
     voxel_size = checkpoint.get("voxel_size", 2)
     shape = tuple(checkpoint.get("network", {}).get("volume_shape", model_grid(voxel_size).shape))
     if shape != model_grid(voxel_size).shape:

@@ -99,7 +99,7 @@ def seen_in_training(subjects: Sequence[Subject], path: Path, checkpoint: Mappin
     seen = {}
     trained = [*checkpoint["train_subjects"], *checkpoint.get("initial_subjects", ())]
     for key, names, use in (
-        ("train", trained, "train"), ("valid", checkpoint["valid_subjects"], "choose the epoch of"),
+        ("train", trained, "train"), ("valid", checkpoint.get("valid_subjects", ()), "choose the epoch of"),
     ):  # fmt: skip
         seen[key] = are_known(subjects, names)
         if seen[key].any():

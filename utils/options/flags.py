@@ -1,6 +1,7 @@
 """What the flags of all entry points have in common: types, parsers, groups that several of them share."""
 
 import argparse
+import difflib
 import glob
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from model.conventions import NORMALIZATIONS
 
 EPILOGUE = "The bash script of the same name sets these flags from variables; docs/variables.md explains each."
+HIGHEST = 2**32 - 1  # of whole numbers, such as seeds
 Settings = TypeVar("Settings")
 
 
@@ -30,6 +32,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, epilog=EPILOGUE, formatter_class=_Formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: -"):
+            wrong = message.split()[2].partition("=")[0]
+            alike = difflib.get_close_matches(wrong, self._option_string_actions, 1)
+            message += f"; did you mean {alike[0]}?" if alike else ""
+        elif message.endswith("expected one argument"):
+            name = message.split()[1].rstrip(":").partition("/")[0]
+            is_path = self._option_string_actions[name].type in (Path, optional_path, paths)
+            message += "; put ./ before a path that begins with a dash" if is_path else ""
         self.exit(2, f"error: {message} ({self.prog} --help explains every flag)\n")
 
 
@@ -76,7 +86,7 @@ def boolean(text: str) -> bool:
 
 
 def number(text: str, low: float, above: bool = False, kind: Callable[[str], float] = float) -> Any:
-    """Read a number that is at least `low`, or above it."""
+    """Read a number that is at least `low`, or above it; a whole one is at most `HIGHEST`."""
     try:
         value = kind(text)
     except ValueError as error:
@@ -87,6 +97,8 @@ def number(text: str, low: float, above: bool = False, kind: Callable[[str], flo
         raise argparse.ArgumentTypeError(
             f"{text} is too small; expected {'more than' if above else 'at least'} {low:g}"
         )
+    if kind is int and value > HIGHEST:
+        raise argparse.ArgumentTypeError(f"{text} is too large; expected at most {HIGHEST}")
     return value
 
 

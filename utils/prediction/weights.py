@@ -1,7 +1,7 @@
 """Weights as they are shipped: trained cascades, a manifest and a model card."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save
 from model.building import REMOVED, load_network
 from model.conventions import NORMALIZATIONS
 from model.scaledense import ScaleDense
-from utils.common.checkpoints import age_interval_of, load_checkpoint
+from utils.common.checkpoints import ENTRIES, Check, age_interval_of, is_number, is_text, list_of, load_checkpoint
 from utils.common.errors import InputError, user_errors
 from utils.common.files import check_writable, replacing, sha256_of, write_json
+from utils.data.images import model_grid
 from utils.data.scans import data_settings
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.likeness import TypicalVolumes
@@ -26,18 +27,33 @@ CARD = "MODEL_CARD.md"
 TYPICAL_VOLUMES = "typical_volumes.safetensors"
 STAGES = ("first_stage", "second_stage")
 DATA_SETTINGS = ("voxel_size", "normalization", "age_interval")
-NEEDED: dict[str, Callable[[Any], bool]] = {  # entries of the manifest, and a check of each
-    "members": lambda value: value >= 1,
-    "networks": lambda value: set(value) == set(STAGES),
-    "voxel_size": lambda value: value >= 2 and value % 2 == 0,
+
+
+def _is_preparation(value: Any) -> bool:
+    return value is None or ({"fingerprint", "registration"} <= value.keys() and all(map(is_text, value.values())))
+
+
+def _is_range(value: Any) -> bool:
+    return list_of(is_number)(value) and len(value) == 2 and value[0] <= value[1]
+
+
+NEEDED: dict[str, Check] = {  # entries of the manifest, and a check of each
+    "members": lambda value: isinstance(value, int) and value >= 1,
+    "networks": lambda value: set(value) == set(STAGES) and all(map(ENTRIES["network"], value.values())),
+    **{name: ENTRIES[name] for name in ("voxel_size", "age_interval")},
     "normalization": lambda value: value in NORMALIZATIONS,
-    "age_interval": lambda value: value > 0,
-    "age_range": lambda value: value[0] < value[1],
-    "out_of_fold_errors": lambda value: np.isfinite(interval_radius(value, INTERVAL_COVERAGE)),
+    "age_range": _is_range,
+    "out_of_fold_errors": lambda value: (
+        list_of(is_number)(value) and np.isfinite(interval_radius(value, INTERVAL_COVERAGE))
+    ),
     "sha256": lambda value: isinstance(value, dict),
-    "distance_limit": lambda value: value > 0,
-    "training_persons": lambda value: isinstance(value, list),
-    "preprocessing": lambda value: isinstance(value, list),
+    "distance_limit": lambda value: is_number(value) and value > 0,
+    "training_persons": list_of(is_text),
+    "preprocessing": list_of(_is_preparation),
+}
+OPTIONAL: dict[str, Check] = {
+    "unseen_site_gaps": lambda value: all(map(list_of(is_number), value.values())),
+    "unseen_site_ages": _is_range,
 }
 
 
@@ -121,10 +137,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise InputError(
                 f"{path}: these weights are of an earlier version; make them again, or use weights/ of this one"
             )
-        wrong = [name for name, usable in NEEDED.items() if name not in manifest or not _passes(usable, manifest[name])]
+        wrong = [
+            name
+            for name, usable in {**NEEDED, **OPTIONAL}.items()
+            if (name in manifest or name in NEEDED) and not _passes(usable, manifest.get(name))
+        ]
         if wrong:
             raise ValueError(f"lacks a usable {', '.join(wrong)}")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: no readable manifest of weights ({error}); set WEIGHTS_DIR (--weights_dir) to "
             "the folder weights/ of this project, or to one that bash_cross_validate.sh wrote"
@@ -132,11 +152,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _passes(usable: Callable[[Any], bool], value: Any) -> bool:
+def _passes(usable: Check, value: Any) -> bool:
     """Apply a check to a value that may be of any type."""
     try:
         return bool(usable(value))
-    except (TypeError, ValueError, IndexError, KeyError):
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError):
         return False
 
 
@@ -172,15 +192,13 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]
 def _read_tensors(path: Path, manifest: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Read a file of weights, and check that it is the one that the manifest describes."""
     try:
-        whole = sha256_of(path) == manifest["sha256"].get(path.name)
-        tensors: dict[str, torch.Tensor] = load_file(path)
+        if sha256_of(path) != manifest["sha256"].get(path.name):
+            raise InputError(f"{path}: is not the file that {MANIFEST} describes; fetch the folder of weights again")
+        return load_file(path)  # type: ignore[no-any-return]
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); fetch the folder of weights again, with all its files"
         ) from error
-    if not whole:
-        raise InputError(f"{path}: is not the file that {MANIFEST} describes; fetch the folder of weights again")
-    return tensors
 
 
 class InitialWeights(NamedTuple):
@@ -255,5 +273,9 @@ def load_typical_volumes(folder: Path) -> TypicalVolumes:
     InputError
         If the file is missing or damaged.
     """
-    parts = _read_tensors(folder / TYPICAL_VOLUMES, read_manifest(folder))
+    manifest = read_manifest(folder)
+    parts = _read_tensors(folder / TYPICAL_VOLUMES, manifest)
+    shape = (1, 1, *model_grid(manifest["voxel_size"]).shape)
+    if {name: part.shape for name, part in parts.items()} != dict.fromkeys(TypicalVolumes._fields, shape):
+        raise InputError(f"{folder / TYPICAL_VOLUMES}: holds no volumes of this grid; make the weights again")
     return TypicalVolumes(**{name: parts[name].float() for name in TypicalVolumes._fields})

@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "train_folder", "valid_folder", "test_folder", "label_table", "cache_folder",
     "first_stage_checkpoint", "discretized_age_folder", "sorter",
 )  # fmt: skip
+NEEDED = ("flags", "optimizer", "scheduler", "generator", "torch_random", "cuda_random")  # of ``last.pt``
 
 
 @dataclass
@@ -107,6 +108,12 @@ class RunState:
             epochs than are asked for.
         """
         state = load_checkpoint(self.path)
+        lacking = {*NEEDED, *vars(self.progress)} - state.keys()
+        if lacking:
+            raise InputError(
+                f"{self.path}: does not say how far a run is (it lacks {min(lacking)}); start a new run in another "
+                "OUTPUT_DIR (--output_dir)"
+            )
         flags = self._all_flags()
         lowered = state["flags"]["epochs"] != flags["epochs"] <= state["epoch"]
         if flags["keep"] == "last" and lowered:
@@ -137,9 +144,9 @@ class RunState:
         return {**self.flags, "processes": distributed.world_size()}
 
 
-def check_run_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder that cannot be written, or that holds a run although `resume` is off."""
-    check_writable(folder)
+def check_run_folder(folder: Path, resume: bool, *sources: Path | None) -> None:
+    """Refuse a folder that cannot be written, holds scans, or holds a run although `resume` is off."""
+    check_writable(folder, *sources)
     held = [name for name in ("last.pt", "best.pt", "metrics.csv") if (folder / name).exists()]
     if held and not resume:
         raise InputError(
