@@ -56,3 +56,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path) -> None:
         raise RuntimeError
     assert sha256_of(path) == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_contents_are_equal_bytes(tmp_path) -> None:
+    """Whatever shares an object, and whichever file it is written to."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2))
+    name = "".join(["train/", "loss"])  # another object than the literal
+    content = {"state_dict": network.state_dict(), "history": [{"train/loss": 1.0}, {name: 2.0}], "best": (True, 0.5)}
+    save_checkpoint(tmp_path / "a.pt", content)
+    for file in ("b.pt", "c.pt"):  # read and written again, and read and written again
+        content = load_checkpoint(tmp_path / "a.pt")
+        save_checkpoint(tmp_path / file, content)
+        assert sha256_of(tmp_path / file) == sha256_of(tmp_path / "a.pt")
+    assert content["history"] == [{"train/loss": 1.0}, {"train/loss": 2.0}]
+    assert content["best"] == (True, 0.5)
+    assert torch.equal(content["state_dict"]["0.weight"], network[0].weight)

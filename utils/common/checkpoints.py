@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -44,9 +45,18 @@ ENTRIES: dict[str, Check] = {  # what may stand in a checkpoint besides its weig
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values, whole or not at all."""
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    """Write tensors and plain values, whole or not at all; equal contents give equal bytes."""
+    with replacing(path) as temporary, temporary.open("wb") as file:  # of a path, torch would store the random name
+        torch.save(_unshared(content), file)
+
+
+def _unshared(value: Any) -> Any:
+    """Copy containers and intern texts, because pickling writes an object that occurs twice only once."""
+    if isinstance(value, Mapping):
+        return {_unshared(key): _unshared(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_unshared, value))
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
