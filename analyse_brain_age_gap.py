@@ -13,7 +13,7 @@ def main() -> None:
     from utils.analysis.gap_tables import ROLES, check_test_set, read_tables
     from utils.prediction.weights import read_manifest
 
-    check_analysis_folder(args.output_dir)
+    check_analysis_folder(args.output_dir, args.overwrite)
     groups = {"test": args.predictions, "fit": args.fit_predictions, "calibration": args.calibration_predictions}
     columns = {role: getattr(args, f"{role}_column") for role in ROLES}
     tables = read_tables(groups, args.label_table, columns, args.healthy_label)

@@ -8,6 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 PREDICTIONS="${PREDICTIONS:-runs/second_stage/test/predictions.csv}"  # brain ages of the test set, including patients
 LABEL_TABLE="${LABEL_TABLE:-}"                        # diagnosis, site, sex, session; empty: columns of the predictions
 OUTPUT_DIR="${OUTPUT_DIR:-runs/brain_age_gap}"        # folder for report.html, tables and figures
+OVERWRITE="${OVERWRITE:-false}"                       # true: replace results of an earlier call
 CORRECTION="${CORRECTION:-none}"                      # linear-gap, linear-prediction, covariate; separate by commas
 FIT_PREDICTIONS="${FIT_PREDICTIONS:-}"                # healthy subjects outside the test set, for the fit
 CORRECTION_FILE="${CORRECTION_FILE:-}"                # corrections.json of an earlier analysis, instead of a fit
@@ -24,6 +25,7 @@ SEED="${SEED:-0}"                                     # of bootstrap, folds and 
   --predictions "$PREDICTIONS" \
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \
+  --overwrite "$OVERWRITE" \
   --correction "$CORRECTION" \
   --fit_predictions "$FIT_PREDICTIONS" \
   --correction_file "$CORRECTION_FILE" \

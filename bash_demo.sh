@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole cascade on SIMULATED brains: sets up the environment, simulates a small cohort,
 # trains and tests both stages, reports on the brain-age gap, and says where everything lies. A second call
-# reuses what is there. With patients: SUBJECTS=600 PATIENTS=60 DATA=data_600 RUNS=runs/demo_600 bash bash_demo.sh
+# reuses the cohort and the trained stages.
+# With patients: SUBJECTS=600 PATIENTS=60 DATA=data_600 RUNS=runs/demo_600 bash bash_demo.sh
 # Edit the variables, or set them in the environment.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
@@ -23,6 +24,7 @@ export PYTHON
 started=$SECONDS
 FIRST_STAGE_CHECKPOINT="$RUNS/first_stage/best.pt"
 export FIRST_STAGE_CHECKPOINT
+export OVERWRITE=true                                 # tests and the report are made again in seconds
 
 OUTPUT_DIR="$DATA" bash "$HERE/bash_make_demo_cohort.sh"
 OUTPUT_DIR="$RUNS/first_stage" bash "$HERE/bash_train_first_stage.sh" --resume

@@ -8,6 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
 INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, or a BIDS data set
 OUTPUT_DIR="${OUTPUT_DIR:-predictions}"               # folder for predictions.csv and the pictures
+OVERWRITE="${OVERWRITE:-false}"                       # true: replace results of an earlier call
 LABEL_TABLE="${LABEL_TABLE:-}"                        # subject, age, sex, where known; empty: none
 WEIGHTS_DIR="${WEIGHTS_DIR:-$HERE/weights}"           # folder of weights that bash_cross_validate.sh wrote
 CALIBRATION_TABLE="${CALIBRATION_TABLE:-}"            # ages of 10 or more healthy people among the scans; empty: none
@@ -24,6 +25,7 @@ set_up_environment requirements.txt requirements-preprocess.txt
 "$PYTHON" "$HERE/predict.py" \
   --input "$INPUT" \
   --output_dir "$OUTPUT_DIR" \
+  --overwrite "$OVERWRITE" \
   --label_table "$LABEL_TABLE" \
   --weights_dir "$WEIGHTS_DIR" \
   --calibration_table "$CALIBRATION_TABLE" \

@@ -6,6 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
 INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, or a BIDS data set
 OUTPUT_DIR="${OUTPUT_DIR:-preprocessed}"              # folder for the brains, qc.csv, index.html
+OVERWRITE="${OVERWRITE:-false}"                       # true: make scans again that were made with other parameters
 REGISTRATION="${REGISTRATION:-affine}"                # affine, as the weights that ship, or nonlinear, as the paper
 BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, not to extract again: auto, true, false
 NUM_WORKERS="${NUM_WORKERS:-0}"                       # scans at a time; 0: as many as cores and memory allow
@@ -14,6 +15,7 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
 "$PYTHON" "$HERE/preprocess.py" \
   --input "$INPUT" \
   --output_dir "$OUTPUT_DIR" \
+  --overwrite "$OVERWRITE" \
   --registration "$REGISTRATION" \
   --brain_extracted "$BRAIN_EXTRACTED" \
   --num_workers "$NUM_WORKERS" \

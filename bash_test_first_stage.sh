@@ -9,6 +9,7 @@ TEST_FOLDER="${TEST_FOLDER:-$DATA/test}"              # scans, .nii or .nii.gz
 LABEL_TABLE="${LABEL_TABLE-$DATA/labels.csv}"         # subject, age in years, sex; empty: none
 CHECKPOINT="${CHECKPOINT:-runs/first_stage/best.pt}"  # of the trained first stage
 OUTPUT_DIR="${OUTPUT_DIR:-runs/first_stage/test}"     # folder for the results
+OVERWRITE="${OVERWRITE:-false}"                       # true: replace results of an earlier call
 SPLIT="${SPLIT:-test}"                                # name of the split: <split>_discretized_age.npy
 BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
@@ -20,6 +21,7 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
   --label_table "$LABEL_TABLE" \
   --checkpoint "$CHECKPOINT" \
   --output_dir "$OUTPUT_DIR" \
+  --overwrite "$OVERWRITE" \
   --split "$SPLIT" \
   --batch_size "$BATCH_SIZE" \
   --num_workers "$NUM_WORKERS" \

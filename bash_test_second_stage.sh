@@ -10,6 +10,7 @@ LABEL_TABLE="${LABEL_TABLE-$DATA/labels.csv}"         # subject, age in years, s
 CHECKPOINT="${CHECKPOINT:-runs/second_stage/best.pt}" # of the trained second stage
 FIRST_STAGE_CHECKPOINT="${FIRST_STAGE_CHECKPOINT:-runs/first_stage/best.pt}"  # that it was trained on
 OUTPUT_DIR="${OUTPUT_DIR:-runs/second_stage/test}"    # folder for the results
+OVERWRITE="${OVERWRITE:-false}"                       # true: replace results of an earlier call
 BATCH_SIZE="${BATCH_SIZE:-8}"                         # scans in a batch
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
 CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
@@ -21,6 +22,7 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
   --checkpoint "$CHECKPOINT" \
   --first_stage_checkpoint "$FIRST_STAGE_CHECKPOINT" \
   --output_dir "$OUTPUT_DIR" \
+  --overwrite "$OVERWRITE" \
   --batch_size "$BATCH_SIZE" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \

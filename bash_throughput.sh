@@ -12,6 +12,7 @@ ROUNDS="${ROUNDS:-5}"                                 # how often each variant i
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
 COHORT_SIZE="${COHORT_SIZE:-0}"                       # scans of a cohort to start, such as 100000; 0: none
 OUTPUT="${OUTPUT:-runs/throughput.json}"              # file for the figures
+OVERWRITE="${OVERWRITE:-false}"                       # true: replace results of an earlier call
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
 "$PYTHON" "$HERE/benchmarks/throughput.py" \
@@ -23,4 +24,5 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
   --num_workers "$NUM_WORKERS" \
   --cohort_size "$COHORT_SIZE" \
   --output "$OUTPUT" \
+  --overwrite "$OVERWRITE" \
   "$@"

@@ -21,7 +21,7 @@ def main() -> None:
     from utils.data.cohort import are_known, load_cohort
     from utils.data.images import model_grid
     from utils.data.scans import ScanStore
-    from utils.evaluation.reports import announce_report, write_report
+    from utils.evaluation.reports import announce_report, report_files, write_report
     from utils.prediction import cross_validation
     from utils.prediction.script_runs import check_recorded
     from utils.prediction.site_figures import announce_sites, describe_sites
@@ -38,6 +38,9 @@ def main() -> None:
         model_grid(trainings[0].voxel_size)
     # All scans are checked before the first training; a folder with folds was checked when it was begun.
     begun = (args.output_dir / cross_validation.TABLE).exists()
+    held = [name for name in [*report_files(), "sites.csv"] if (args.output_dir / name).exists()]
+    if held and not begun:
+        raise InputError(f"{args.output_dir}: holds {held[0]} of something else; set another OUTPUT_DIR (--output_dir)")
     scans = None if begun else ScanStore(trainings[0].voxel_size, trainings[0].normalization, None, args.num_workers)
     subjects = load_cohort(
         {"scan": args.scan_folder}, args.label_table, scans, use_sex=trainings[0].use_sex, site_column=args.site_column

@@ -14,7 +14,7 @@ def main() -> None:
     from model.building import load_network
     from model.cascade import Cascade
     from utils.common import distributed
-    from utils.common.files import check_writable
+    from utils.common.files import check_results
     from utils.data.dataset import ScanDataset
     from utils.data.scans import ScanStore, data_settings
     from utils.data.tables import read_label_table
@@ -28,7 +28,7 @@ def main() -> None:
 
     if args.scanner and args.calibration_table:
         raise InputError("--scanner and --calibration_table contradict each other; give one of them")
-    check_writable(args.output_dir, args.input)
+    check_results(args.output_dir, ["predictions.csv"], args.overwrite, args.input)
     manifest, members = load_weights(args.weights_dir)
     typical = load_typical_volumes(args.weights_dir)
     scan_ages.interval_errors(manifest, args.scanner)  # a wrong name ends the command before the work
@@ -43,7 +43,7 @@ def main() -> None:
     scan_ages.add_verdicts(scans)
     prepare = PreprocessingSettings(
         args.output_dir / "preprocessed", scan_ages.registration_of(manifest["preprocessing"]), args.device,
-        keep_failed=False, save_masks=False, brain_extracted=args.brain_extracted,
+        keep_failed=False, save_masks=False, brain_extracted=args.brain_extracted, overwrite=args.overwrite,
     )  # fmt: skip
     scan_ages.preprocess(scans, prepare, args.timeout)
     device = distributed.start(args.device)

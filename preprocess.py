@@ -18,7 +18,13 @@ def main() -> None:
     part, parts = args.shard
     scans = find_raw_scans(args.input)[part - 1 :: parts]
     settings = Settings(
-        args.output_dir, args.registration, args.device, args.keep_failed, args.save_masks, args.brain_extracted
+        args.output_dir,
+        args.registration,
+        args.device,
+        args.keep_failed,
+        args.save_masks,
+        args.brain_extracted,
+        args.overwrite,
     )
     records = preprocess_all(scans, settings, args.num_workers, args.timeout)
     sys.exit(summarize(records, args.output_dir))

@@ -10,17 +10,19 @@ def main() -> None:
     from model.building import load_network
     from utils.common import distributed
     from utils.common.checkpoints import age_interval_of, load_checkpoint
-    from utils.common.files import check_writable, sha256_of
+    from utils.common.files import check_results, sha256_of
     from utils.data.cohort import load_cohort
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import write_discretized_ages
     from utils.data.scans import ScanStore, data_settings
     from utils.evaluation.predicting import predict, seen_in_training
-    from utils.evaluation.reports import announce_report, write_report
+    from utils.evaluation.reports import announce_report, report_files, write_report
     from utils.training.stages import FirstStage
 
     options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
-    check_writable(args.output_dir, args.test_folder)
+    table = f"{args.split}_discretized_age.npy"
+    names = [*report_files(args.npz_name, args.plot_name), table]
+    check_results(args.output_dir, names, args.overwrite, args.test_folder)
     device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     with user_errors(str(args.checkpoint)):
@@ -43,7 +45,7 @@ def main() -> None:
         args.output_dir, subjects, predictions, "First stage", npz_name=args.npz_name, plot_name=args.plot_name
     )
     write_discretized_ages(
-        args.output_dir / f"{args.split}_discretized_age.npy",
+        args.output_dir / table,
         [subject.subject_id for subject in subjects],
         predictions["brain_age"],
         age_interval,

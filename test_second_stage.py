@@ -11,17 +11,17 @@ def main() -> None:
     from model.conventions import discretize_age
     from utils.common import distributed
     from utils.common.checkpoints import age_interval_of, load_checkpoint
-    from utils.common.files import check_writable, sha256_of
+    from utils.common.files import check_results, sha256_of
     from utils.data.cohort import add_first_stage_ages, load_cohort
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import read_discretized_ages
     from utils.data.scans import ScanStore, data_settings
     from utils.evaluation.predicting import predict, seen_in_training
-    from utils.evaluation.reports import announce_report, write_report
+    from utils.evaluation.reports import announce_report, report_files, write_report
     from utils.training.stages import FirstStage, SecondStage
 
     options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "precision": args.precision}
-    check_writable(args.output_dir, args.test_folder)
+    check_results(args.output_dir, report_files(args.npz_name, args.plot_name), args.overwrite, args.test_folder)
     device = distributed.start(args.device)
     paths = {1: args.first_stage_checkpoint, 2: args.checkpoint}
     checkpoints = {number: load_checkpoint(path) for number, path in paths.items()}

@@ -13,11 +13,9 @@ def main() -> None:
     from model.sorter import Sorter, evaluate_sorter, fit_sorter
     from utils.common import distributed
     from utils.common.checkpoints import save_checkpoint
-    from utils.common.files import check_writable
+    from utils.common.files import check_results
 
-    check_writable(args.output.parent)
-    if args.output.exists():
-        raise InputError(f"{args.output}: exists already; set another OUTPUT (--output)")
+    check_results(args.output.parent, [args.output.name], args.overwrite, variable="OUTPUT")
     if not args.youngest < args.oldest:
         raise InputError(f"--youngest {args.youngest:g} is not below --oldest {args.oldest:g}; widen the range")
     device = distributed.start(args.device)

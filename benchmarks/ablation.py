@@ -101,7 +101,12 @@ def steps(row: Row, place: Place, shared: Mapping[str, object], epochs: tuple[in
     first = (own if row.first is not None else place.folder(PAPER)) / "first_stage"
     parts = ("half_1", "half_2") if row.halves else ("train", "train")
     train_folders = [place.scans(part, row) for part in parts]
-    test = {**shared, "TEST_FOLDER": place.scans("test", row), "FIRST_STAGE_CHECKPOINT": first / "best.pt"}
+    test = {
+        **shared,
+        "TEST_FOLDER": place.scans("test", row),
+        "FIRST_STAGE_CHECKPOINT": first / "best.pt",
+        "OVERWRITE": "true",
+    }  # an unfinished test is made again
     train = {**shared, "VALID_FOLDER": "", "TEST_FOLDER": "", "SEED": place.seed}
 
     def step(product: Path, script: str, *flags: str, **variables: object) -> Step:

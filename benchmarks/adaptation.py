@@ -82,7 +82,8 @@ def train(folder: Path, scans: dict[str, list[Subject]], variables: Mapping[str,
             own_variables = {**common, **start, "OUTPUT_DIR": own, "FIRST_STAGE_CHECKPOINT": first / "best.pt"}
             run_script(log, f"bash_train_{name}.sh", ["--resume"], own_variables)
     test = {**common, "TEST_FOLDER": folder / "test", "CHECKPOINT": second / "best.pt",
-            "FIRST_STAGE_CHECKPOINT": first / "best.pt", "OUTPUT_DIR": folder / "predictions"}  # fmt: skip
+            "FIRST_STAGE_CHECKPOINT": first / "best.pt", "OUTPUT_DIR": folder / "predictions",
+            "OVERWRITE": "true"}  # fmt: skip
     if not (folder / "predictions" / "predictions.csv").exists():
         run_script(log, "bash_test_second_stage.sh", variables=test)
     return folder / "predictions" / "predictions.csv"

@@ -102,7 +102,7 @@ def main() -> None:
             if not target.exists():
                 nibabel.save(image, target)
     out = args.output_dir / "predictions"
-    run("predict.py", "--input", changed, "--output_dir", out, "--weights_dir", args.weights_dir)
+    run("predict.py", "--input", changed, "--output_dir", out, "--overwrite", "true", "--weights_dir", args.weights_dir)
     table = summarize(pd.read_csv(out / "predictions.csv"))
     table.to_csv(args.output_dir / "moves.csv", index=False)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.conventions import MODELS
 from utils.common.errors import run_command, user_errors
-from utils.options.flags import Parser, add_device, count, flag, flags_of, whole
+from utils.options.flags import Parser, add_device, add_overwrite, count, flag, flags_of, whole
 
 
 def throughput_parser() -> Parser:
@@ -32,6 +32,7 @@ def throughput_parser() -> Parser:
     flag(parser, "--cohort_size", "0", whole, "scans of a cohort whose start to measure, such as 100000; 0: none")
     add_device(parser)
     flag(parser, "--output", "runs/throughput.json", Path, "file for the figures")
+    add_overwrite(parser)
     return parser
 
 
@@ -41,10 +42,10 @@ def main() -> None:
     from benchmarks.loading_speed import measure_cohort, measure_loader
     from benchmarks.network_speed import config_of, measure_all, measure_rates, variants_of
     from utils.common import distributed
-    from utils.common.files import check_writable, write_json
+    from utils.common.files import check_results, write_json
     from utils.training.run_log import describe_run
 
-    check_writable(args.output.parent)
+    check_results(args.output.parent, [args.output.name], args.overwrite, variable="OUTPUT")
     with user_errors():
         for variant in variants_of(args):
             config_of(variant, args)

@@ -337,6 +337,35 @@ def test_a_table_of_ages_spares_the_first_stage(
     np.testing.assert_allclose(*ages, rtol=1e-4)
 
 
+def test_testing_replaces_results_only_if_told_to(
+    synthetic_cohort, first_stage, second_stage, tmp_path, run_here
+) -> None:
+    stages = {1: ["--checkpoint", first_stage / "best.pt"],
+              2: ["--checkpoint", second_stage / "best.pt", "--first_stage_checkpoint", first_stage / "best.pt"]}  # fmt: skip
+    for stage, own in stages.items():
+        folder = tmp_path / str(stage)
+        script = f"test_{'first' if stage == 1 else 'second'}_stage.py"
+        flags = [*own, *data_flags(synthetic_cohort, "test"), *QUICK, "--output_dir", folder]
+        run_here(script, *flags)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(InputError, match=r"holds predictions\.csv, .* OVERWRITE=true"):
+            run_here(script, *flags, "--test_folder", synthetic_cohort / "valid")
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        run_here(script, *flags, "--test_folder", synthetic_cohort / "valid", "--overwrite", "true")
+        assert (folder / "predictions.csv").read_bytes() != before["predictions.csv"]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "test_discretized_age.npy").touch()  # of a training, say
+    with pytest.raises(InputError, match=r"tables: holds test_discretized_age\.npy already"):
+        run_here(
+            "test_first_stage.py",
+            *stages[1],
+            *data_flags(synthetic_cohort, "test"),
+            *QUICK,
+            "--output_dir",
+            tmp_path / "tables",
+        )
+
+
 def test_prediction_without_a_label_table(synthetic_cohort, first_stage, tmp_path, run_here) -> None:
     flags = [
         "--test_folder",

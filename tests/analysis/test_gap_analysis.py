@@ -280,7 +280,11 @@ def test_what_weakens_a_report_is_said(cohort, tmp_path, monkeypatch, capsys) ->
     assert set(groups["by"]) == {"age", "sex", "site"}
     # A second analysis replaces the first, and leaves files of other origin alone.
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    analyse("--predictions", cohort / "test.csv", "--output_dir", tmp_path / "out", monkeypatch=monkeypatch)
+    again = ("--predictions", cohort / "test.csv", "--output_dir", tmp_path / "out")
+    analyse(*again, monkeypatch=monkeypatch, status=2)
+    assert "holds report.html already; set another OUTPUT_DIR" in capsys.readouterr().err
+    assert (tmp_path / "out" / "diagnosis.csv").exists()
+    analyse(*again, "--overwrite", "true", monkeypatch=monkeypatch)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(metrics["warnings"]) == 2  # unknown training subjects; only one diagnosis
     left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}

@@ -99,7 +99,11 @@ def test_the_script_writes_a_sorter_that_loads(tmp_path, run_here) -> None:
     flags = ["--model_type", "lstm", "--length", 4, "--steps", 5, "--output", tmp_path / "sorter.pt"]
     assert "correlation" in run_here("train_sorter.py", *flags)
     assert load_sorter(tmp_path / "sorter.pt").length == 4
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(
+        InputError, match=r"holds sorter\.pt already; set another OUTPUT \(--output\), or OVERWRITE=true"
+    ):
         run_here("train_sorter.py", *flags)
-    with pytest.raises(ValueError, match="sorter of length 4"):
-        load_sorter(tmp_path / "sorter.pt")(torch.ones(5))
+    run_here("train_sorter.py", *flags, "--length", 5, "--overwrite", "true")
+    assert load_sorter(tmp_path / "sorter.pt").length == 5
+    with pytest.raises(ValueError, match="sorter of length 5"):
+        load_sorter(tmp_path / "sorter.pt")(torch.ones(4))

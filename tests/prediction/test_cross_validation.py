@@ -284,6 +284,12 @@ def test_weights_are_not_overwritten(variables, weights, tmp_path, monkeypatch, 
     assert not (tmp_path / "run").exists()
 
 
+def test_results_of_something_else_are_kept(variables, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "predictions.csv").touch()
+    said = refusal(monkeypatch, capsys, variables, OUTPUT_DIR=tmp_path)
+    assert "holds predictions.csv of something else" in said
+
+
 def test_a_scan_off_the_grid_is_found_before_the_folds(variables, scans, tmp_path, monkeypatch, capsys) -> None:
     folder = shutil.copytree(scans, tmp_path / "scans")
     path = min(folder.iterdir())

@@ -129,6 +129,24 @@ def test_wrong_input_ends_before_anything_is_written(weights, tmp_path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_loop_over_scans_loses_no_row(weights, tmp_path, monkeypatch, run_here) -> None:
+    out = tmp_path / "out"
+    flags = ["--output_dir", out, "--weights_dir", weights, "--num_workers", 0, "--device", "cpu"]
+    for name in ("sub-91", "sub-92"):
+        prepared_scan(tmp_path / f"{name}.nii.gz")
+    with pytest.raises(SystemExit, match="0"):
+        run_here("predict.py", *flags, "--input", tmp_path / "sub-91.nii.gz")
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    with pytest.raises(
+        InputError, match=r"out: holds predictions\.csv already; set another OUTPUT_DIR .*OVERWRITE=true"
+    ):
+        run_here("predict.py", *flags, "--input", tmp_path / "sub-92.nii.gz")
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    with pytest.raises(SystemExit, match="0"):
+        run_here("predict.py", *flags, "--input", tmp_path / "sub-92.nii.gz", "--overwrite", "true")
+    assert (out / "predictions.csv").read_bytes() != before[out / "predictions.csv"]
+
+
 def test_weights_for_the_grid_of_an_earlier_version_are_refused(weights, tmp_path, monkeypatch) -> None:
     prepared_scan(tmp_path / "a.nii.gz")
     earlier = shutil.copytree(weights, tmp_path / "earlier")

@@ -89,3 +89,7 @@ def test_recorded_settings_must_not_change(tmp_path) -> None:
     script_runs.check_recorded(path, table, [{**flags, "num_workers": 8}], {"--folds": 3})  # of the machine
     with pytest.raises(InputError, match=r"--folds was 3, is 2; --epochs of the first stage was 3, is 4"):
         script_runs.check_recorded(path, table, [{**flags, "epochs": 4}], {"--folds": 2})
+    (tmp_path / "fold_1").mkdir()
+    path.unlink()
+    with pytest.raises(InputError, match=r"holds fold_1, but no settings\.json that says how it was made"):
+        script_runs.check_recorded(path, table, [flags], {"--folds": 3})

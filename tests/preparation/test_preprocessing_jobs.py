@@ -134,6 +134,10 @@ def test_a_scan_is_done_again_if_anything_about_it_differs(run) -> None:
     assert _finished(scan, settings_of(out, brain_extracted="false"), key) is None
     assert _finished(cut, settings_of(out), key)
     assert _finished(cut, settings_of(out, keep_failed=True), key) is None  # its brain was not written
+    with pytest.raises(
+        InputError, match="2 scans, such as sub-1, are finished, but with other parameters.*OVERWRITE=true"
+    ):
+        preprocess_all(find_raw_scans(run / "raw"), settings_of(out, brain_extracted="false"), 1, 600)
     for part in ("sub-1.nii.gz", "masks/sub-1.nii.gz"):
         (out / part).rename(run / "away")
         assert _finished(scan, settings_of(out), key) is None

@@ -17,6 +17,7 @@ from tests.training.helpers import CONFIG, flags, same, states, train
 from utils.common.errors import InputError
 from utils.data.subjects import Subject
 from utils.training.state import describe_checkpoint
+from utils.training.trainer import Trainer
 
 EPOCHS = 3
 # Runs a training script that kills itself before step 8 of its second epoch.
@@ -63,6 +64,7 @@ def test_killed_and_resumed_equals_uninterrupted(synthetic_cohort, first_stage, 
     uninterrupted, resumed = states(tmp_path / "whole"), states(killed)
     assert same(uninterrupted, resumed)
     assert resumed[0]["epoch"] == EPOCHS
+    assert (killed / "best.pt").read_bytes() == (tmp_path / "whole" / "best.pt").read_bytes()
     with (killed / "metrics.csv").open() as file:
         assert [float(row["epoch"]) for row in csv.DictReader(file)] == list(range(EPOCHS))
     files = [EventAccumulator(str(file)).Reload() for file in killed.glob("events.*")]  # of both processes
@@ -111,3 +113,33 @@ def test_a_checkpoint_says_what_it_is_of(tmp_path) -> None:
     second = describe_checkpoint({"stage": 2}, 4, "brain", 5.0, [trained], [chose], "f" * 64)
     assert (second["valid_subjects"], second["valid_ages"]) == (["b"], [60.0])
     assert (second["first_stage_sha256"], second["train_discretized_ages"]) == ("f" * 64, [45.0])
+
+
+def test_results_that_cannot_be_continued_are_never_replaced(datasets, tmp_path) -> None:
+    """Whatever of a run is left, --resume replaces nothing unless it can go on."""
+    train(datasets, tmp_path, flags("--epochs", 2))
+    (tmp_path / "train_discretized_age.npy").write_bytes(b"a table")
+    (tmp_path / "last.pt").rename(tmp_path / "away")
+    for lost in ("", "best.pt", "metrics.csv"):
+        if lost:
+            (tmp_path / lost).unlink()
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(InputError, match=r"holds results .*, but no last\.pt to go on from"):
+            train(datasets, tmp_path, flags("--epochs", 3, "--seed", 5, "--resume"))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "away").rename(tmp_path / "last.pt")
+    with pytest.raises(InputError, match=r"best\.pt: is gone"):
+        train(datasets, tmp_path, flags("--epochs", 2, "--resume"))
+
+
+def test_a_run_can_be_continued_from_its_first_moment(datasets, tmp_path, monkeypatch) -> None:
+    train(datasets, tmp_path / "whole", flags("--epochs", 1))
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "train_step", die)
+        train(datasets, tmp_path / "cut", flags("--epochs", 1))
+    train(datasets, tmp_path / "cut", flags("--epochs", 1, "--resume"))
+    assert (tmp_path / "whole" / "best.pt").read_bytes() == (tmp_path / "cut" / "best.pt").read_bytes()

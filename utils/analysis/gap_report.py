@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.common.errors import InputError
-from utils.common.files import check_writable, write_json
+from utils.common.files import check_results, write_json
 
 PAGE, METRICS = "report.html", "metrics.json"
 HEADINGS = {
@@ -89,15 +89,15 @@ def cell(row: Any, name: str) -> str:
     return f"{text} ({number(low)} to {number(high)})" if np.isfinite(low) and text != "-" else text
 
 
-def check_analysis_folder(folder: Path) -> list[str]:
+def check_analysis_folder(folder: Path, overwrite: bool) -> list[str]:
     """Return the files of an earlier analysis in a folder, which a new one replaces.
 
     Raises
     ------
     InputError
-        If the folder holds files, but no earlier analysis.
+        If the folder holds an earlier analysis and `overwrite` is false, or other files.
     """
-    check_writable(folder)
+    check_results(folder, [PAGE], overwrite)
     if not folder.exists() or not any(folder.iterdir()):
         return []
     try:
@@ -128,7 +128,7 @@ def write_analysis(
     provenance : mapping of str to str, how the analysis was made
     more : mapping of file name to str, further files
     """
-    old = check_analysis_folder(folder)
+    old = check_analysis_folder(folder, overwrite=True)
     folder.mkdir(parents=True, exist_ok=True)
     tables = {name: table for section in sections for name, table in section.tables.items()}
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,36 @@ def check_writable(folder: Path, *sources: Path | None) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{folder}: cannot be written ({nearest}); set another OUTPUT_DIR (--output_dir)")
+
+
+def check_results(
+    folder: Path, names: Sequence[str], overwrite: bool, *sources: Path | None, variable: str = "OUTPUT_DIR"
+) -> None:
+    """Refuse to replace the results of an earlier call, unless the user said so.
+
+    Parameters
+    ----------
+    folder : Path
+    names : sequence of str
+        Files that the call would write there.
+    overwrite : bool
+    *sources : Path or None
+        See `check_writable`.
+    variable : str
+        Of the bash script, which names the folder or file.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written, or holds some of the files although `overwrite` is false.
+    """
+    check_writable(folder, *sources)
+    held = [name for name in names if (folder / name).exists()]
+    if held and not overwrite:
+        raise InputError(
+            f"{folder}: holds {', '.join(held)} already; set another {variable} (--{variable.lower()}), or "
+            "OVERWRITE=true (--overwrite true) to replace what is there"
+        )
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -87,6 +87,11 @@ def describe_metrics(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
+def report_files(npz_name: str = "predictions.npz", plot_name: str = "brain_age.png") -> list[str]:
+    """Return the names of the files that `write_report` writes."""
+    return ["predictions.csv", npz_name, "metrics.json", plot_name]
+
+
 def write_report(
     folder: Path,
     subjects: Sequence[Subject],

@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.common.choices import CORRECTIONS
 from utils.options.flags import (
     Parser,
+    add_overwrite,
     boolean,
     count,
     flag,
@@ -52,6 +53,7 @@ def gap_parser() -> Parser:
         "table with what the predictions lack: diagnosis, site, sex, session, person; '': none",
     )  # fmt: skip
     flag(group, "--output_dir", "runs/brain_age_gap", Path, "folder for the results")
+    add_overwrite(group)
     group = parser.add_argument_group("correction of the gap for its dependence on age")
     flag(
         group, "--correction", "none", some_of(CORRECTIONS),

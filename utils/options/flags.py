@@ -227,6 +227,11 @@ def add_released_normalization(group: Any) -> None:
     )  # fmt: skip
 
 
+def add_overwrite(group: Any) -> None:
+    """Add the flag without which no result of an earlier call is replaced."""
+    flag(group, "--overwrite", "false", boolean, "replace results of an earlier call in the output folder")
+
+
 def add_device(group: Any) -> None:
     """Add the flag of the device."""
     flag(group, "--device", "auto", str, "auto: CUDA if there is a GPU", choices=("auto", "cuda", "cpu"))

@@ -8,6 +8,7 @@ from utils.options.flags import (
     add_brain_extracted,
     add_label_table,
     add_machine_flags,
+    add_overwrite,
     add_timeout,
     count,
     flag,
@@ -30,7 +31,8 @@ def prediction_parser() -> Parser:
         "a scan, a folder of scans (.nii, .nii.gz, .mgz), a BIDS data set, or the folder of fsl_anat's folders; a brain on "
         "the 2 mm grid of MNI152 with 0 around it counts as prepared, any other scan is preprocessed",
     )  # fmt: skip
-    flag(parser, "--output_dir", "predictions", Path, "folder for the results")
+    flag(parser, "--output_dir", "predictions", Path, "folder for the results, new for each call")
+    add_overwrite(parser)
     add_label_table(parser, "", "; '': none")
     flag(parser, "--sex", None, str, "of all subjects for whom the label table gives none", choices=("F", "M"))
     flag(parser, "--weights_dir", str(PROJECT / "weights"), Path, "folder of weights that bash_cross_validate.sh wrote")

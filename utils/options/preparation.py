@@ -34,6 +34,10 @@ def preprocessing_parser() -> Parser:
     )  # fmt: skip
     flag(parser, "--output_dir", "preprocessed", Path, "folder for the results")
     flag(
+        parser, "--overwrite", "false", boolean,
+        "make scans again that are finished, but with other parameters or packages; otherwise they are refused",
+    )  # fmt: skip
+    flag(
         parser, "--registration", "affine", str,
         "to the template: affine, as the weights that ship; nonlinear, as the paper. docs/preprocessing.md compares them",
         choices=("affine", "nonlinear"),

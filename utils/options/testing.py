@@ -8,6 +8,7 @@ from utils.options.flags import (
     add_first_stage_checkpoint,
     add_label_table,
     add_machine_flags,
+    add_overwrite,
     add_released_normalization,
     boolean,
     flag,
@@ -38,6 +39,7 @@ def testing_parser(stage: int) -> Parser:
         "of the trained network, ours or one that the authors released",
     )
     flag(group, "--output_dir", f"{folder}/test", Path, "folder for the results")
+    add_overwrite(group)
     flag(group, "--npz_name", "predictions.npz", str, "file name of the predictions as arrays")
     flag(group, "--plot_name", "brain_age.png", str, "file name of the scatter plot")
     if stage == 1:

@@ -13,6 +13,7 @@ from utils.options.flags import (
     add_first_stage_checkpoint,
     add_label_table,
     add_machine_flags,
+    add_overwrite,
     add_released_normalization,
     boolean,
     count,
@@ -277,7 +278,8 @@ def sorter_parser() -> Parser:
         "Only --ranking sodeep needs one. Writes one file, and prints how well the sorter ranks\n"
         "new ages."
     )
-    flag(parser, "--output", "runs/sorter_16.pt", Path, "file for the sorter; must not exist")
+    flag(parser, "--output", "runs/sorter_16.pt", Path, "file for the sorter")
+    add_overwrite(parser)
     flag(parser, "--length", "16", count, "how many ages it ranks: the batch size of the training that will use it")
     flag(parser, "--model_type", "lstmla", str, "lstm: 128 units; lstmla: 512, the authors'", choices=SORTER_TYPES)
     flag(parser, "--youngest", "0", not_negative, "years, lowest age that is drawn")

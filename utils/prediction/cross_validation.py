@@ -143,7 +143,8 @@ def _flags(fold: str, member: int, tested: bool, settings: CrossValidation) -> l
     train = [*machine, "--train_folder", own.parent / "train", "--valid_folder", "",
              "--seed", settings.seed + member - 1, "--resume"]  # fmt: skip
     test = [*machine, "--test_folder", own.parent / "test", "--output_dir", own / TESTS[settings.stages],
-            "--precision", "float32", "--checkpoint", own / STAGES[settings.stages - 1] / "best.pt"]  # fmt: skip
+            "--precision", "float32", "--overwrite", "true",
+            "--checkpoint", own / STAGES[settings.stages - 1] / "best.pt"]  # fmt: skip
     of_first = ["--first_stage_checkpoint", first / "best.pt"]
     flags = [*train, "--test_folder", "", "--output_dir", first]
     steps = [(first / "train_discretized_age.npy", "bash_train_first_stage.sh", flags)]

@@ -111,7 +111,7 @@ def check_recorded(
     Raises
     ------
     InputError
-        If anything differs.
+        If anything differs, or the folder holds trainings without a record.
     """
     recorded: dict[str, Any] = {"SHA-256 of the label table": sha256_of(label_table), **others}
     for stage, flags in enumerate(trainings, 1):
@@ -119,6 +119,12 @@ def check_recorded(
         recorded |= {f"--{name} of the {STAGES[stage - 1].replace('_', ' ')}": value for name, value in chosen.items()}
     recorded = json.loads(json.dumps(recorded))
     if not path.exists():
+        begun = sorted(part.name for part in path.parent.glob("*/")) if path.parent.is_dir() else []
+        if begun:
+            raise InputError(
+                f"{path.parent}: holds {begun[0]}, but no {path.name} that says how it was made; set another "
+                "OUTPUT_DIR (--output_dir)"
+            )
         write_json(path, recorded)
         return
     before = json.loads(path.read_text(encoding="utf-8"))

@@ -48,6 +48,7 @@ class Settings:
     keep_failed: bool
     save_masks: bool
     brain_extracted: str = "auto"
+    overwrite: bool = False
     threads: int = 1
 
 
@@ -71,25 +72,22 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     Raises
     ------
     InputError
-        If the output folder cannot be written, or holds other scans of these names.
+        If the output folder cannot be written, holds other scans of these names,
+        or holds scans made with other parameters and `settings.overwrite` is false.
     """
     folder = settings.output_dir
     check_writable(folder)
-    _check_outputs(scans, folder)
-    if settings.device == "cuda" and not _gpu_memory():
-        raise InputError("--device cuda: no CUDA GPU is visible; use --device auto or cpu")
     content = fingerprint(settings.registration)
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    _check_outputs(scans, settings, key)
+    if settings.device == "cuda" and not _gpu_memory():
+        raise InputError("--device cuda: no CUDA GPU is visible; use --device auto or cpu")
     (folder / QC_FOLDER).mkdir(parents=True, exist_ok=True)
     _write_description(folder, content, key)
     records = {scan.name: _finished(scan, settings, key) for scan in scans}
     waiting = [scan for scan in scans if records[scan.name] is None]
     if len(waiting) < len(scans):
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans are already finished")
-    older = [read_record(folder, scan.name) for scan in waiting]
-    others = sum(record is not None and record["fingerprint"] != key for record in older)
-    if others:
-        print(f"{others} scans were made with other parameters or packages, and are made again")
     cores = len(os.sched_getaffinity(0))
     if not workers:
         room = [_main_memory() // MEMORY]
@@ -145,9 +143,9 @@ def _gpu_memory() -> int:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
-def _check_outputs(scans: Sequence[RawFile], folder: Path) -> None:
-    """Refuse to replace a file unless preprocessing made it from the same scan."""
-    problems = []
+def _check_outputs(scans: Sequence[RawFile], settings: Settings, key: str) -> None:
+    """Refuse to replace a file unless preprocessing made it from the same scan, and in the same way."""
+    folder, problems, others = settings.output_dir, [], []
     for scan in scans:
         output = _brain_path(folder, scan.name)
         record = read_record(folder, scan.name)
@@ -155,6 +153,15 @@ def _check_outputs(scans: Sequence[RawFile], folder: Path) -> None:
             problems.append(f"{output}: already exists and was not made here; set another OUTPUT_DIR (--output_dir)")
         elif record and record["source"] != str(scan.path.resolve()) and Path(record["source"]).exists():
             problems.append(f"{output}: was made from {record['source']}, not {scan.path}; set another OUTPUT_DIR")
+        elif record and output.exists() and (record["fingerprint"], record["brain_extracted"]) != (
+            key, settings.brain_extracted,
+        ):  # fmt: skip
+            others.append(scan.name)
+    if others and not settings.overwrite:
+        problems.append(
+            f"{folder}: {len(others)} scans, such as {others[0]}, are finished, but with other parameters or packages; "
+            "set another OUTPUT_DIR (--output_dir), or OVERWRITE=true (--overwrite true) to make them again"
+        )
     if problems:
         raise InputError(problems)
 

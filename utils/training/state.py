@@ -23,6 +23,9 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 NEEDED = ("flags", "optimizer", "scheduler", "generator", "torch_random", "cuda_random")  # of ``last.pt``
 
+LAST, BEST = "last.pt", "best.pt"
+RESULTS = (LAST, BEST, "metrics.csv", "*_discretized_age.npy", "fold_*")  # of a run, in its folder
+
 
 @dataclass
 class Progress:
@@ -145,9 +148,20 @@ class RunState:
 
 
 def check_run_folder(folder: Path, resume: bool, *sources: Path | None) -> None:
-    """Refuse a folder that cannot be written, holds scans, or holds a run although `resume` is off."""
+    """Refuse a folder that cannot be written, holds scans, or holds results that the run would replace.
+
+    Raises
+    ------
+    InputError
+        If the folder holds a run and `resume` is off, or there is no ``last.pt`` to go on from.
+    """
     check_writable(folder, *sources)
-    held = [name for name in ("last.pt", "best.pt", "metrics.csv") if (folder / name).exists()]
+    held = [path.name for pattern in RESULTS for path in sorted(folder.glob(pattern))]
+    if held and resume and held[0] != LAST:
+        raise InputError(
+            f"{folder}: holds results ({', '.join(held)}), but no {LAST} to go on from; put it back, or start a new "
+            "run in another OUTPUT_DIR (--output_dir)"
+        )
     if held and not resume:
         raise InputError(
             f"{folder}: holds a run already ({', '.join(held)}); set another OUTPUT_DIR (--output_dir), "

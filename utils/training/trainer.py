@@ -21,7 +21,7 @@ from utils.evaluation.predicting import autocast, predict
 from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.run_log import RunLog
 from utils.training.settings import TrainingSettings
-from utils.training.state import Progress, RunState, check_run_folder
+from utils.training.state import BEST, LAST, Progress, RunState, check_run_folder
 
 
 class Stage(Protocol):
@@ -100,7 +100,7 @@ class Trainer:
         self.train_set, self.valid_set = train_set, valid_set
         self.folder, self.settings, self.flags, self.device = folder, settings, flags, device
         self.identity = identity
-        self.best_path = folder / "best.pt"
+        self.best_path = folder / BEST
         self.optimizer = make_optimizer([p for p in network.parameters() if p.requires_grad], settings)
         self.scheduler = make_scheduler(self.optimizer, settings)
         self.batches = EpochBatches(
@@ -116,13 +116,14 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress = Progress()
         self.state = RunState(
-            folder / "last.pt", identity, flags, self.network, self.optimizer, self.scheduler, self.progress,
+            folder / LAST, identity, flags, self.network, self.optimizer, self.scheduler, self.progress,
             self.generator, device,
         )  # fmt: skip
         self.waited = 0.0  # seconds of the epoch spent waiting for data
+        check_run_folder(folder, settings.resume)
         if self.state.path.exists():
-            check_run_folder(folder, settings.resume)
             self.state.resume()
+            self._check_best()
 
     def _check_batches(self) -> None:
         """Refuse sizes with which no step, or no ranking, could be computed."""
@@ -141,6 +142,15 @@ class Trainer:
                 "lower BATCH_SIZE (--batch_size)"
             )
 
+    def _check_best(self) -> None:
+        """Refuse to go on with a run that has lost the weights it had kept."""
+        kept = self.progress.epoch > 0 if self.settings.keep == "best" else self.finished
+        if kept and not self.best_path.exists():
+            raise InputError(
+                f"{self.best_path}: is gone, though {self.state.path} goes on from epoch {self.progress.epoch}; put it "
+                "back, or start a new run in another OUTPUT_DIR (--output_dir)"
+            )
+
     @property
     def finished(self) -> bool:
         """Whether the last epoch is done or training has stopped early."""
@@ -155,7 +165,10 @@ class Trainer:
         InputError
             If a loss, a gradient or a validation age is not finite.
         """
+        distributed.barrier()  # every process has seen whether there is a run
         if not self.finished:
+            if not self.state.path.exists():
+                self.state.save()  # from now on the folder holds a run that can be continued
             loader = make_loader(self.train_set, self.batches, self.settings.num_workers, self.device)
             log = RunLog(self.folder, self.flags, self.device, self.progress.epoch)
             while not self.finished:
