@@ -46,6 +46,6 @@ CASES = [
     Case("results in the folder of the tested scans", TEST, ["--output_dir", "data/test"], "data/test"),
     Case("results in the folder of the predicted scans", PREDICT, ["--output_dir", "prepared"], "prepared"),
     Case("results in the folder of the raw scans", PREPROCESS, ["--input", "data/test", "--output_dir", "data/test"], "data/test"),
-    Case("a sorter in place of another file", "train_sorter.py", ["--output", "data/labels.csv"], "exists already"),
+    Case("a sorter in place of another file", "train_sorter.py", ["--output", "data/labels.csv"], "holds labels.csv already"),
     Case("a demo cohort in a folder with other files", "make_demo_cohort.py", ["--output_dir", "data"], "data"),
 ]  # fmt: skip
