@@ -12,6 +12,7 @@ from model.ranking import CascadeLoss, SoftRank
 from model.released import convert_released, is_released, translate_name
 from model.scaledense import NetworkConfig, ScaleDense
 from model.sorter import load_sorter
+from model.state_dicts import usable_weights
 
 REMOVED = ("local_sd", "registered_sd", "native_sd")  # normalizations of version 0.1
 
@@ -205,7 +206,7 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
         If the checkpoint is of the other stage, contradicts `use_sex`, or
         its weights do not fit.
     """
-    weights = _usable_weights(checkpoint["state_dict"])
+    weights = usable_weights(checkpoint["state_dict"])
     if "network" in checkpoint:
         if checkpoint["network"].get("model") == "perceptron" or checkpoint.get("normalization") in REMOVED:
             raise ValueError("is a network of version 0.1 on local deviations, which were removed; train a new one")
@@ -238,27 +239,3 @@ def load_network(checkpoint: Mapping[str, Any], stage: int, use_sex: bool | None
         reason = str(error).splitlines()[:2]
         raise ValueError(f"its weights do not fit its network ({reason[-1].strip()})") from error
     return network.eval()
-
-
-def _usable_weights(weights: Any) -> dict[str, torch.Tensor]:
-    """Return weights by name, floating-point ones in float32.
-
-    Raises
-    ------
-    ValueError
-        If they are no plain, finite numbers.
-    """
-    if not isinstance(weights, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
-    ):
-        raise ValueError("has a 'state_dict' that holds no weights by name")
-    usable = {}
-    for name, value in weights.items():
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
-            raise ValueError(f"its {name} is not a tensor of plain numbers; save the weights again")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # would expand when it is used
-            raise ValueError(f"its {name} claims more numbers than the file holds; do not trust this file")
-        if not value.isfinite().all():
-            raise ValueError(f"its {name} is not finite; its training has failed, so give another checkpoint")
-        usable[name] = value.float() if value.is_floating_point() else value
-    return usable

@@ -1,7 +1,7 @@
 """The SoDeep sorter: a recurrent network that ranks a fixed number of ages."""
 
 import argparse  # only for the class that released sorters hold
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from model.conventions import SORTER_TYPES
 from model.ranking import tied_rank
+from model.state_dicts import read_plain, usable_weights
 
 HIDDEN_UNITS = dict(zip(SORTER_TYPES, (128, 512), strict=True))
 
@@ -89,23 +90,23 @@ def load_sorter(path: Path) -> Sorter:
     if not path.is_file():
         raise ValueError(f"{path}: no such sorter; train one, or use soft ranking")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises many types
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: cannot be loaded without running code ({reason})") from error
-    if isinstance(content, Mapping) and "sorter" in content:
-        settings = dict(content["sorter"])
-    elif isinstance(content, Mapping) and "args_dict" in content:
-        released = content["args_dict"]
-        settings = {"model_type": released.model_type, "length": released.seq_len}
-    else:
-        raise ValueError(f"{path}: is no sorter; expected one of this project or of the SoDeep authors")
-    sorter = Sorter(**settings)
-    try:
-        sorter.load_state_dict({name.removeprefix("module."): value for name, value in content["state_dict"].items()})
-    except (RuntimeError, KeyError) as error:
+        content = read_plain(path, argparse.Namespace)
+        weights = usable_weights(content["state_dict"])
+        if "sorter" in content:
+            settings = dict(content["sorter"])
+        else:
+            released = content["args_dict"]
+            settings = {"model_type": released.model_type, "length": released.seq_len}
+        if weights["conv1.weight"].shape[0] != settings["length"]:  # before memory is taken for as many
+            raise ValueError(f"its weights do not fit a sorter of length {settings['length']}")
+        sorter = Sorter(**settings)
+        sorter.load_state_dict({name.removeprefix("module."): value for name, value in weights.items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: is no sorter; expected one of this project or of the SoDeep authors") from error
+    except RuntimeError as error:
         raise ValueError(f"{path}: its weights do not fit a {settings['model_type']} sorter") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; train a sorter, or use soft ranking") from error
     return sorter
 
 

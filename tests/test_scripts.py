@@ -219,7 +219,7 @@ def test_default_flags_train_the_released_network_on_intensities(trainer_parts, 
     checkpoint.parent.mkdir(parents=True)
     no_bytes = {name: torch.zeros(()).expand(value.shape) for name, value in first["network"].state_dict().items()}
     torch.save({**first["identity"], "state_dict": no_bytes}, checkpoint)
-    monkeypatch.setattr("model.building._usable_weights", dict)  # which refuses tensors without bytes
+    monkeypatch.setattr("model.building.usable_weights", dict)  # which refuses tensors without bytes
     for split, subjects in (("train", first["train_set"].subjects), ("valid", first["valid_set"].subjects)):
         ages = np.array([subject.chronological_age for subject in subjects])
         write_discretized_ages(

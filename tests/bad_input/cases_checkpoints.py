@@ -69,15 +69,15 @@ CASES = [
     checkpoint("a checkpoint that is a folder", "bad.pt: no such checkpoint", lambda: Path("bad.pt").mkdir()),
     checkpoint("a dangling link to a checkpoint", "bad.pt: no such", lambda: Path("bad.pt").symlink_to("gone.pt")),
     checkpoint(
-        "a checkpoint that was cut off while it was copied", "bad.pt: is damaged or no checkpoint",
+        "a checkpoint that was cut off while it was copied", "bad.pt: is damaged, or of another kind",
         lambda: Path("bad.pt").write_bytes(FIRST.read_bytes()[:2000]),
     ),
-    checkpoint("a checkpoint of zero bytes", "bad.pt: is damaged or no checkpoint", lambda: Path("bad.pt").write_bytes(b"")),
+    checkpoint("a checkpoint of zero bytes", "bad.pt: is damaged, or of another kind", lambda: Path("bad.pt").write_bytes(b"")),
     checkpoint(
-        "a text file as a checkpoint", "bad.pt: is damaged or no checkpoint", lambda: Path("bad.pt").write_text("epoch 3\n")
+        "a text file as a checkpoint", "bad.pt: is damaged, or of another kind", lambda: Path("bad.pt").write_text("epoch 3\n")
     ),
     checkpoint(
-        "weights of this project as a checkpoint", "bad.pt: is damaged or no checkpoint",
+        "weights of this project as a checkpoint", "bad.pt: is damaged, or of another kind",
         lambda: shutil.copy("weights/member_1_first_stage.safetensors", "bad.pt"),
     ),
     checkpoint("a whole network, pickled", "without running code (model.scaledense.ScaleDense)", lambda: torch.save(network(), "bad.pt")),
@@ -146,7 +146,7 @@ CASES = [
     ),
     Case(
         "a run that goes on from a file that was cut off", "train_first_stage.py",
-        ["--resume"], "run/last.pt: is damaged or no checkpoint",
+        ["--resume"], "run/last.pt: is damaged, or of another kind",
         lambda: (Path("run").mkdir(), Path("run/last.pt").write_bytes(FIRST.read_bytes()[:2000])),
     ),
     ages("no table of the first stage's ages", "no such table of discretized ages", lambda: TABLE.unlink()),

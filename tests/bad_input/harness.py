@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,12 +190,15 @@ def run_case(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     else:
         monkeypatch.setattr(sys, "argv", [case.script, *flags])
         capsys.readouterr()
+        main = importlib.import_module(case.script.removesuffix(".py").replace("/", ".")).main
         status = 0
-        try:
-            run_command(importlib.import_module(case.script.removesuffix(".py").replace("/", ".")).main)
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
+        with warnings.catch_warnings(record=True) as caught:  # pytest would hide them from `capsys`
+            try:
+                run_command(main)
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else 1
         stdout, stderr = capsys.readouterr()
+        stderr += "".join(f"{warning.category.__name__}: {warning.message}\n" for warning in caught)
     return Outcome(status, *(_neutral(text, folder) for text in (stdout, stderr)), before, _files_in(folder))
 
 

@@ -1,9 +1,7 @@
 """Write and read checkpoints: atomically, and without running code."""
 
 import math
-import re
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 
 import torch
 
+from model.state_dicts import read_plain
 from utils.common.errors import InputError
 from utils.common.files import replacing
 
-ARCHIVE = b"PK\x03\x04"  # how files of torch.save begin
 Check = Callable[[Any], bool]
 
 
@@ -72,41 +70,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; give the best.pt of a finished training")
     try:
-        _check_size(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # unpickling raises many types
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code:
-            raise InputError(
-                f"{path}: cannot be loaded without running code ({code[1]}); give a checkpoint of tensors and plain "
-                "values, such as the best.pt of a training"
-            ) from error
-        raise InputError(
-            f"{path}: is damaged or no checkpoint ({type(error).__name__}); copy it again, or give the best.pt of a "
-            "training"
-        ) from error
+        content = read_plain(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; give a checkpoint of tensors and plain values, such as best.pt") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path}: has no 'state_dict'; give a checkpoint of a training")
     wrong = [name for name, usable in ENTRIES.items() if name in content and not usable(content[name])]
     if wrong:
         raise InputError(f"{path}: has no usable {', '.join(wrong)}; give a checkpoint of a training")
     return content
-
-
-def _check_size(path: Path) -> None:
-    """Refuse an archive that would expand; torch never compresses its files, nor lets their parts overlap."""
-    with path.open("rb") as file:
-        if file.read(len(ARCHIVE)) != ARCHIVE:
-            return
-        with zipfile.ZipFile(file) as archive:
-            expanded = sum(part.file_size for part in archive.infolist())
-    if expanded > path.stat().st_size:
-        raise InputError(
-            f"{path}: would expand from {path.stat().st_size} to {expanded} bytes, which no file of torch does; "
-            "do not trust it, and give the best.pt of a training"
-        )
 
 
 def age_interval_of(checkpoint: Mapping[str, Any], age_interval: float | None) -> float:
