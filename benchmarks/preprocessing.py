@@ -19,7 +19,8 @@ from sklearn.metrics import mean_absolute_error
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from benchmarks.ridge_baseline import ridge, voxels_of
-from utils.data.images import is_nifti, read_image
+from utils.data.image_files import is_nifti
+from utils.data.images import read_image
 from utils.data.tables import read_label_table, subject_id_of
 
 SEPARATOR = "__"  # between the name of a scan and its damage

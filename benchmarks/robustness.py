@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from benchmarks.preprocessing import _bias_field, _resampled, load
 from utils.common.files import PROJECT
-from utils.data.images import is_nifti
+from utils.data.image_files import is_nifti
 from utils.data.tables import subject_id_of
 
 AS_IT_IS = "as it is"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import nibabel
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from scipy import ndimage
 
 from utils.data.images import MNI152_T1_2MM, model_grid
 
+hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("same")
 torch.set_num_threads(1)  # two test processes share the processors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +73,13 @@ def small_volume(rng: np.random.Generator, age: float) -> np.ndarray:
     radius = np.linalg.norm(indices, axis=0)
     volume = np.where(radius < 2 + age / 15, 40, 120) * (radius < 10)
     return np.where(volume > 0, volume + rng.normal(0, 5, volume.shape), 0).clip(0).astype(np.float32)
+
+
+def random_brain(rng: np.random.Generator) -> np.ndarray:
+    """Random numbers where the template has its brain, (91, 109, 91) uint8."""
+    from utils.preparation.template import load_template
+
+    return np.where(load_template().brain, rng.integers(0, 255, MNI152_T1_2MM.shape), 0).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")

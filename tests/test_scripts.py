@@ -17,7 +17,17 @@ from model.building import load_network, make_network
 from model.cascade import Cascade
 from model.ranking import SoftRank
 from model.scaledense import NetworkConfig
-from tests.conftest import QUICK, ROOT, SHORT, SMALL_NETWORK, VOXEL_SIZE, data_flags, run_script, save_scan
+from tests.conftest import (
+    QUICK,
+    ROOT,
+    SHORT,
+    SMALL_NETWORK,
+    VOXEL_SIZE,
+    data_flags,
+    random_brain,
+    run_script,
+    save_scan,
+)
 from tests.model.helpers import released_names
 from utils.common.checkpoints import load_checkpoint
 from utils.common.errors import InputError
@@ -209,8 +219,7 @@ def test_default_flags_train_the_released_network_on_intensities(trainer_parts, 
     rng = np.random.default_rng(0)
     rows = ["subject_id,age,sex"]
     for number, split in enumerate(("train", "train", "valid", "test")):
-        volume = rng.integers(0, 255, MNI152_T1_2MM.shape).astype(np.uint8)
-        save_scan(Path("data", split, f"sub-{number}.nii"), volume, MNI152_T1_2MM.affine)
+        save_scan(Path("data", split, f"sub-{number}.nii"), random_brain(rng), MNI152_T1_2MM.affine)
         rows.append(f"sub-{number},{40 + 10 * number},F")
     Path("data/labels.csv").write_text("\n".join(rows))
 
@@ -395,8 +404,7 @@ def test_released_checkpoints_of_both_stages_predict(run_here, tmp_path) -> None
         torch.save(content, tmp_path / f"stage_{stage}.pth.tar")
     rng = np.random.default_rng(0)
     for name in ("sub-1", "sub-10"):
-        volume = rng.integers(0, 255, MNI152_T1_2MM.shape).astype(np.uint8)
-        save_scan(tmp_path / "scans" / f"{name}.nii", volume, MNI152_T1_2MM.affine)
+        save_scan(tmp_path / "scans" / f"{name}.nii", random_brain(rng), MNI152_T1_2MM.affine)
     (tmp_path / "labels.csv").write_text("sub-1,50.5,F\nsub-10,71,M\n")
     flags = ["--test_folder", tmp_path / "scans", "--label_table", tmp_path / "labels.csv", *QUICK, "--dis_range", 10,
              "--normalization", "legacy"]  # fmt: skip

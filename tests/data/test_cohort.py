@@ -56,6 +56,17 @@ def test_bids_names(tmp_path) -> None:
     assert person_of("sub-02_ses-1") == "sub-02"
 
 
+def test_a_folder_of_fsl_means_its_brain(tmp_path) -> None:
+    """One scan, not seven, named by the folder."""
+    names = [f"sub-7.anat/{name}.nii.gz" for name in ("T1", "T1_fast_seg", "T1_to_MNI_lin", "T1_to_MNI_nonlin_brain")]
+    make(tmp_path, names, ["sub-7,40,F"])
+    (subject,) = load_cohort({"test": tmp_path / "sub-7.anat"}, tmp_path / "labels.csv", None)["test"]
+    assert (subject.subject_id, subject.path) == ("sub-7", tmp_path / names[3])
+    (tmp_path / names[3]).unlink()
+    with pytest.raises(InputError, match="holds no T1_to_MNI_nonlin_brain.nii.gz"):
+        load_cohort({"test": tmp_path / "sub-7.anat"}, tmp_path / "labels.csv", None)
+
+
 def test_all_problems_are_reported_together(tmp_path) -> None:
     make(
         tmp_path,

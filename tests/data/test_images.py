@@ -9,9 +9,10 @@ import pytest
 import torch
 from nibabel.affines import apply_affine
 
-from tests.conftest import save_scan
+from tests.conftest import random_brain, save_scan
 from utils.common.errors import InputError
 from utils.data.dataset import normalize
+from utils.data.image_files import is_image, is_nifti
 from utils.data.images import (
     BRAIN_BOX,
     BRIGHTEST,
@@ -21,8 +22,6 @@ from utils.data.images import (
     brain_statistics,
     coarsen_volume,
     encode_volume,
-    is_image,
-    is_nifti,
     model_grid,
     read_image,
     scale_by_tissue,
@@ -32,8 +31,7 @@ from utils.preparation.template import load_template
 
 @pytest.fixture(scope="module")
 def volume() -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 255, MNI152_T1_2MM.shape).astype(np.uint8)
+    return random_brain(np.random.default_rng(0))
 
 
 def test_all_48_axis_orders_and_flips_come_back_unchanged(volume, mni_affine, tmp_path) -> None:
@@ -57,9 +55,9 @@ def test_coarser_grid_averages_and_keeps_its_place(volume, mni_affine, tmp_path)
     coarse = read_image(tmp_path / "fine.nii", 4)[0]
     assert coarse.shape == model_grid(4).shape == (45, 55, 45)
     weights = np.array([0.25, 0.5, 0.25])  # the voxels on the border of a cell belong half to the next one
-    around = volume[6:9, 7:10, 10:13]  # those around (7, 8, 11)
-    assert coarse[3, 4, 5] == pytest.approx(np.einsum("ijk,i,j,k", around, weights, weights, weights))
-    np.testing.assert_allclose(model_grid(4).affine @ [3, 4, 5, 1], MNI152_T1_2MM.affine @ [7, 8, 11, 1])
+    around = volume[46:49, 47:50, 40:43]  # those around (47, 48, 41)
+    assert coarse[23, 24, 20] == pytest.approx(np.einsum("ijk,i,j,k", around, weights, weights, weights))
+    np.testing.assert_allclose(model_grid(4).affine @ [23, 24, 20, 1], MNI152_T1_2MM.affine @ [47, 48, 41, 1])
     save_scan(tmp_path / "coarse.nii", coarse, model_grid(4).affine)
     np.testing.assert_allclose(read_image(tmp_path / "coarse.nii", 4)[0], coarse)
     with pytest.raises(InputError, match="VOXEL_SIZE=4"):
@@ -132,6 +130,9 @@ def tilted(affine: np.ndarray) -> np.ndarray:
         (lambda v, a: (np.where(v == 9, np.inf, v).astype(np.float32), a), "not finite"),
         (lambda v, a: (np.stack([v, v], -1), a), "has 4 dimensions"),
         (lambda v, a: ((v - 128.0).astype(np.float32), a), "of its voxels that are not 0 are negative"),
+        (lambda v, a: (v, np.eye(4)), "its affine is the identity, so that voxel size, orientation and place are lost"),
+        (lambda v, a: (v // 64, a), "holds only 3 different intensities"),
+        (lambda v, a: (v + 1, a), "100% of its voxels are above 0, of those of a brain at most 50%"),
         (lambda v, a: (v.astype(np.complex64), a), "no plain numbers"),
         (lambda v, a: (np.zeros(v.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]), a), "no plain numbers"),
     ],
@@ -149,10 +150,10 @@ def test_broken_files_are_named(volume, mni_affine, tmp_path) -> None:
     path = tmp_path / "sub-7.nii.gz"
     save_scan(path, volume, mni_affine)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(InputError, match="sub-7.nii.gz: not a readable NIfTI image"):
+    with pytest.raises(InputError, match="sub-7.nii.gz: is a damaged or cut off gzip file"):
         read_image(path, 2)[0]
     path.write_bytes(b"no image")
-    with pytest.raises(InputError, match="not a readable NIfTI image"):
+    with pytest.raises(InputError, match="not a readable NIfTI or MGH image"):
         read_image(path, 2)[0]
 
 
@@ -264,9 +265,9 @@ def test_vessels_get_at_most_the_brightest_value_and_change_nothing_else(tissues
 
 def test_a_volume_of_hardly_any_voxel_has_no_tissues(mni_affine, tmp_path) -> None:
     volume = np.zeros(MNI152_T1_2MM.shape, np.float32)
-    volume[40, 40, 40:42] = 1, 2
+    volume[40, 40, 40:60] = np.arange(1, 21)
     save_scan(tmp_path / "a.nii", volume, mni_affine)
-    with pytest.raises(InputError, match=r"a\.nii: has only 2 voxels above 0"):
+    with pytest.raises(InputError, match=r"a\.nii: has only 20 voxels above 0"):
         read_image(tmp_path / "a.nii", 2, scale_by_tissue)
 
 

@@ -193,7 +193,7 @@ def test_unusable_scans_are_named_and_the_others_kept(folder, reads) -> None:
     save_scan(folder / "sub-6.nii.gz", np.zeros((9, 9, 9), np.uint8), model_grid(VOXEL_SIZE).affine)
     problems = store(folder).prepare(sorted(folder.iterdir()))
     assert len(problems) == 2
-    assert "sub-5.nii.gz: not a readable NIfTI image" in problems[0]
+    assert "sub-5.nii.gz: not a readable NIfTI or MGH image" in problems[0]
     assert ScanStore(VOXEL_SIZE, "brain").prepare(sorted(folder.iterdir())) == problems
     assert store(folder).prepare(sorted(folder.iterdir())) == problems
     reads.clear()

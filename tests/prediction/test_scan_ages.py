@@ -1,6 +1,7 @@
 """Scans of all kinds: found, told apart, labelled, checked, calibrated, warned of."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tests.conftest import save_scan
 from tests.prediction.conftest import prepared_scan
 from utils.common.errors import InputError
 from utils.common.files import write_json
+from utils.data.image_files import FSL_PRODUCT, UnusableScanError
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
 from utils.data.tables import LabelTable, read_label_table
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
@@ -30,8 +32,8 @@ from utils.prediction.scan_ages import (
     interval_errors,
     write_table,
 )
+from utils.preparation.raw_scans import find_raw_scans, read_raw_scan
 from utils.preparation.records import DESCRIPTION, DOUBTFUL, FAIL
-from utils.preparation.splitting import FSL_PRODUCT
 from utils.preparation.template import load_template
 
 SITES = {"Oslo": [4.0, 6.0, 2.0], "Rome": [-9.0, -3.0]}  # years, gaps of people on scanners held out
@@ -66,6 +68,53 @@ def test_brains_of_fsl_are_named_by_their_folders(tmp_path) -> None:
     assert [scan.name for scan in find_scans(tmp_path)] == ["sub-1", "sub-2"]
     (scan,) = find_scans(tmp_path / "sub-2.anat" / FSL_PRODUCT)
     assert (scan.name, scan.prepared) == ("sub-2", tmp_path / "sub-2.anat" / FSL_PRODUCT)
+
+
+def test_a_folder_of_fsl_means_its_brain_in_mni_space(tmp_path, monkeypatch) -> None:
+    """And none of the six other files in it that lie on the grid of MNI152."""
+    folder = tmp_path / "sub-1_T1w.anat"
+    prepared_scan(folder / FSL_PRODUCT)
+    for name in ("T1_biascorr", "T1_fast_pve_0", "T1_fast_seg", "T1_to_MNI_lin", "T1_to_MNI_nonlin", "mask"):
+        shutil.copy(folder / FSL_PRODUCT, folder / f"{name}.nii.gz")
+    for source in (folder, folder / FSL_PRODUCT, tmp_path):
+        assert [(scan.name, scan.prepared) for scan in find_scans(source)] == [("sub-1", folder / FSL_PRODUCT)]
+    monkeypatch.chdir(folder)
+    for source in (Path("."), Path(FSL_PRODUCT)):
+        assert [scan.name for scan in find_scans(source)] == ["sub-1"]
+    with pytest.raises(InputError, match="is a folder of fsl_anat, whose T1_to_MNI_nonlin_brain.nii.gz is prepared"):
+        find_raw_scans(folder)
+
+
+def test_an_unfinished_folder_of_fsl_is_named(tmp_path, capsys) -> None:
+    prepared_scan(tmp_path / "done.anat" / FSL_PRODUCT)
+    prepared_scan(tmp_path / "cut.anat" / "T1.nii.gz")
+    with pytest.raises(
+        InputError, match=r"cut\.anat: holds no T1_to_MNI_nonlin_brain\.nii\.gz; run fsl_anat to its end"
+    ):
+        find_scans(tmp_path / "cut.anat")
+    assert [scan.name for scan in find_scans(tmp_path)] == ["done"]
+    assert "WARNING: 1 folders of fsl_anat hold no T1_to_MNI_nonlin_brain.nii.gz: cut.anat" in capsys.readouterr().out
+    prepared_scan(tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match="holds both scans and fsl_anat's folders"):
+        find_scans(tmp_path)
+
+
+def test_what_is_on_the_grid_but_no_t1_weighted_brain_gets_no_age(tmp_path) -> None:
+    template = load_template()
+    brain = np.where(template.brain, 20 + 100 * template.volume, 0)
+    rng = np.random.default_rng(0)
+    noisy = np.where(template.brain, brain + rng.normal(0, 3, brain.shape), 0)
+    other_contrast = np.where(template.brain, 150 - brain + rng.normal(0, 3, brain.shape), 0)
+    for name, volume in {"t1": noisy, "t2": other_contrast, "mask": template.brain, "classes": brain // 40}.items():
+        save_scan(tmp_path / f"{name}.nii.gz", volume.astype(np.float32), MNI152_T1_2MM.affine)
+    scans = {scan.name: scan for scan in find_scans(tmp_path)}
+    assert [scan.name for scan in scans.values() if scan.prepared] == ["t1", "t2"]  # the others are no prepared brains
+    add_verdicts(list(scans.values()))
+    assert [scan.name for scan in scans.values() if scan.failure] == ["t2"]
+    assert "does not look like a T1-weighted brain in MNI152 space: its correlation" in scans["t2"].failure
+    for name, said in (("mask", "is constant, every voxel above 0 is 1"), ("classes", "holds only 2 different")):
+        with pytest.raises(UnusableScanError, match=said):
+            read_raw_scan(tmp_path / f"{name}.nii.gz")
 
 
 def test_raw_prepared_and_averaged_scans_are_told_apart(tmp_path) -> None:

@@ -108,12 +108,29 @@ def test_stray_negative_voxels_shift_nothing(simulated_head, tmp_path) -> None:
         (np.ones((40, 40, 40, 2)), "expected one 3-D volume"),
         (np.ones((40, 40)), "expected one 3-D volume"),
         (np.ones((40, 40, 5)), "too coarse"),
-        (np.ones((40, 40, 40), np.complex64), "not real numbers"),
+        (np.ones((40, 40, 40), np.complex64), "no plain numbers but complex64"),
     ],
 )
 def test_what_is_no_head_is_refused(data, complaint, tmp_path) -> None:
     with pytest.raises(UnusableScanError, match=complaint):
         read_raw_scan(saved(tmp_path, data, np.eye(4) * 2))
+
+
+def test_a_brain_saved_with_the_identity_is_told_of_its_affine(simulated_brain, tmp_path) -> None:
+    """Not of its volume, which is 8 times too small then."""
+    data = np.asarray(simulated_brain.dataobj)
+    with pytest.raises(
+        UnusableScanError, match="its affine is the identity, so that voxel size, orientation and place"
+    ):
+        read_raw_scan(saved(tmp_path, data[12:-12, 12:-12, 12:-12], np.eye(4)))
+    assert "its affine is the identity" in read_raw_scan(saved(tmp_path, data, np.eye(4))).notes[0]
+
+
+def test_other_contrasts_of_a_subject_are_left_out(tmp_path, capsys) -> None:
+    names = ("sub-1_T1w", "sub-1_T2w", "sub-1_FLAIR", "sub-1_run-1_bold", "sub-1_space-T1w_desc-brain_mask", "T2wise")
+    touch(*(tmp_path / f"{name}.nii.gz" for name in names))
+    assert [scan.path.name for scan in find_raw_scans(tmp_path)] == ["T2wise.nii.gz", "sub-1_T1w.nii.gz"]
+    assert "note: 4 files are left out, because their names say" in capsys.readouterr().out
 
 
 def test_broken_files_and_headers_are_refused(tmp_path) -> None:

@@ -156,6 +156,16 @@ def test_scans_without_label_are_named_and_nothing_is_written(prepared) -> None:
         label_scans(find_prepared_scans(prepared / "pre", False), table, site_column="centre")
 
 
+def test_two_files_of_one_scan_are_named(tmp_path) -> None:
+    for name in ("sub-1.nii", "sub-1.nii.gz", "sub-2.NII.GZ"):
+        save_scan(tmp_path / name.lower(), small_volume(np.random.default_rng(0), 50), model_grid(VOXEL_SIZE).affine)
+        (tmp_path / name.lower()).rename(tmp_path / name)
+    with pytest.raises(InputError, match=r"sub-1\.nii\.gz: a second scan of sub-1 beside sub-1\.nii; keep one"):
+        find_prepared_scans(tmp_path, False)
+    (tmp_path / "sub-1.nii").unlink()
+    assert list(find_prepared_scans(tmp_path, False)) == ["sub-1", "sub-2"]
+
+
 def test_products_of_fsl_are_taken_as_they_are(tmp_path) -> None:
     rng = np.random.default_rng(0)
     for number in range(3):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 MOST_PROBLEMS_SHOWN = 20
+MOST_NAMES_SHOWN = 10
 FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -23,6 +24,12 @@ class InputError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Join names by commas; after ten of them, count the rest."""
+    rest = f" and {len(names) - MOST_NAMES_SHOWN} more" if len(names) > MOST_NAMES_SHOWN else ""
+    return ", ".join(names[:MOST_NAMES_SHOWN]) + rest
 
 
 @contextmanager

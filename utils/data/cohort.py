@@ -8,7 +8,7 @@ import numpy as np
 
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
-from utils.data.images import is_nifti
+from utils.data.image_files import file_name_of, list_prepared
 from utils.data.scans import ScanStore
 from utils.data.subjects import UNKNOWN_AGE, Subject, person_of
 from utils.data.tables import SEXES, LabelTable, read_label_table, scan_name
@@ -77,7 +77,11 @@ def _find_scans(folder: Path, split: str, problems: list[str]) -> list[Path]:
     if not folder.is_dir():
         problems.append(f"{folder}: no such folder; set {name} to a folder of .nii or .nii.gz files")
         return []
-    paths = sorted(path for path in folder.iterdir() if is_nifti(path))
+    try:
+        paths = list_prepared(folder)
+    except InputError as error:
+        problems += error.problems
+        return []
     if not paths:
         problems.append(f"{folder}: holds no .nii or .nii.gz file; set {name} to a folder that does")
     return paths
@@ -95,8 +99,8 @@ def _match(
     subjects: dict[str, Subject] = {}
     given_sex = SEXES[sex_of_all.lower()] if sex_of_all else UNKNOWN_SEX
     for path in paths:
-        found = table.find(path.name) if table else None
-        subject_id = found or scan_name(path.name)
+        found = table.find(file_name_of(path)) if table else None
+        subject_id = found or scan_name(file_name_of(path))
         if subject_id in subjects:
             problems.append(
                 f"{path}: a second scan of {subject_id} beside {subjects[subject_id].path.name}; keep one, "

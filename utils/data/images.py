@@ -4,15 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 from nibabel.affines import from_matvec
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy import ndimage
 
 from utils.common.errors import InputError
+from utils.data.content import why_no_scan
+from utils.data.image_files import UnusableScanError, open_image, read_voxels
 
 MOST_NEGATIVE = 0.05  # of the voxels that are not 0
+LARGEST_BRAIN = 0.5  # of the grid's voxels; brains fill a third of them, heads two thirds
+LOST_AFFINE = (
+    "its affine is the identity, so that voxel size, orientation and place are lost; save it again with the affine of "
+    "the image that it was made from"
+)
 
 
 class Grid(NamedTuple):
@@ -30,6 +36,7 @@ BRAIN_BOX = ((6, 85), (6, 101), (0, 79))  # first and last voxel, of 2 mm, of th
 GRAY, BRIGHTEST = 0.6, 1.6  # gray matter, and the most that any voxel gets, where white matter is 1
 LEAST_MIXTURE_VOXELS = 100
 MIXTURE_VOXELS = 20_000  # that the tissues' means are estimated from
+VOXEL_SIZES = (2, 4, 8)  # mm, of prepared scans
 STORAGE_ORDER = "LAS"  # FSL's MNI152_T1_2mm: the first axis runs to the left
 
 
@@ -141,80 +148,77 @@ def read_image(
     ------
     InputError
         If the file cannot be read, its grid is another one, or its voxels
-        are empty, constant inside the brain, largely negative, or not
-        finite.
+        show no brain-extracted T1-weighted scan.
     """
     grid = model_grid(voxel_size)
     try:
-        image = nibabel.load(path)
-        if image.get_data_dtype().kind not in "iuf":  # type: ignore[attr-defined]
-            raise InputError(f"{path}: its voxels are no plain numbers; give a T1-weighted image")
-        data = image.get_fdata(dtype=np.float32, caching="unchanged")  # type: ignore[attr-defined]
-        affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-        scaling = float(image.dataobj.slope), float(image.dataobj.inter)  # type: ignore[attr-defined]
-    except InputError:
-        raise
-    except Exception as error:  # damaged files raise many types
-        raise InputError(f"{path}: not a readable NIfTI image ({error}); write it again") from error
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
-    if data.ndim != 3:
-        raise InputError(f"{path}: has {data.ndim} dimensions; expected one 3-D volume")
-    volume, factor = _to_grid(path, data, affine, grid)
-    inside = volume[volume > 0]
-    negative = np.count_nonzero(volume < 0)
+        with open_image(path) as image:
+            change, own = _place_on(grid, image.shape[:3], np.asarray(image.affine, dtype=np.float64))
+            data = read_voxels(image)
+            slope, intercept = (float(getattr(image.dataobj, name)) for name in ("slope", "inter"))
+        volume = np.ascontiguousarray(apply_orientation(data, change))
+        _check_brain(volume, own)
+        if rescale is not None:
+            volume = rescale(volume)
+    except UnusableScanError as error:
+        raise InputError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; give a T1-weighted brain") from error
+    factor = round(grid.affine[1, 1] / own.affine[1, 1])
+    return coarsen_volume(volume, factor) if factor > 1 else volume, slope, intercept
+
+
+def _check_brain(volume: np.ndarray, grid: Grid) -> None:
+    """Refuse voxels on a grid that show no brain-extracted T1-weighted scan."""
     if not np.isfinite(volume).all():
-        raise InputError(f"{path}: holds voxels that are not finite; replace them, by 0 outside the brain")
-    if inside.size == 0:
-        raise InputError(f"{path}: is empty, no voxel is above 0; repeat its preprocessing")
-    if np.ptp(inside) == 0:
-        raise InputError(
-            f"{path}: is constant, every voxel above 0 is {inside[0]:g}; give a T1-weighted image, not a mask"
-        )
-    if negative > MOST_NEGATIVE * (negative + inside.size):
-        raise InputError(
-            f"{path}: {negative / (negative + inside.size):.0%} of its voxels that are not 0 are negative, "
+        raise UnusableScanError("holds voxels that are not finite; replace them, by 0 outside the brain")
+    reason = why_no_scan(volume, np.abs(np.diag(grid.affine)[:3]))
+    if reason:
+        raise UnusableScanError(reason)
+    above, below = (float(np.mean(part)) for part in (volume > 0, volume < 0))
+    if below > MOST_NEGATIVE * (above + below):
+        raise UnusableScanError(
+            f"{below / (above + below):.0%} of its voxels that are not 0 are negative, "
             "but only voxels above 0 count as brain; give the scan before normalization"
         )
-    if rescale is not None:
-        try:
-            volume = rescale(volume)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; give a T1-weighted brain") from error
-    return coarsen_volume(volume, factor) if factor > 1 else volume, *scaling
+    if above > LARGEST_BRAIN:
+        raise UnusableScanError(
+            f"{above:.0%} of its voxels are above 0, of those of a brain at most {LARGEST_BRAIN:.0%}: a head, or a "
+            "background that is not 0; preprocess it"
+        )
 
 
-def _to_grid(path: Path, data: np.ndarray, affine: np.ndarray, grid: Grid) -> tuple[np.ndarray, int]:
-    """Bring data to the storage order; also return how many voxels a side make one of the model's."""
+def _place_on(grid: Grid, shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, Grid]:
+    """Return how axes change to the storage order, and the grid of the voxels: the model's, or that of 2 mm."""
+    if np.allclose(affine, np.eye(4)):
+        raise UnusableScanError(LOST_AFFINE)
     axes = np.abs(affine[:3, :3]) > 1e-3 * np.abs(affine[:3, :3]).max()
     if not np.isfinite(affine).all() or (axes.sum(0) != 1).any() or (axes.sum(1) != 1).any():
-        raise InputError(
-            f"{path}: its affine is not a scaled permutation of the axes, so the scan is oblique to MNI152 "
+        raise UnusableScanError(
+            "its affine is not a scaled permutation of the axes, so the scan is oblique to MNI152 "
             "space; register it to MNI152 first"
         )
     change = ornt_transform(io_orientation(affine), axcodes2ornt(STORAGE_ORDER))
-    affine = affine @ inv_ornt_aff(change, data.shape)
-    data = np.ascontiguousarray(apply_orientation(data, change))
+    affine = affine @ inv_ornt_aff(change, shape)
+    shape = tuple(shape[int(axis)] for axis in np.argsort(change[:, 0]))
     for candidate in (grid, MNI152_T1_2MM):
-        if data.shape == candidate.shape and np.allclose(np.diag(affine)[:3], np.diag(candidate.affine)[:3], atol=1e-2):
+        if shape == candidate.shape and np.allclose(np.diag(affine)[:3], np.diag(candidate.affine)[:3], atol=1e-2):
             shift = np.abs(affine[:3, 3] - candidate.affine[:3, 3]).max()
             if shift > 1:
-                raise InputError(
-                    f"{path}: its origin lies {shift:g} mm off that of MNI152_T1_2mm; "
+                raise UnusableScanError(
+                    f"its origin lies {shift:g} mm off that of MNI152_T1_2mm; "
                     "register it to MNI152, or correct its header"
                 )
-            return data, round(grid.affine[1, 1] / candidate.affine[1, 1])
+            return change, candidate
     sizes = "x".join(f"{abs(size):g}" for size in np.diag(affine)[:3])
     expected = " or ".join(
-        f"{'x'.join(map(str, shape))} voxels of {size} mm"
-        for shape, size in dict.fromkeys(
-            (candidate.shape, round(candidate.affine[1, 1])) for candidate in (MNI152_T1_2MM, grid)
-        )
+        f"{'x'.join(map(str, candidate.shape))} voxels of {round(candidate.affine[1, 1])} mm"
+        for candidate in ([MNI152_T1_2MM, grid] if grid.shape != MNI152_T1_2MM.shape else [grid])
     )
     size = round(float(affine[1, 1]))
-    coarser = size > 2 and size % 2 == 0 and data.shape == model_grid(size).shape
-    raise InputError(
-        f"{path}: has {'x'.join(map(str, data.shape))} voxels of {sizes} mm; expected {expected} in MNI152 space; "
+    coarser = size > 2 and size % 2 == 0 and shape == model_grid(size).shape
+    raise UnusableScanError(
+        f"has {'x'.join(map(str, shape))} voxels of {sizes} mm; expected {expected} in MNI152 space; "
         + (f"train with VOXEL_SIZE={size} (--voxel_size {size})" if coarser else "register it to MNI152_T1_2mm")
     )
 

@@ -19,7 +19,7 @@ from utils.common.files import replacing
 from utils.data.images import brain_statistics, encode_volume, model_grid, read_image, scale_by_tissue
 
 TISSUE_LEVELS = 4096  # of normalized intensities between 0 and 1
-FORMAT = 5  # of the cache; raise it when the content of an entry changes
+FORMAT = 6  # of the cache; raise it when the content of an entry changes, or what is checked before one is made
 TYPES = tuple(np.dtype(name) for name in ("uint8", "int16", "float32"))
 NUMBERS = ("slope", "intercept", "mean", "deviation")  # of a `Scan`
 HEADER = np.dtype([("type", "u1"), *((name, "f8") for name in NUMBERS)])  # of an entry; its voxels follow

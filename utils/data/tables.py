@@ -77,7 +77,7 @@ def subject_id_of(file_name: str) -> str:
     >>> subject_id_of("data/sub-0001.nii.gz")
     'sub-0001'
     """
-    return re.sub(r"\.(nii(\.gz)?|mg[zh])$", "", file_name.replace("\\", "/").rsplit("/", 1)[-1].strip())
+    return re.sub(r"(?i)\.(nii(\.gz)?|mg[zh])$", "", file_name.replace("\\", "/").rsplit("/", 1)[-1].strip())
 
 
 def scan_name(file_name: str) -> str:

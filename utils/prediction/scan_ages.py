@@ -6,29 +6,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
 from utils.common.files import replacing
-from utils.data.images import model_grid, read_image
+from utils.data.image_files import (
+    FSL_PRODUCT,
+    UnusableScanError,
+    file_name_of,
+    is_fsl_folder,
+    is_image,
+    list_prepared,
+    open_image,
+)
+from utils.data.images import VOXEL_SIZES, model_grid, read_image
 from utils.data.scans import ScanStore
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject, person_of
-from utils.data.tables import SEXES, LabelTable, read_label_table
+from utils.data.tables import SEXES, LabelTable, read_label_table, scan_name
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.calibration import FEWEST_PEOPLE, Calibration, fit_calibration, prior_of
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
-from utils.preparation.quality import misplacement
+from utils.preparation.quality import brain_correlation, misplacement
 from utils.preparation.raw_scans import RawFile, find_raw_scans
 from utils.preparation.records import DOUBTFUL, FAIL, preparation_of, record_of
-from utils.preparation.splitting import FSL_PRODUCT, fsl_products
+from utils.preparation.splitting import fsl_products
 from utils.preparation.template import load_template
 
-VOXEL_SIZES = (2, 4, 8)  # mm, of prepared scans
 LARGEST_SHIFT = 2  # voxels of 2 mm; brains that are registered well lie 0 or 1 off
+# Correlation with the template: scans have 0.43 and more, scans turned by 25 degrees 0.24, inverted ones less than
+# -0.05, maps of gray matter less than -0.10.
+LEAST_LIKENESS = 0.15
 COARSEST = 2.5  # mm, of the voxels of raw scans; those of the training scans have 2 mm or less
-LEAST_BACKGROUND = 0.5  # share of the voxels of a brain-extracted scan that are 0
 
 
 @dataclass
@@ -81,8 +90,8 @@ class PredictedScan:
 
     @property
     def table_key(self) -> str:
-        """The name by which a label table is searched; all brains of fsl_anat have one file name."""
-        return self.name if self.source.name == FSL_PRODUCT else self.source.name
+        """The name by which a label table is searched."""
+        return file_name_of(self.source)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -104,14 +113,14 @@ class PredictedScan:
 def prepared_voxel_size(path: Path) -> int | None:
     """Return the voxel size in mm of a brain-extracted scan on a model grid; None for any other file."""
     try:
-        image: Any = nibabel.load(path)
-        for voxel_size in VOXEL_SIZES:
-            if sorted(image.shape[:3]) == sorted(model_grid(voxel_size).shape):
-                background = (read_image(path, voxel_size)[0] == 0).mean()
-                return voxel_size if background >= LEAST_BACKGROUND else None
-    except Exception:  # damaged files raise many types; preprocessing reports them
-        pass
-    return None
+        with open_image(path) as image:
+            shape = sorted(image.shape[:3])
+        voxel_size = next((size for size in VOXEL_SIZES if sorted(model_grid(size).shape) == shape), None)
+        if voxel_size:
+            read_image(path, voxel_size)
+    except (InputError, UnusableScanError):  # what is no such brain is raw; preprocessing reports what is no scan
+        return None
+    return voxel_size
 
 
 def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_all: str | None) -> None:
@@ -204,10 +213,17 @@ def add_verdicts(scans: Sequence[PredictedScan]) -> None:
         if record:
             _add_verdict(scan, record)
             continue
-        shift = np.abs(misplacement(read_image(scan.prepared, 2)[0], load_template())).max()
-        if shift >= LARGEST_SHIFT:
+        volume, template = read_image(scan.prepared, 2)[0], load_template()
+        shift = misplacement(volume, template)
+        likeness = max(brain_correlation(own, template) for own in (volume, np.roll(volume, -shift, (0, 1, 2))))
+        if likeness < LEAST_LIKENESS:
+            scan.failure = (
+                f"does not look like a T1-weighted brain in MNI152 space: its correlation with the template is "
+                f"{likeness:.2f}, that of such brains 0.43 and more; give a T1-weighted scan, or the raw one"
+            )
+        elif (off := int(np.abs(shift).max())) >= LARGEST_SHIFT:
             scan.warnings.append(
-                f"is about {2 * shift} mm off the MNI152 template, or rotated; the estimate may be off by many years: "
+                f"is about {2 * off} mm off the MNI152 template, or rotated; the estimate may be off by many years: "
                 "register it, or give the raw scan"
             )
 
@@ -364,8 +380,8 @@ def add_coarseness(scans: Sequence[PredictedScan]) -> None:
     """
     for scan in scans:
         if scan.prepared != scan.source:
-            image: Any = nibabel.load(scan.source)
-            size = float(max(image.header.get_zooms()[:3]))
+            with open_image(scan.source) as image:
+                size = float(max(image.header.get_zooms()[:3]))
             if size > COARSEST:
                 scan.unlike = True
                 scan.radius *= size / 2
@@ -432,10 +448,14 @@ def find_scans(source: Path) -> list[PredictedScan]:
     InputError
         If there is none, or if two would have the same name.
     """
-    fsl = fsl_products(source.parent.parent if source.name == FSL_PRODUCT else source)
-    if fsl:
-        return [_scan(name, path) for name, path in fsl.items() if source.is_dir() or path == source]
-    return [_scan(found.name, found.path) for found in find_raw_scans(source)]
+    if source.name == FSL_PRODUCT or is_fsl_folder(source):
+        brains = list_prepared(source) if source.is_dir() else [source]
+        return [_scan(scan_name(file_name_of(brain)), brain) for brain in brains]
+    fsl = fsl_products(source)
+    if fsl and any(is_image(path) for path in source.iterdir()):
+        raise InputError(f"{source}: holds both scans and fsl_anat's folders; give a folder of only one kind")
+    found = fsl or {raw.name: raw.path for raw in find_raw_scans(source)}
+    return [_scan(name, path) for name, path in found.items()]
 
 
 def _scan(name: str, path: Path) -> PredictedScan:

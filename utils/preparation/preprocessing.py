@@ -12,10 +12,11 @@ import torch
 from deepbet import BrainExtraction
 from scipy import ndimage
 
+from utils.data.image_files import UnusableScanError
 from utils.preparation import registration
 from utils.preparation.parameters import BIAS_VOXEL, LIMITS, MASK_LEVEL, MASK_SIGMA, RESOLUTION
 from utils.preparation.quality import Alignment, cut_area, measure_quality
-from utils.preparation.raw_scans import RawScan, UnusableScanError, read_raw_scan
+from utils.preparation.raw_scans import RawScan, read_raw_scan
 from utils.preparation.template import Template, load_template, sample, smooth_to
 
 LEAST_BRAIN = 100_000  # cubic mm

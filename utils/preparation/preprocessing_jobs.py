@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from utils.common.errors import InputError
 from utils.common.files import check_writable, replacing, write_json
+from utils.data.image_files import UnusableScanError, open_image
 from utils.data.images import MNI152_T1_2MM
 from utils.preparation.overview import picture_path, write_overview
 from utils.preparation.parameters import fingerprint, package_versions
-from utils.preparation.raw_scans import RawFile, UnusableScanError
+from utils.preparation.raw_scans import RawFile
 from utils.preparation.records import DESCRIPTION, FAIL, QC_FOLDER, VERDICTS, Record, read_record, record_path
 
 MEMORY = 2 * 2**30  # bytes that one process may need
@@ -212,8 +213,8 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> Record:
         with replacing(picture) as temporary:
             draw_picture(temporary, prepared.head, prepared.volume, load_template(), scan.name, verdict, reasons)
         if settings.save_masks:
-            affine = nibabel.load(scan.path).affine  # type: ignore[attr-defined]
-            _save(_mask_path(folder, scan.name), prepared.native_mask, affine)
+            with open_image(scan.path) as image:
+                _save(_mask_path(folder, scan.name), prepared.native_mask, image.affine)
         kept = verdict != FAIL or settings.keep_failed
         if kept:
             slope = float(prepared.volume.max()) / LEVELS or 1.0

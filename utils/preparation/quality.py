@@ -77,7 +77,7 @@ def measure_quality(
         "brain_volume": native_mask.sum() * abs(np.linalg.det(alignment.affine[:3, :3])) / 1000,
         "dice": 2 * both / (inside.sum() + brain.sum()),
         "coverage": both / brain.sum(),
-        "correlation": _correlation(volume[brain], template.volume[brain]),
+        "correlation": brain_correlation(volume, template),
         "outside_field_of_view": outside.mean(),
         "cut_area": cut_area(native_mask, scanned, np.linalg.norm(alignment.affine[:3, :3], axis=0)),
         "rotation": np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))),
@@ -156,8 +156,10 @@ def cut_area(mask: np.ndarray, scanned: tuple[slice, ...], voxel_size: np.ndarra
     return float(max(areas))
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.corrcoef(one, other)[0, 1]) if one.std() > 0 else 0.0
+def brain_correlation(volume: np.ndarray, template: Template) -> float:
+    """Return the correlation of a (91, 109, 91) volume with the template in its brain; 0 if it is constant there."""
+    inside = volume[template.brain]
+    return float(np.corrcoef(inside, template.volume[template.brain])[0, 1]) if inside.std() > 0 else 0.0
 
 
 def _signal_and_noise(native: np.ndarray, mask: np.ndarray) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Find raw scans, and read them: checked, in the standard orientation, cropped to the head."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 from scipy import ndimage
 
-from utils.common.errors import InputError
-from utils.data.images import is_image
+from utils.common.errors import InputError, list_some
+from utils.data.content import why_no_scan
+from utils.data.image_files import FSL_PRODUCT, UnusableScanError, is_fsl_folder, is_image, open_image, read_voxels
+from utils.data.images import LOST_AFFINE, VOXEL_SIZES, model_grid
 from utils.data.tables import scan_name
 
 LEAST_VOXELS = 16  # along each axis
@@ -19,13 +22,13 @@ LARGEST_VOXEL = 10.0  # mm
 FILLED_SHARE = 0.01  # share of the voxels from which a negative number counts as background
 FOREGROUND_LEVEL = 0.1  # share of the 99th percentile
 FOREGROUND_AREA = 200.0  # square mm; a plane with more foreground belongs to the head
+OTHER_CONTENTS = re.compile(
+    r"_(T2w|FLAIR|PDw|PDT2|inplaneT[12]|T2star(w|map)?|T[12](map|rho)|angio|bold|sbref|cbv|asl|m0scan|dwi|epi|"
+    r"magnitude[12]?|phase(diff|[12])?|fieldmap|mask|dseg|probseg)\.(nii(\.gz)?|mg[zh])$"
+)
 MARGIN = 10.0  # mm around the head
 EXTRACTED_VOLUME = 600.0, 2500.0  # ml above 0 in a brain without its skull; the leanest heads have 2580
 EXTRACTED_PIECES = 0.005  # largest share of them that lies apart, and of holes; heads have 0.011 and more of holes
-
-
-class UnusableScanError(Exception):
-    """A scan that cannot be preprocessed, and why."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,13 @@ def find_raw_scans(source: Path) -> list[RawFile]:
     """
     if source.is_file():
         paths = [source] if is_image(source) else []
+    elif is_fsl_folder(source):
+        raise InputError(
+            f"{source}: is a folder of fsl_anat, whose {FSL_PRODUCT} is prepared already; give it to "
+            "bash_prepare_dataset.sh or bash_predict.sh, or preprocess the raw scan that it was made from"
+        )
     elif source.is_dir():
-        paths = sorted(path for path in source.iterdir() if is_image(path))
+        paths = _t1_weighted(sorted(path for path in source.iterdir() if is_image(path)))
         for pattern in ("", "ses-*/", "sub-*/", "sub-*/ses-*/"):
             paths += sorted(path for path in source.glob(f"{pattern}anat/*_T1w.nii*") if is_image(path))
     else:
@@ -107,7 +115,7 @@ def find_raw_scans(source: Path) -> list[RawFile]:
     if not paths:
         raise InputError(
             f"{source}: holds no scan; expected .nii, .nii.gz or .mgz files, or the root of a BIDS data set with "
-            "sub-*/[ses-*/]anat/*_T1w.nii.gz"
+            "sub-*/[ses-*/]anat/*_T1w.nii.gz; convert DICOM (dcm2niix does) and pairs of .hdr and .img first"
         )
     found: dict[str, Path] = {}
     problems = []
@@ -118,6 +126,17 @@ def find_raw_scans(source: Path) -> list[RawFile]:
     if problems:
         raise InputError(problems)
     return [RawFile(name, found[name]) for name in sorted(found)]
+
+
+def _t1_weighted(paths: list[Path]) -> list[Path]:
+    """Leave out files whose names, by the rules of BIDS, say that they hold something else."""
+    others = [path.name for path in paths if OTHER_CONTENTS.search(path.name)]
+    if others:
+        print(
+            f"note: {len(others)} files are left out, because their names say that they are not T1-weighted: "
+            f"{list_some(others)}"
+        )
+    return [path for path in paths if path.name not in others]
 
 
 def read_raw_scan(path: Path, turn: np.ndarray | None = None, extracted: bool | None = None) -> RawScan:
@@ -137,17 +156,11 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None, extracted: bool | 
     UnusableScanError
         If it is not a single volume of real numbers that could show a head.
     """
-    data, image = _load(path)
-    affine = np.asarray(image.affine, dtype=np.float64)
-    voxel_size = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * max(voxel_size.prod(), 1e-9):
-        raise UnusableScanError("its header gives no usable axes (the affine is singular or not finite)")
-    if min(data.shape) < LEAST_VOXELS or voxel_size.max() > LARGEST_VOXEL:
-        size = " x ".join(f"{v:.2g}" for v in voxel_size)
-        raise UnusableScanError(
-            f"has {'x'.join(map(str, data.shape))} voxels of {size} mm, too coarse for a whole head"
-        )
-    notes = _header_notes(image)
+    with open_image(path) as image:
+        affine = np.asarray(image.affine, dtype=np.float64)
+        _check_header(image.shape[:3], affine)
+        notes = _header_notes(image)
+        data = read_voxels(image)
     if turn is not None:
         notes.append("the header is wrong about the orientation of the head; left and right cannot be known")
         affine = nibabel.affines.from_matvec(turn.T) @ affine
@@ -158,6 +171,9 @@ def read_raw_scan(path: Path, turn: np.ndarray | None = None, extracted: bool | 
         raise UnusableScanError("its voxels are constant or not finite")
     volume = _with_zero_background(volume, finite)
     upright_size = np.linalg.norm(upright.affine[:3, :3], axis=0)
+    reason = why_no_scan(volume, upright_size)
+    if reason:
+        raise UnusableScanError(reason)
     if extracted is None:
         extracted = looks_extracted(volume, upright_size)
     box = _head_box(volume, upright_size)
@@ -193,26 +209,22 @@ def looks_extracted(volume: np.ndarray, voxel_size: np.ndarray) -> bool:
     return bool(max(inside.sum() - pieces.max(), holes) <= EXTRACTED_PIECES * inside.sum())
 
 
-def _load(path: Path) -> tuple[np.ndarray, Any]:
-    """Read a single volume of real numbers, as float32, and its image."""
-    if not path.is_file():
-        raise UnusableScanError("does not exist: a broken link, or a file that was removed")
-    try:
-        image: Any = nibabel.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32) if image.get_data_dtype().kind in "iuf" else None
-    except Exception as error:  # damaged files raise many types
-        raise UnusableScanError(f"not a readable NIfTI or MGH image ({error})") from error
-    if data is None:
-        raise UnusableScanError("its voxels are not real numbers")
-    if data.ndim > 3 and set(data.shape[3:]) == {1}:
-        data = data.reshape(data.shape[:3])
-    if data.ndim != 3:
-        raise UnusableScanError(f"has the shape {'x'.join(map(str, data.shape))}; expected one 3-D volume")
-    return data, image
+def _check_header(shape: tuple[int, ...], affine: np.ndarray) -> None:
+    """Refuse a header with which no head can be found."""
+    voxel_size = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * max(voxel_size.prod(), 1e-9):
+        raise UnusableScanError("its header gives no usable axes (the affine is singular or not finite)")
+    if np.allclose(affine, np.eye(4)) and sorted(shape) in [sorted(model_grid(size).shape) for size in VOXEL_SIZES]:
+        raise UnusableScanError(LOST_AFFINE)
+    if min(shape) < LEAST_VOXELS or voxel_size.max() > LARGEST_VOXEL:
+        size = " x ".join(f"{v:.2g}" for v in voxel_size)
+        raise UnusableScanError(f"has {'x'.join(map(str, shape))} voxels of {size} mm, too coarse for a whole head")
 
 
 def _header_notes(image: Any) -> list[str]:
     """Say what the header leaves uncertain about left and right."""
+    if np.allclose(image.affine, np.eye(4)):
+        return [LOST_AFFINE]
     header = image.header
     if not {"qform_code", "sform_code"} <= set(header):
         return []

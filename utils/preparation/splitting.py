@@ -11,16 +11,15 @@ import numpy as np
 import pandas as pd
 
 from model.conventions import UNKNOWN_SEX
-from utils.common.errors import InputError
+from utils.common.errors import InputError, list_some
 from utils.common.files import check_writable
-from utils.data.images import is_nifti
+from utils.data.image_files import FSL_FOLDER, FSL_PRODUCT, file_name_of, list_prepared
 from utils.data.subjects import SEX_NAMES
 from utils.data.tables import scan_name
 from utils.preparation.label_formats import open_labels
 from utils.preparation.records import DOUBTFUL, FAIL, QC_FOLDER, read_record
 
 SPLITS = ("train", "valid", "test")
-FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # what fsl_anat writes into the folder of a subject
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,14 @@ def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; set PREPROCESSED (--preprocessed) to preprocessed scans")
-    scans = {scan_name(path.name): path for path in sorted(folder.iterdir()) if is_nifti(path)}
+    scans: dict[str, Path] = {}
+    problems = []
+    for path in list_prepared(folder):
+        name = scan_name(file_name_of(path))
+        if scans.setdefault(name, path) != path:
+            problems.append(f"{path}: a second scan of {name} beside {scans[name].name}; keep one")
+    if problems:
+        raise InputError(problems)
     fsl = fsl_products(folder)
     if scans and fsl:
         raise InputError(f"{folder}: holds both scans and fsl_anat's folders; give a folder of only one kind")
@@ -76,8 +82,12 @@ def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]
 
 
 def fsl_products(folder: Path) -> dict[str, Path]:
-    """List the brains that FSL's ``fsl_anat`` wrote, by subject id."""
-    return {scan_name(path.parent.name): path for path in sorted(folder.glob(f"*/{FSL_PRODUCT}"))}
+    """List the brains that FSL's ``fsl_anat`` wrote into folders of this folder, by subject id."""
+    found = {scan_name(path.parent.name): path for path in sorted(folder.glob(f"*/{FSL_PRODUCT}"))}
+    unfinished = [path.name for path in sorted(folder.glob(f"*{FSL_FOLDER}")) if not (path / FSL_PRODUCT).is_file()]
+    if unfinished:
+        print(f"WARNING: {len(unfinished)} folders of fsl_anat hold no {FSL_PRODUCT}: {list_some(unfinished)}")
+    return found
 
 
 def _without_bad(scans: dict[str, Path], folder: Path, include_doubtful: bool) -> dict[str, Path]:
@@ -99,8 +109,7 @@ def _without_bad(scans: dict[str, Path], folder: Path, include_doubtful: bool) -
     if problems:
         raise InputError(problems)
     if left_out:
-        names = ", ".join(left_out[:10]) + (" ..." if len(left_out) > 10 else "")
-        print(f"note: {len(left_out)} doubtful or failed scans are left out: {names}")
+        print(f"note: {len(left_out)} doubtful or failed scans are left out: {list_some(left_out)}")
     return {name: path for name, path in scans.items() if name not in left_out}
 
 
@@ -264,7 +273,7 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
             for split in SPLITS:
                 (partial / split).mkdir(parents=True)
             for scan in scans:
-                suffix = ".nii.gz" if scan.path.name.endswith(".gz") else ".nii"
+                suffix = ".nii.gz" if scan.path.name.lower().endswith(".gz") else ".nii"
                 target = partial / scan.split / f"{scan.subject_id}{suffix}"
                 if copy:
                     shutil.copyfile(scan.path, target)
