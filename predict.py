@@ -19,7 +19,7 @@ def main() -> None:
     from utils.data.scans import ScanStore, data_settings
     from utils.data.tables import read_label_table
     from utils.evaluation.predicting import predict
-    from utils.prediction import scan_ages
+    from utils.prediction import scan_ages, scan_labels
     from utils.prediction.likeness import measure_distances
     from utils.prediction.pictures import draw_scan
     from utils.prediction.weights import load_typical_volumes, load_weights
@@ -35,11 +35,13 @@ def main() -> None:
     with user_errors(str(args.weights_dir)):
         data_settings({**manifest, "network": manifest["networks"]["first_stage"]}, None)
         stages = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
-    calibration = read_label_table(args.calibration_table) if args.calibration_table else None
     scans = scan_ages.find_scans(args.input)
-    if calibration:  # before the work; scans that fail later are left out then
-        scan_ages.find_calibration_people(scans, calibration, manifest["training_persons"])
-    scan_ages.add_labels(scans, args.label_table, args.sex)
+    candidates = []
+    if args.calibration_table:  # before the work; scans that fail later are left out then
+        calibration = read_label_table(args.calibration_table)
+        candidates = scan_labels.find_candidates(scans, calibration, manifest["training_persons"])
+        scan_labels.calibration_people(candidates, args.calibration_table)
+    scan_labels.add_labels(scans, args.label_table, args.sex)
     scan_ages.add_verdicts(scans)
     prepare = PreprocessingSettings(
         args.output_dir / "preprocessed", scan_ages.registration_of(manifest["preprocessing"]), args.device,
@@ -51,7 +53,8 @@ def main() -> None:
     store = ScanStore(manifest["voxel_size"], manifest["normalization"])
     usable = scan_ages.check_scans(scans, store)
     scan_ages.add_preparation(usable, manifest["preprocessing"])
-    scan_ages.add_training(usable, manifest["training_persons"])
+    scan_labels.add_averaging(usable, network.uses_sex)
+    scan_labels.add_training(usable, manifest["training_persons"])
     dataset = ScanDataset([scan.subject for scan in usable], store)
     if usable:
         ages = predict(
@@ -59,9 +62,9 @@ def main() -> None:
             precision=args.precision, label="brain age",
         )["brain_age"]  # fmt: skip
         scan_ages.add_ages(usable, ages, manifest, args.scanner)
-        if calibration:
-            people = scan_ages.find_calibration_people(usable, calibration, manifest["training_persons"])
-            print(scan_ages.calibrate(usable, people, manifest))
+        if candidates:
+            people = scan_labels.calibration_people(candidates, args.calibration_table)
+            print(scan_ages.calibrate(usable, [(scan, age) for scan, _, age in people], manifest))
         scan_ages.add_likeness(
             usable, measure_distances(dataset, typical, args.num_workers), manifest["distance_limit"]
         )

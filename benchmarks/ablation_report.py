@@ -41,11 +41,14 @@ def read_row(root: Path, row: Row, folds: int) -> pd.DataFrame:
     """Return a row's tests, with absolute errors in years; only of seeds with which all folds are finished."""
     folder = "test" if row.second is not None else "first_stage_test"
     tables = [
-        pd.read_csv(path, dtype={"subject_id": str}).assign(seed=path.parents[1].name, fold=path.parents[2].name)
+        pd.read_csv(path, dtype={"subject_id": str, "person": str}).assign(
+            seed=path.parents[1].name, fold=path.parents[2].name
+        )
         for path in sorted(root.glob(f"{row.name}/fold_*/seed_*/{folder}/predictions.csv"))
     ]
-    columns = ["subject_id", "seed", "fold", "chronological_age", "brain_age"]
-    table = pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+    columns = ["subject_id", "person", "seed", "fold", "chronological_age", "brain_age"]
+    table = (pd.concat(tables) if tables else pd.DataFrame()).reindex(columns=columns)
+    table["person"] = table["person"].fillna(table["subject_id"].map(person_of))  # of tables before version 0.5
     table = table.assign(error=(table["brain_age"] - table["chronological_age"]).abs())
     return table[table.groupby("seed")["fold"].transform("nunique") == folds]
 
@@ -102,7 +105,7 @@ def describe_row(row: Row, tables: dict[str, pd.DataFrame], root: Path, true_age
     errors = errors_by_seed(table)
     once = table.drop_duplicates("subject_id").set_index("subject_id").loc[errors.index]
     age = once["chronological_age"]
-    persons, folds = [person_of(name) for name in errors.index], once["fold"].tolist()
+    persons, folds = once["person"].tolist(), once["fold"].tolist()
     low, high = interval_over_seeds(errors.to_numpy().T, persons, folds)
     figures = [accuracy(own["chronological_age"].to_numpy(float), own["brain_age"].to_numpy(float))
                for _, own in table.groupby("seed")]  # fmt: skip
@@ -187,12 +190,12 @@ def probe_errors(root: Path, subjects: Sequence[Subject], cache_folder: Path | N
         )["features"]  # fmt: skip
         age, brain_age = table["chronological_age"].to_numpy(float), table["brain_age"].to_numpy(float)
         known = np.column_stack([features, brain_age, [subject.sex for subject in own]])
-        parts = list(split_into_folds(own, min(PROBE_PARTS, len({person_of(s.subject_id) for s in own})), 0))
+        parts = list(split_into_folds(own, min(PROBE_PARTS, len({s.person for s in own})), 0))
         ages.append(age)
         constant.append(brain_age + cross_val_predict(DummyRegressor(), known, age - brain_age, cv=parts))
         ridge = make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
         probed.append(brain_age + cross_val_predict(ridge, known, age - brain_age, cv=parts))
-        names += [person_of(subject.subject_id) for subject in own]
+        names += [subject.person for subject in own]
     age, before, after = (np.concatenate(parts) for parts in (ages, constant, probed))
     gain = compare_errors(age, after, before, persons=np.array(names))
     r2 = 1 - ((age - after) ** 2).sum() / ((age - before) ** 2).sum()

@@ -21,7 +21,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from benchmarks.ridge_baseline import ridge, voxels_of
 from utils.data.image_files import is_nifti
 from utils.data.images import read_image
-from utils.data.tables import read_label_table, subject_id_of
+from utils.data.names import subject_id_of
+from utils.data.tables import read_label_table
 
 SEPARATOR = "__"  # between the name of a scan and its damage
 FOLDS = 10
@@ -59,10 +60,9 @@ def measure_masks(preprocessed: Path, segmentations: Path) -> dict[str, Any]:
 def measure_ridge(preprocessed: Path, label_table: Path) -> dict[str, Any]:
     """Cross-validate ridge regression of age on smoothed voxels of 4 mm, z-scored within each scan."""
     labels = read_label_table(label_table)
-    paths = [
-        path for path in sorted(filter(is_nifti, preprocessed.iterdir())) if subject_id_of(path.name) in labels.ages
-    ]
-    ages = np.array([labels.ages[subject_id_of(path.name)] for path in paths])
+    rows = {path: labels.find(path.name) for path in sorted(filter(is_nifti, preprocessed.iterdir()))}
+    known = {path: row.age.years for path, row in rows.items() if row and np.isfinite(row.age.years)}
+    paths, ages = list(known), np.array(list(known.values()))
     voxels = voxels_of(paths, "brain")
     bins = pd.qcut(ages, FOLDS, labels=False)
     maes, correlations = [], []

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from utils.common.errors import InputError, run_command
 from utils.common.files import write_json
 from utils.data.images import GRAY, coarsen_volume, find_tissue_means, read_image, scale_by_tissue
-from utils.data.subjects import person_of
 from utils.evaluation.metrics import compare_errors, evaluate_ages
 from utils.evaluation.reports import describe_metrics
 from utils.preparation.template import load_template
@@ -98,7 +97,7 @@ def main() -> None:
     parser.add_argument("--scaling", choices=tuple(SCALINGS), default="brain", help="of the intensities")
     args = parser.parse_args()
     column, folder = HELD_OUT[args.held_out]
-    table = read_columns(args.cross_validation / "folds.csv", "subject_id", "age", "scan", column)
+    table = read_columns(args.cross_validation / "folds.csv", "subject_id", "age", "scan", "person", column)
     if not all(table[column]):
         raise InputError(f"{args.cross_validation}: holds no folds of {args.held_out}; set HOLD_OUT=both")
     voxels = voxels_of([args.scan_folder / name for name in table["scan"]], args.scaling)
@@ -108,7 +107,7 @@ def main() -> None:
         predicted[folds == fold] = (
             ridge().fit(voxels[folds != fold], ages[folds != fold]).predict(voxels[folds == fold])
         )
-    persons = np.array([person_of(name) for name in table["subject_id"]])
+    persons = np.array(table["person"])
     metrics = evaluate_ages(ages, predicted, persons=persons)
     print("ridge regression on voxels\n  " + "\n  ".join(describe_metrics(metrics)))
     for site in sorted(set(folds)) if args.held_out == "sites" else ():

@@ -20,7 +20,7 @@ from scipy import ndimage
 from benchmarks.preprocessing import _bias_field, _resampled, load
 from utils.common.files import PROJECT
 from utils.data.image_files import is_nifti
-from utils.data.tables import subject_id_of
+from utils.data.names import subject_id_of
 
 AS_IT_IS = "as it is"
 SEPARATOR = "__"

@@ -32,6 +32,12 @@ class Cascade(nn.Module):
         self.age_interval = age_interval
         self.eval()
 
+    @property
+    def uses_sex(self) -> bool:
+        """Whether any network takes the sex."""
+        members: Any = self.members
+        return any(network.config.use_sex for member in members for network in member)
+
     def folded(self) -> "Cascade":
         """Return a faster copy for evaluation alone; see `model.folding`."""
         members: Any = self.members
@@ -49,10 +55,9 @@ class Cascade(nn.Module):
         -------
         (B,) float32 tensor, years
         """
-        members: Any = self.members
-        uses_sex = any(network.config.use_sex for member in members for network in member)
-        if uses_sex and bool((sex == UNKNOWN_SEX).any()):
+        if self.uses_sex and bool((sex == UNKNOWN_SEX).any()):
             return (self(volumes, torch.where(sex < 0, 0, sex)) + self(volumes, torch.where(sex < 0, 1, sex))) / 2
+        members: Any = self.members
         ages = []
         for first, second in members:
             age = first(volumes, sex)

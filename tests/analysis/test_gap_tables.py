@@ -131,3 +131,25 @@ def test_what_makes_a_test_set() -> None:
 def test_patients_are_not_fitted_on() -> None:
     (problem,) = check_healthy(cohort(diagnosis=["HC"] * 10 + ["", "AD"]), "HC", "--fit_predictions")
     assert "s11 has the diagnosis AD; --fit_predictions must hold healthy subjects only" in problem
+
+
+def test_visits_of_a_person_count_once_if_a_label_table_tells_the_person(tmp_path, capsys) -> None:
+    """The predictions' own column may have been guessed from the names."""
+    text = "subject_id,person,age,brain_age\nP1_V1,P1_V1,40,41\nP1_V2,P1_V2,45,46\nP2_V1,P2_V1,50,51\n"
+    predictions = write(tmp_path / "p.csv", text)
+    table = read_tables({"test": [predictions]}, None, COLUMNS)["test"]
+    assert len(one_scan_each(table)) == 3
+    assert "names such as P1_V1 and P1_V2 look like visits of one person" in capsys.readouterr().out
+    for labels in ("subject_id,person\nP1_V1,P1\nP1_V2,P1\n", "subject_id,session,dx\nP1,V1,HC\nP1,V2,HC\n"):
+        labelled = read_tables({"test": [predictions]}, write(tmp_path / "l.csv", labels), COLUMNS)["test"]
+        assert one_scan_each(labelled)["subject_id"].tolist() == ["P1_V1", "P2_V1"], labels
+    assert "look like visits" not in capsys.readouterr().out
+
+
+def test_a_row_of_another_session_says_nothing_but_what_is_constant(tmp_path) -> None:
+    predictions = write(tmp_path / "p.csv", "subject_id,brain_age\nsub-1_ses-1,41\nsub-1_ses-2,46\n")
+    labels = "subject_id,ses,age,sex,dx\nsub-1,,,2,HC\nsub-1,1,40,,\nsub-1,2,45,,\nsub-2,,50,1,HC\n"
+    table = read_tables({"test": [predictions]}, write(tmp_path / "l.csv", labels), COLUMNS)["test"]
+    assert table[["chronological_age", "sex", "diagnosis"]].to_numpy().tolist() == [[40, "F", "HC"], [45, "F", "HC"]]
+    with pytest.raises(InputError, match="chronological age '' of sub-1_ses-2"):
+        read_tables({"test": [predictions]}, write(tmp_path / "l.csv", labels.replace("sub-1,2,45,,\n", "")), COLUMNS)

@@ -38,7 +38,7 @@ from tests.prediction.conftest import (
 from utils.common.errors import run_command
 from utils.common.files import sha256_of
 from utils.data.discretized_ages import write_discretized_ages
-from utils.data.tables import subject_id_of
+from utils.data.names import subject_id_of
 from utils.prediction.weights import save_weights
 
 PAGE = ROOT / "docs" / "bad_input.md"

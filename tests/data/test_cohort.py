@@ -135,7 +135,7 @@ def test_without_a_table_ages_are_unknown(tmp_path) -> None:
 
 
 def test_an_empty_folder(tmp_path) -> None:
-    make(tmp_path, [], [])
+    make(tmp_path, [], ["a,50,F"])
     (tmp_path / "test").mkdir()
     with pytest.raises(InputError, match="holds no .nii or .nii.gz file"):
         load(tmp_path, "test")

@@ -8,6 +8,7 @@ import torch
 
 from model.scaledense import NetworkConfig, ScaleDense
 from tests.conftest import VOXEL_SIZE
+from utils.analysis.leakage import seen_by_checkpoints
 from utils.data.dataset import ScanDataset
 from utils.data.scans import ScanStore
 from utils.data.subjects import Subject
@@ -15,6 +16,7 @@ from utils.evaluation.predicting import autocast, predict, seen_in_training
 from utils.options import testing
 from utils.options.training import parse_training_flags
 from utils.training.stages import FirstStage, SecondStage
+from utils.training.state import describe_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -102,3 +104,14 @@ def test_subjects_of_the_initial_weights_count_as_trained_on(tmp_path, capsys) -
     checkpoint = {"train_subjects": ["b"], "valid_subjects": [], "initial_subjects": ["sub-1_ses-1", "c"]}
     assert seen_in_training(subjects, tmp_path / "best.pt", checkpoint).tolist() == [False, True, True]
     assert "2 of 3 subjects, such as b, were used to train" in capsys.readouterr().out
+
+
+def test_another_visit_of_a_person_whom_a_table_named_counts_as_trained_on(tmp_path, capsys) -> None:
+    visits = [Subject(f"P1_V{n}", tmp_path, 40.0, person="P1") for n in (1, 2)]
+    content = {**describe_checkpoint({"stage": 1}, 4, "brain", 5.0, visits[:1], []), "state_dict": {}}
+    assert content["train_persons"] == ["P1"]
+    others = [visits[1], Subject("P1_V3", tmp_path), Subject("P1_V1", tmp_path)]
+    assert seen_in_training(others, tmp_path / "best.pt", content).tolist() == [True, False, True]
+    torch.save(content, tmp_path / "best.pt")
+    (training,) = seen_by_checkpoints([tmp_path / "best.pt"]).training.values()
+    assert training == {"P1", "P1_V1"}

@@ -27,7 +27,7 @@ def test_csv_and_npz_hold_the_same(tmp_path) -> None:
     )  # fmt: skip
     with (tmp_path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["subject_id", "chronological_age", "sex", "brain_age", "brain_age_gap",
+    assert list(rows[0]) == ["subject_id", "person", "chronological_age", "sex", "brain_age", "brain_age_gap",
                              "first_stage_age", "discretized_age", "residual_age"]  # fmt: skip
     assert rows[1]["sex"] == "M"
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as arrays:

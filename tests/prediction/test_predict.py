@@ -51,7 +51,7 @@ def test_prediction_of_prepared_scans(weights, tmp_path) -> None:
     assert [row["status"] for row in rows] == ["ok"] * 3
     assert [row["sex"] for row in rows] == ["F", "", ""]
     assert "chronological age 95.0 is outside the training range" in rows[1]["warnings"]
-    assert ["no row in labels.csv" in row["warnings"] for row in rows] == [False, False, True]
+    assert ["labels.csv has the subject sub-92; add one" in row["warnings"] for row in rows] == [False, False, True]
     assert ["is of a training subject" in row["warnings"] for row in rows] == [True, False, False]
     radius = interval_radius(load_weights(weights)[0]["out_of_fold_errors"], INTERVAL_COVERAGE)
     for row, sexes in zip(rows, ([0], [0, 1], [0, 1]), strict=True):

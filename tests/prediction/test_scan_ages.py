@@ -20,18 +20,16 @@ from utils.prediction.scan_ages import (
     PredictedScan,
     add_age_warnings,
     add_ages,
-    add_labels,
     add_likeness,
     add_preparation,
-    add_training,
     add_verdicts,
     calibrate,
     describe,
-    find_calibration_people,
     find_scans,
     interval_errors,
     write_table,
 )
+from utils.prediction.scan_labels import add_labels, add_training, calibration_people, find_candidates
 from utils.preparation.raw_scans import find_raw_scans, read_raw_scan
 from utils.preparation.records import DESCRIPTION, DOUBTFUL, FAIL
 from utils.preparation.template import load_template
@@ -131,15 +129,13 @@ def test_raw_prepared_and_averaged_scans_are_told_apart(tmp_path) -> None:
 
 def test_labels_come_from_the_table_and_sex_from_the_flag_where_it_is_silent(tmp_path) -> None:
     table = tmp_path / "labels.csv"
-    table.write_text("subject_id,age,sex\na,40,M\nb,50,\nd,x,F\n")
+    table.write_text("subject_id,age,sex\na,40,M\nb,50,\n")
     scans = [PredictedScan(name, tmp_path / f"{name}_T1w.nii.gz") for name in "abc"]
     add_labels(scans, table, "F")
     assert [scan.sex for scan in scans] == [1, 0, 0]
     assert [scan.chronological_age for scan in scans[:2]] == [40, 50]
     assert np.isnan(scans[2].chronological_age)
-    assert [scan.warnings for scan in scans] == [[], [], ["no row in labels.csv"]]
-    with pytest.raises(InputError, match=r"row 4: age 'x' of d"):
-        add_labels([PredictedScan("d", tmp_path / "d.nii")], table, None)
+    assert [scan.warnings for scan in scans] == [[], [], [f"no row of {table} has the subject c or c_T1w; add one"]]
 
 
 def test_other_preparations_are_warned_of(tmp_path) -> None:
@@ -229,7 +225,8 @@ def people(folder: Path, size: int) -> tuple[list[PredictedScan], LabelTable]:
 
 def calibrated(scans: list[PredictedScan], table: LabelTable, manifest: dict) -> Calibration:
     """Calibrate by all people of a table."""
-    return calibrate(scans, find_calibration_people(scans, table, []), manifest)
+    chosen = calibration_people(find_candidates(scans, table, []), table.path)
+    return calibrate(scans, [(scan, age) for scan, _, age in chosen], manifest)
 
 
 ERRORS = np.array(MANIFEST["out_of_fold_errors"])
@@ -278,15 +275,15 @@ def test_calibration_needs_ten_people(tmp_path) -> None:
     with pytest.raises(
         InputError, match="healthy.csv: 9 of its people have a usable scan .* at least 10 healthy people"
     ):
-        find_calibration_people(scans, table, [])
+        calibration_people(find_candidates(scans, table, []), table.path)
 
 
 def test_training_subjects_and_scans_that_failed_do_not_calibrate(tmp_path, capsys) -> None:
     scans, table = people(tmp_path, 14)
     scans[3].failure = "no brain"
-    found = find_calibration_people(scans, table, ["sub-0", "sub-7", "elsewhere"])
-    assert [scan.name for scan, _ in found] == [f"sub-{n}" for n in range(14) if n not in (0, 3, 7)]
-    assert [age for _, age in found] == [table.ages[scan.name] for scan, _ in found]
+    found = calibration_people(find_candidates(scans, table, ["sub-0", "sub-7", "elsewhere"]), table.path)
+    assert [one.scan.name for one in found] == [f"sub-{n}" for n in range(14) if n not in (0, 3, 7)]
+    assert [one.age for one in found] == [table.find(one.scan.source.name).age.years for one in found]
     assert "3 scans of" in capsys.readouterr().out  # two sessions of the first person
 
 
@@ -301,7 +298,7 @@ def test_a_calibration_table_with_problems_is_refused(tmp_path, change, said) ->
     scans, table = people(tmp_path, 14)
     table.path.write_text(change(table.path.read_text()))
     with pytest.raises(InputError, match=said):
-        find_calibration_people(scans, read_label_table(table.path), [])
+        find_candidates(scans, read_label_table(table.path), [])
 
 
 def test_scans_unlike_those_of_the_training_are_marked_and_their_intervals_widened(tmp_path) -> None:

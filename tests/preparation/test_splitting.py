@@ -148,7 +148,7 @@ def test_scans_without_label_are_named_and_nothing_is_written(prepared) -> None:
     flags = ["--preprocessed", prepared / "pre", "--label_table", table, "--output_dir", prepared / "data"]
     error = run_script("prepare_dataset.py", *flags, status=2).stderr
     assert "there is no row for sub-09" in error
-    assert "gives no age in years for sub-01" in error
+    assert "short.csv, row 3: age '' of sub-01_ses-1 is not a number of years" in error
     assert "--skip_unlabelled" in error
     assert not (prepared / "data").exists()
     assert not [path for path in prepared.iterdir() if path.name.startswith(".")]

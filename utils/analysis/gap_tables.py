@@ -1,31 +1,32 @@
 """Read brain ages and what is known about the persons from any table, and check everything at once."""
 
-import re
-from collections.abc import Hashable, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
-from utils.data.subjects import person_of
-from utils.data.tables import (
+from utils.data.cells import read_cells
+from utils.data.columns import (
     COLUMN_NAMES,
     MISSING,
-    OLDEST_AGE,
     plain_name,
-    read_cells,
+    read_age,
     read_sex,
-    subject_id_of,
-    to_age,
+    session_of,
+    sex_codes,
     to_number,
 )
+from utils.data.names import RowIndex, name_and_session, person_in_row, subject_id_of, unusable_name
+from utils.data.subjects import SEX_NAMES, person_of, suspected_visits
+from utils.data.tables import find_column
 
 ROLES: dict[str, tuple[str, ...]] = {  # meaning of a column: the names by which it is found
     "subject_id": COLUMN_NAMES["subject_id"],
-    "person": ("person", "person_id"),
-    "session": ("session", "session_id", "visit"),
+    "person": COLUMN_NAMES["person"],
+    "session": COLUMN_NAMES["session"],
     "chronological_age": COLUMN_NAMES["age"],
     "brain_age": ("brain_age", "predicted_age"),
     "first_stage_age": ("first_stage_age",),
@@ -36,6 +37,8 @@ ROLES: dict[str, tuple[str, ...]] = {  # meaning of a column: the names by which
 }
 NEEDED = ("chronological_age", "brain_age")
 NUMBERS = (*NEEDED, "first_stage_age", "true_brain_age")
+NAMES = ("subject_id", "person", "session", "diagnosis", "site")  # are written into tables
+CONSTANT = ("person", "sex", "diagnosis", "site")  # a row without session says these of all sessions
 FEWEST_PERSONS = 10
 DIFFERS_BETWEEN_TABLES = ("subject_id", "chronological_age")  # a name given by a flag does not exclude the known ones
 NO_COLUMN = "none"  # given as the name of a column: do not read it
@@ -47,23 +50,14 @@ def ages_of(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return table["chronological_age"].to_numpy(np.float64), table["brain_age"].to_numpy(np.float64)
 
 
-def session_of(text: str) -> str:
-    """Return a session's name in the form that is compared between tables.
-
-    >>> session_of("ses-01"), session_of("1.0"), session_of("M12")
-    ('1', '1', 'M12')
-    """
-    return re.sub(r"^0+(?=\d)", "", re.sub(r"\.0+$", "", re.sub(r"^ses-", "", text)))
-
-
-def _column(names: Sequence[str], role: str, wanted: str | None) -> int | None:
+def _column(path: Path, names: Sequence[str], role: str, wanted: str | None) -> int | None:
     """Return the position of a role's column; a name given by the user comes before the known ones."""
     if wanted == NO_COLUMN:
         return None
     known = [plain_name(wanted)] if wanted else []
     if not wanted or role in DIFFERS_BETWEEN_TABLES:
         known += ROLES[role]
-    return next((names.index(name) for name in known if name in names), None)
+    return find_column(path, names, known)
 
 
 class _Reader:
@@ -83,7 +77,7 @@ class _Reader:
             return pd.DataFrame(columns=SCAN)
         names = [plain_name(name) for name in cells.iloc[0]]
         self.found |= set(names)
-        places = {role: _column(names, role, self.columns.get(role)) for role in ROLES}
+        places = {role: _column(path, names, role, self.columns.get(role)) for role in ROLES}
         lacking = [role for role in needed if places[role] is None]
         if lacking:
             self.problems += [
@@ -101,12 +95,17 @@ class _Reader:
             cells = cells[~failed]
         table = pd.DataFrame({role: cells.iloc[:, place] for role, place in places.items() if place is not None})
         missing = table.apply(lambda column: column.str.lower()).isin(MISSING) & (table != self.healthy_label)
+        missing["subject_id"] = False
         table = table.mask(missing, "")
         table["subject_id"] = table["subject_id"].map(subject_id_of)
-        if "session" not in table:
-            table["session"] = table["subject_id"].str.extract(r"_ses-([A-Za-z0-9]+)", expand=False).fillna("")
-        table["session"] = table["session"].map(session_of)
+        named = [name_and_session(name)[1] for name in table["subject_id"]]
+        table["session"] = [
+            session_of(text) or own for text, own in zip(table.get("session", named), named, strict=True)
+        ]
         table["where"] = [f"{path}, row {index + 1}" for index in table.index]
+        for role in table.columns.intersection(NAMES):
+            unusable = table[role].map(unusable_name)
+            self.problems += [f"{row.where}: {unusable[row.Index]}" for row in table[unusable != ""].itertuples()]
         return table
 
     def check_duplicates(self, table: pd.DataFrame) -> None:
@@ -121,24 +120,28 @@ class _Reader:
     def convert(self, table: pd.DataFrame) -> None:
         """Turn ages into numbers and the sex into F or M, in place; note what is missing or wrong."""
         for role in NUMBERS:
-            text, what = table[role], "a number of years"
+            text = table[role]
             table[role] = text.map(to_number).astype(np.float64)
-            wrong = table[role].isna()
+            complaints = pd.Series("is not a number of years; correct or remove the row", table.index)
+            complaints = complaints.where(table[role].isna(), "")
             if role == "chronological_age":
-                wrong, what = text.map(to_age).isna(), f"{what} between 0 and {OLDEST_AGE:g}"
-            wrong &= (text != "") | (role in NEEDED)
+                complaints = text.map(lambda cell: read_age(cell).complaint)
+            wrong = (complaints != "") & ((text != "") | (role in NEEDED))
             self.problems += [
-                f"{row.where}: {role.replace('_', ' ')} '{text[row.Index]}' of {row.subject_id} is not {what}; correct "
-                f"or remove the row, or name the column (--{role}_column)"
+                f"{row.where}: {role.replace('_', ' ')} '{text[row.Index]}' of {row.subject_id} {complaints[row.Index]}"
+                f", or name the column (--{role}_column)"
                 for row in table[wrong].itertuples()
             ]
-        sex = table["sex"].map(read_sex)
+        codes, note = sex_codes(table["sex"])
+        if note:
+            print(f"note: {note}")
+        sex = table["sex"].map(lambda cell: read_sex(cell, codes))
         self.problems += [
             f"{row.where}: sex '{row.sex}' of {row.subject_id} is neither F nor M (0 nor 1); correct it, or ignore the "
             f"column (--sex_column {NO_COLUMN})"
-            for row in table[sex.isna() & (table["sex"] != "")].itertuples()
+            for row in table[(sex == UNKNOWN_SEX) & (table["sex"] != "")].itertuples()
         ]
-        table["sex"] = ["" if pd.isna(code) else "FM"[int(code)] for code in sex]
+        table["sex"] = [SEX_NAMES[code] for code in sex]
 
 
 def read_tables(
@@ -149,9 +152,10 @@ def read_tables(
 ) -> dict[str, pd.DataFrame]:
     """Read tables of predictions and add what a label table knows about each scan.
 
-    A row of the label table belongs to the scan with its subject id and
-    session, otherwise to all scans of the person with that id. Where both
-    tables have a value, that of the predictions is taken.
+    A scan has the row of the label table that `utils.data.names.RowIndex`
+    finds, and what that leaves open from the person's row without session.
+    Where both tables have a value, that of the predictions is taken, except
+    the person, whom predictions may have only guessed from the name.
 
     Parameters
     ----------
@@ -178,17 +182,15 @@ def read_tables(
     reader = _Reader(columns, healthy_label)
     labels = reader.read(label_table, ["subject_id"]) if label_table else pd.DataFrame(columns=SCAN)
     reader.check_duplicates(labels)
-    known = {(row["subject_id"], row["session"]): row for row in labels.to_dict("records")}
+    label_of = _finder(labels)
     needed = ["subject_id", *(role for role in NEEDED if role not in labels)]
     tables = {}
     for group, paths in groups.items():
         parts = [pd.DataFrame(columns=SCAN), *(reader.read(path, needed) for path in paths)]
         table = pd.concat(parts, ignore_index=True).reindex(columns=["where", *ROLES]).astype(object).fillna("")
-        found: list[dict[Hashable, str]] = [
-            next((known[key] for key in product((name, person_of(name)), (session, "")) if key in known), {})
-            for name, session in zip(table["subject_id"], table["session"], strict=True)
-        ]
+        found = [label_of(*scan) for scan in zip(table["subject_id"], table["session"], strict=True)]
         label = pd.DataFrame(found, index=table.index, columns=table.columns).astype(object).fillna("")
+        table["person"] = label["person"].where(label["person"] != "", table["person"])
         table = table.where(table != "", label)
         table["person"] = table["person"].where(table["person"] != "", table["subject_id"].map(person_of))
         table["labelled"] = list(map(bool, found))
@@ -209,7 +211,30 @@ def read_tables(
         )
     if problems:
         raise InputError(problems)
+    visits = suspected_visits(person for table in tables.values() for person in table["person"])
+    if visits:
+        print(f"WARNING: {visits}")
     return tables
+
+
+def _finder(labels: pd.DataFrame) -> Callable[[str, str], dict[Hashable, str]]:
+    """Return a function that gives what a label table knows of the scan with a subject id and a session."""
+    rows = labels.to_dict("records")
+    index = RowIndex(labels["subject_id"], labels["session"])
+
+    def find(subject_id: str, session: str) -> dict[Hashable, str]:
+        own, shared = index.find(subject_id, session)
+        values: dict[Hashable, str] = {}
+        for row in (rows[number] for number in shared[:1]):
+            values |= {role: row[role] for role in CONSTANT if role in row}
+        for row in (rows[number] for number in own[:1]):
+            values |= {role: value for role, value in row.items() if value}
+            person = person_in_row(row["subject_id"], row["session"], subject_id)
+            if person != person_of(subject_id) and not values.get("person"):
+                values["person"] = person
+        return values
+
+    return find
 
 
 def sorted_scans(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from utils.analysis.gap_correction import Correction
 from utils.analysis.gap_report import Section
 from utils.common.checkpoints import load_checkpoint
 from utils.common.errors import InputError
-from utils.data.subjects import person_of
+from utils.data.subjects import person_of, trained_persons
 
 SHOWN = 20  # names per line
 
@@ -37,10 +37,8 @@ def seen_by_checkpoints(checkpoints: Sequence[Path]) -> Seen:
             seen.warnings.append(f"{path} does not record its training subjects, so leakage from it cannot be excluded")
             continue
         stage = {1: "first stage's ", 2: "second stage's "}.get(content.get("network", {}).get("stage"), "")
-        seen.training[f"the {stage}training of {path}"] = set(
-            map(person_of, [*content["train_subjects"], *content.get("initial_subjects", ())])
-        )
-        validation = set(map(person_of, content.get("valid_subjects", [])))
+        seen.training[f"the {stage}training of {path}"] = set(trained_persons(content))
+        validation = set(trained_persons(content, "valid"))
         if validation:
             seen.validation[f"the {stage}validation of {path}"] = validation
         ages = content.get("train_ages", [])

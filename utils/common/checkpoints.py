@@ -38,6 +38,7 @@ ENTRIES: dict[str, Check] = {  # what may stand in a checkpoint besides its weig
     "age_interval": lambda value: is_number(value) and value > 0,
     "first_stage_sha256": is_text,
     **dict.fromkeys(("train_subjects", "valid_subjects", "initial_subjects"), list_of(is_text)),
+    **dict.fromkeys(("train_persons", "valid_persons"), list_of(is_text)),
     **dict.fromkeys(("train_ages", "valid_ages", "train_sexes", "train_discretized_ages"), list_of(is_number)),
 }
 

@@ -32,6 +32,12 @@ def list_some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMES_SHOWN]) + rest
 
 
+def shortened(lines: Sequence[str]) -> list[str]:
+    """Return the first lines, and a count of the rest."""
+    rest = len(lines) - MOST_PROBLEMS_SHOWN
+    return [*lines[:MOST_PROBLEMS_SHOWN], *([f"... and {rest} more"] if rest > 0 else [])]
+
+
 @contextmanager
 def user_errors(where: str = "") -> Iterator[None]:
     """Turn a `ValueError` about a user's choice into an `InputError`.
@@ -75,13 +81,8 @@ def _explain(error: Exception) -> list[str]:
             return [f"error: {error.problems[0].rpartition('InputError: ')[2].strip()}"]
         if len(error.problems) == 1:
             return [f"error: {error.problems[0]}"]
-        shown = [f"  - {line}" for line in error.problems[:MOST_PROBLEMS_SHOWN]]
-        rest = len(error.problems) - len(shown)
-        return [
-            f"error: {len(error.problems)} problems were found:",
-            *shown,
-            *([f"  ... and {rest} more"] if rest else []),
-        ]
+        lines = shortened([f"- {line}" for line in error.problems])
+        return [f"error: {len(error.problems)} problems were found:", *(f"  {line}" for line in lines)]
     if isinstance(error, ModuleNotFoundError):
         return [
             f"error: the package {error.name} is not installed for {sys.executable}; install requirements.txt there "

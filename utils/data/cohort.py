@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from model.conventions import UNKNOWN_SEX
-from utils.common.errors import InputError
+from utils.common.errors import InputError, shortened
 from utils.data.image_files import file_name_of, list_prepared
+from utils.data.names import scan_name, unusable_name
 from utils.data.scans import ScanStore
-from utils.data.subjects import UNKNOWN_AGE, Subject, person_of
-from utils.data.tables import SEXES, LabelTable, read_label_table, scan_name
+from utils.data.subjects import UNKNOWN_AGE, Subject, person_of, suspected_visits
+from utils.data.tables import LabelTable, given_sex, read_label_table
 
 LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
 
@@ -58,16 +59,24 @@ def load_cohort(
         if ages_required:
             raise InputError(table.complaint)
         print(f"WARNING: {table.complaint}; without it there are no metrics")
+    if table and table.sex_note and use_sex:
+        print(f"note: {table.sex_note}")
     problems: list[str] = []
+    unknown_ages: list[str] = []
     cohort: dict[str, list[Subject]] = {}
     for split, folder in folders.items():
         paths = _find_scans(folder, split, problems)
-        cohort[split] = _match(paths, table, use_sex, sex_of_all, ages_required, problems)
+        cohort[split] = _match(paths, table, use_sex, sex_of_all, problems, problems if ages_required else unknown_ages)
     _check_overlap(cohort, problems)
     if scans:
         problems += scans.prepare([subject.path for subjects in cohort.values() for subject in subjects])
     if problems:
         raise InputError(problems)
+    if unknown_ages and table and not table.complaint:
+        print("\n  ".join([f"WARNING: {len(unknown_ages)} scans have no metrics:", *shortened(unknown_ages)]))
+    visits = suspected_visits(subject.person for subjects in cohort.values() for subject in subjects)
+    if visits:
+        print(f"WARNING: {visits}")
     return cohort
 
 
@@ -92,39 +101,45 @@ def _match(
     table: LabelTable | None,
     use_sex: bool,
     sex_of_all: str | None,
-    ages_required: bool,
     problems: list[str],
+    unknown_ages: list[str],
 ) -> list[Subject]:
-    """Give each scan its row, by exact subject id."""
+    """Give each scan its row."""
     subjects: dict[str, Subject] = {}
-    given_sex = SEXES[sex_of_all.lower()] if sex_of_all else UNKNOWN_SEX
+    files: dict[str, str] = {}  # by row, and by subject id
     for path in paths:
-        found = table.find(file_name_of(path)) if table else None
-        subject_id = found or scan_name(file_name_of(path))
-        if subject_id in subjects:
+        name = file_name_of(path)
+        row = table.find(name) if table else None
+        subject = Subject(scan_name(name), path, UNKNOWN_AGE, given_sex(sex_of_all))
+        wrong = unusable_name(name)
+        if wrong:
+            problems.append(f"{path.parent}: {wrong}")
+            continue
+        if table and not row:
+            problems.append(f"{path}: {table.why_not(name)}")
+            continue
+        if row:
+            sex = subject.sex if row.sex == UNKNOWN_SEX else row.sex
+            subject = Subject(row.subject_id, path, row.age.years, sex, site=row.site, person=row.person)
+        keys = (row.where if row else "", subject.subject_id)
+        other = next((files[key] for key in keys if key in files), "")
+        files |= dict.fromkeys(filter(None, keys), name)
+        if other:
             problems.append(
-                f"{path}: a second scan of {subject_id} beside {subjects[subject_id].path.name}; keep one, "
-                "or give each session its own row"
+                f"{path}: a second scan of {subject.subject_id} beside {other}; keep one, or give each its own row"
             )
             continue
-        age, sex, site = UNKNOWN_AGE, given_sex, ""
-        if table:
-            if not found:
-                problems.append(f"{path}: no row of {table.path} has the subject {subject_id}; add one")
-                continue
-            problems += table.problems[subject_id]
-            if ages_required and subject_id in table.missing_ages:
-                problems.append(table.missing_ages[subject_id])
-            age = table.ages.get(subject_id, UNKNOWN_AGE)
-            sex = table.sexes.get(subject_id, given_sex)
-            site = table.sites.get(subject_id, "")
-        if use_sex and sex == UNKNOWN_SEX:
+        if row:
+            problems += row.problems
+            if row.age_complaint:
+                (unknown_ages if row.age.unknown else problems).append(row.age_complaint)
+        if use_sex and subject.sex == UNKNOWN_SEX:
             problems.append(
-                f"{path}: the sex of {subject_id} is not known as 0/1, F/M or female/male"
-                + (f" in {table.path}" if table else "")
+                f"{path}: the sex of {subject.subject_id} is not known as 0/1, F/M or female/male"
+                + (f" ({row.where}: '{row.sex_cell}')" if row else "")
                 + "; add it, or use a model without sex (--use_sex false)"
             )
-        subjects[subject_id] = Subject(subject_id, path, age, sex, site=site)
+        subjects[subject.subject_id] = subject
     return [subjects[key] for key in sorted(subjects)]
 
 
@@ -133,11 +148,10 @@ def _check_overlap(cohort: Mapping[str, list[Subject]], problems: list[str]) -> 
     seen: dict[str, tuple[str, Path]] = {}
     for split, subjects in cohort.items():
         for subject in subjects:
-            person = person_of(subject.subject_id)
-            other, path = seen.setdefault(person, (split, subject.path))
+            other, path = seen.setdefault(subject.person, (split, subject.path))
             if other != split:
                 problems.append(
-                    f"{subject.path}: {person} is in the {split} split and in the {other} split ({path}); "
+                    f"{subject.path}: {subject.person} is in the {split} split and in the {other} split ({path}); "
                     "keep a person in one split"
                 )
 
@@ -157,9 +171,9 @@ def add_first_stage_ages(
 
 
 def are_known(subjects: Sequence[Subject], training_subjects: Sequence[str]) -> np.ndarray:
-    """Tell which subjects are persons on whom a network was trained, (N,) bool array."""
-    known = set(map(person_of, training_subjects))
-    return np.array([person_of(subject.subject_id) in known for subject in subjects], bool)
+    """Tell which subjects are persons on whom a network was trained, by subject ids or persons, (N,) bool array."""
+    known = {*training_subjects, *map(person_of, training_subjects)}
+    return np.array([not known.isdisjoint(subject.names) for subject in subjects], bool)
 
 
 def warn_of_overfitting(train_subjects: Sequence[Subject], valid_subjects: Sequence[Subject]) -> None:
@@ -200,7 +214,7 @@ def split_into_folds(subjects: Sequence[Subject], folds: int, seed: int) -> Iter
         return
     from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import
 
-    persons = [person_of(subject.subject_id) for subject in subjects]
+    persons = [subject.person for subject in subjects]
     if len(set(persons)) < folds:
         raise InputError(f"--folds: {folds} folds of {len(set(persons))} training subjects; lower FOLDS (--folds)")
     ages = np.array([subject.chronological_age for subject in subjects])

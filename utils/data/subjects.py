@@ -1,8 +1,10 @@
 """Subjects: a scan and what is known of the person."""
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.conventions import UNKNOWN_SEX
 
@@ -17,6 +19,11 @@ PERSON_PATTERNS = (
     r"^(OAS3\d{4})_",
     r"(?:^|_)(\d{3}_S_\d{4,5})(?:_|$)",
     r"^(CC\d{6})_",
+)
+# What visits of one person end with, where no standard says so: P001_V1, P001_ses-2, P001_T2, 1234567_20252_2_0.
+VISIT = re.compile(
+    r"^(.*\d.*?)[_.-](?:(?:v|visit|ses|session|t|tp|time|timepoint|wave|scan|m|month|y|year)[_-]?\d+|bl|baseline|\d_\d)$",
+    re.IGNORECASE,
 )
 
 
@@ -36,6 +43,8 @@ class Subject:
         Whether these ages come from a network that never saw the person.
     site : str
         Where the person was scanned; empty where nobody asks.
+    person : str
+        Whose scan it is; by default what `person_of` says.
     """
 
     subject_id: str
@@ -46,6 +55,15 @@ class Subject:
     discretized_age: float = UNKNOWN_AGE
     out_of_fold: bool = False
     site: str = ""
+    person: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "person", self.person or person_of(self.subject_id))
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the person: that of the table, and that in the subject id."""
+        return {self.person, person_of(self.subject_id)}
 
 
 def person_of(subject_id: str) -> str:
@@ -61,3 +79,40 @@ def person_of(subject_id: str) -> str:
         if found:
             return found[1]
     return subject_id
+
+
+def trained_persons(checkpoint: Mapping[str, Any], role: str = "train") -> list[str]:
+    """Return the names of the persons whom a network was trained on.
+
+    Parameters
+    ----------
+    checkpoint : mapping
+    role : {"train", "valid"}
+        ``valid`` returns those who chose its epoch or its learning rate.
+    """
+    ids = [
+        *checkpoint.get(f"{role}_subjects", ()),
+        *(checkpoint.get("initial_subjects", ()) if role == "train" else ()),
+    ]
+    return sorted({*map(person_of, ids), *checkpoint.get(f"{role}_persons", ())})
+
+
+def suspected_visits(persons: Iterable[str]) -> str:
+    """Return a warning if names of different persons look like visits of one; empty otherwise.
+
+    >>> suspected_visits(["P001_V1", "P001_V2", "P002_V1", "brain_1_0", "brain_2_0"])[:58]
+    'names such as P001_V1 and P001_V2 look like visits of one '
+    """
+    visits: dict[str, list[str]] = {}
+    for person in sorted(set(persons)):
+        name = person
+        while found := VISIT.match(name):
+            name = found[1]
+        visits.setdefault(name, []).append(person)
+    several = [names for names in visits.values() if len(names) > 1]
+    if not several:
+        return ""
+    return (
+        f"names such as {several[0][0]} and {several[0][1]} look like visits of one person, but count as different "
+        "people; if they are not, add a column person to the label table"
+    )

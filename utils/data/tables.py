@@ -1,92 +1,161 @@
-"""Read label tables: subject, age and sex from CSV, TSV or Excel files."""
+"""Find the row of a scan in a table, and read what it says: person, age, sex and site."""
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
+from utils.data.cells import read_cells
+from utils.data.columns import (
+    COLUMN_NAMES,
+    MISSING,
+    SEXES,
+    Age,
+    plain_name,
+    read_age,
+    read_sex,
+    session_of,
+    sex_codes,
+)
+from utils.data.names import (
+    RowIndex,
+    name_and_session,
+    names_of_scan,
+    person_in_row,
+    scan_name,
+    subject_id_of,
+    unusable_name,
+)
 from utils.data.subjects import person_of
 
-COLUMN_NAMES = {
-    "subject_id": (
-        "subject_id",
-        "subjectid",
-        "participant_id",
-        "subject",
-        "id",
-        "filename",
-        "file_name",
-        "file",
-        "name",
-    ),
-    "age": ("age", "chronological_age", "age_years"),
-    "sex": ("sex", "gender", "male"),
-}
-SEXES = {"0": 0, "f": 0, "female": 0, "1": 1, "m": 1, "male": 1}
-OLDEST_AGE = 130.0  # years
-MISSING = ("", "na", "n/a", "nan", "none", "null")
-TABLE_KINDS = (".csv", ".tsv", ".txt", ".xlsx", ".xls")
+NO_SESSION = "is not given for its session; add a row with the session"
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """What a table says about a scan.
+
+    Parameters
+    ----------
+    where : str
+        The file and the row.
+    subject_id : str
+    session : str
+        From a column; empty where there is none.
+    person : str
+        From a column; empty where there is none.
+    age_cell, sex_cell : str
+    age : Age
+    sex : int, 0 female, 1 male, -1 unknown
+    site : str
+        The scanner or center, if a column was named.
+    problems : tuple of str
+        What makes the row unusable; matters only where a scan needs it.
+    """
+
+    where: str
+    subject_id: str
+    session: str
+    person: str
+    age_cell: str
+    age: Age
+    sex_cell: str
+    sex: int
+    site: str
+    problems: tuple[str, ...] = ()
+
+    @property
+    def age_complaint(self) -> str:
+        """What is wrong with the age; empty if nothing is."""
+        complaint = self.age.complaint
+        return complaint and f"{self.where}: age '{self.age_cell}' of {self.subject_id} {complaint}"
 
 
 @dataclass
 class LabelTable:
-    """The usable content of a label table, and what is wrong with the rest.
+    """The rows of a label table.
 
     Parameters
     ----------
     path : Path
-    ages : dict of subject_id to float, years
-    sexes : dict of subject_id to int, 0 female, 1 male
-    problems : dict of subject_id to list of str
-        What is wrong with a subject's rows; matters only where a scan needs
-        the row.
-    missing_ages : dict of subject_id to str
-        The same of ages that are not given; no problem where none is needed.
-    sites : dict of subject_id to str
-        The scanner or center, if a column was named.
+    rows : list of LabelRow
+    site_column : str
+        The column that every scan must have; empty: none.
     complaint : str
         Not empty if the table has no age column at all.
+    sex_note : str
+        How codes of the sex were read, if that is not certain.
     """
 
     path: Path
-    ages: dict[str, float] = field(default_factory=dict)
-    sexes: dict[str, int] = field(default_factory=dict)
-    problems: dict[str, list[str]] = field(default_factory=dict)
-    missing_ages: dict[str, str] = field(default_factory=dict)
-    sites: dict[str, str] = field(default_factory=dict)
+    rows: list[LabelRow]
+    site_column: str = ""
     complaint: str = ""
+    sex_note: str = ""
+    index: RowIndex = field(init=False)
 
-    def find(self, file_name: str) -> str | None:
-        """Return the key of the row that belongs to a scan, by the scan's file name.
+    def __post_init__(self) -> None:
+        self.index = RowIndex((row.subject_id for row in self.rows), (row.session for row in self.rows))
 
-        That is the first of these names found in the table: the file's, the
-        same without ``_T1w``, and the person's, without session and run.
+    def find(self, file_name: str) -> LabelRow | None:
+        """Return what the table says about a scan, by the name of its file; None if nothing.
+
+        What its own row leaves open is taken from the person's row without
+        session, except the age.
         """
-        name = scan_name(file_name)
-        candidates = (subject_id_of(file_name), name, f"{name}_T1w", person_of(name))
-        return next((candidate for candidate in candidates if candidate in self.problems), None)
+        own, shared = ([self.rows[number] for number in numbers] for numbers in self.index.find(file_name))
+        if not own and not shared:
+            return None
+        name, problems = scan_name(file_name), [problem for row in (*own, *shared) for problem in row.problems]
+        problems += [
+            f"{rows[1].where}: {rows[0].subject_id} stands in {rows[0].where.rpartition(', ')[2]} already; keep one row"
+            for rows in (own, shared)
+            if len(rows) > 1
+        ]
+        row = own[0] if own else replace(shared[0], age_cell="", age=Age(math.nan, NO_SESSION, unknown=True))
+        person = next((row.person for row in (*own[:1], *shared) if row.person), "")
+        if row.session or not own or row.subject_id not in names_of_scan(file_name):
+            row, person = replace(row, subject_id=name), person or person_in_row(row.subject_id, row.session, name)
+        for other in shared:
+            row = replace(
+                row, site=row.site or other.site, sex_cell=row.sex_cell or other.sex_cell,
+                sex=other.sex if row.sex == UNKNOWN_SEX else row.sex,
+            )  # fmt: skip
+        if self.site_column and not row.site:
+            problems.append(f"{row.where}: {row.subject_id} has no {self.site_column}; add it")
+        return replace(row, person=person, problems=tuple(problems))
+
+    @cached_property
+    def by_plain(self) -> dict[str, str]:
+        """The subject ids by their `_plain` names."""
+        return {_plain(row.subject_id): row.subject_id for row in self.rows}
+
+    def why_not(self, file_name: str) -> str:
+        """Say why a scan has no row: what was looked for, and what is nearly the same."""
+        names = list(dict.fromkeys(names_of_scan(file_name)))
+        tried = [name for name in names if not (name.endswith("_T1w") and name != subject_id_of(file_name))]
+        looked = f"no row of {self.path} has the subject {' or '.join(dict.fromkeys(tried[::-1]))}"
+        sessions = self.index.sessions_of(file_name)
+        if sessions:
+            own = name_and_session(file_name)[1]
+            return (
+                f"{self.path} has rows for the session{'s' if len(sessions) > 1 else ''} {', '.join(sessions)} of "
+                f"{person_of(scan_name(file_name))}, and "
+                + (f"none for {own}; add it" if own else "the scan's name gives no session; add it, as in sub-01_ses-2")
+            )
+        alike = " and ".join(dict.fromkeys(self.by_plain[key] for key in map(_plain, tried) if key in self.by_plain))
+        return f"{looked}; {f'it has {alike}: write it as in the name of the scan' if alike else 'add one'}"
 
 
-def subject_id_of(file_name: str) -> str:
-    """Return a file's name without folder and the extension of an image.
-
-    >>> subject_id_of("data/sub-0001.nii.gz")
-    'sub-0001'
-    """
-    return re.sub(r"(?i)\.(nii(\.gz)?|mg[zh])$", "", file_name.replace("\\", "/").rsplit("/", 1)[-1].strip())
-
-
-def scan_name(file_name: str) -> str:
-    """Return the name of a scan: that of its file or FSL folder, without what only says that it is T1-weighted.
-
-    >>> scan_name("sub-01_ses-2_T1w.nii.gz"), scan_name("sub-01_T1w.anat")
-    ('sub-01_ses-2', 'sub-01')
-    """
-    return subject_id_of(file_name).removesuffix(".anat").removesuffix("_T1w")
+def _plain(name: str) -> str:
+    """Return a name without what is easily mistaken: case, punctuation, ``sub-`` and leading zeros."""
+    return re.sub(r"(?<!\d)0+(?=\d)|[\W_]", "", name.lower().removeprefix("sub-"))
 
 
 def read_label_table(path: Path, site_column: str = "") -> LabelTable:
@@ -95,10 +164,8 @@ def read_label_table(path: Path, site_column: str = "") -> LabelTable:
     Parameters
     ----------
     path : Path
-        ``.csv``, ``.tsv`` or ``.txt`` (commas, semicolons or tabs), ``.xlsx``
-        or ``.xls``. With a header row,
-        the columns are found by name; without one they are subject or file
-        name, age, sex.
+        As `read_cells` takes it. With a header row, the columns are found by
+        name; without one they are subject or file name, age, sex.
     site_column : str
         Name of the column that tells the scanner or center; empty: none is read.
 
@@ -109,108 +176,66 @@ def read_label_table(path: Path, site_column: str = "") -> LabelTable:
         not the site column.
     """
     cells = read_cells(path)
-    if cells.empty:
-        raise InputError(f"{path}: holds no rows; expected subject, age and sex")
-    names = [plain_name(name) for name in cells.iloc[0]]
-    columns = {
-        role: next((names.index(name) for name in known if name in names), None) for role, known in COLUMN_NAMES.items()
-    }
+    names = [plain_name(name) for name in cells.iloc[0]] if len(cells) else []
+    columns = {role: find_column(path, names, known) for role, known in COLUMN_NAMES.items()}
     has_header = any(column is not None for column in columns.values())
-    if not has_header:
-        if cells.shape[1] < 2:
-            raise InputError(f"{path}: has one column; expected subject, age and sex")
-        columns = {"subject_id": 0, "age": 1, "sex": 2 if cells.shape[1] > 2 else None}
+    if not has_header and len(names) > 1:
+        columns |= {"subject_id": 0, "age": 1, "sex": 2 if len(names) > 2 else None}
+    body = cells.iloc[int(has_header) :]
+    body = body[(body != "").any(axis=1)]
+    if body.empty:
+        raise InputError(f"{path}: holds no rows{' below its header' * has_header}; expected subject, age and sex")
+    if not has_header and len(names) < 2:
+        raise InputError(f"{path}: has one column; expected subject, age and sex")
     if columns["subject_id"] is None:
         raise InputError(f"{path}: has no subject column (found {', '.join(names)}); name it subject_id")
     if site_column and plain_name(site_column) not in names:
         raise InputError(f"{path}: has no column {site_column} (found {', '.join(names)}); correct SITE_COLUMN")
-    table = LabelTable(path)
+    columns["site"] = find_column(path, names, (plain_name(site_column),)) if site_column else None
+    codes, note = sex_codes(body[columns["sex"]] if columns["sex"] is not None else ())
+    table = LabelTable(path, list(_read_rows(path, body, columns, codes)), site_column)
     if columns["age"] is None:
         table.complaint = f"{path}: has no age column (found {', '.join(names)}); name it age"
-    first_row: dict[str, int] = {}
-    for number, row in enumerate(cells.itertuples(index=False), start=1):
-        if (number == 1 and has_header) or not any(str(cell).strip() for cell in row):
-            continue
-        subject_id = subject_id_of(str(row[columns["subject_id"]]))
-        where = f"{path}, row {number}"
-        problems = table.problems.setdefault(subject_id, [])
-        if subject_id in first_row:
-            problems.append(f"{where}: {subject_id} stands in row {first_row[subject_id]} already; keep one row")
-            continue
-        first_row[subject_id] = number
-        age_cell = "" if columns["age"] is None else str(row[columns["age"]]).strip()
-        age = to_age(age_cell)
-        if age is not None:
-            table.ages[subject_id] = age
-        else:
-            complaint = (
-                f"{where}: age '{age_cell}' of {subject_id} is not a number of years between 0 and "
-                f"{OLDEST_AGE:g}; correct or remove the row"
-            )
-            if age_cell.lower() in MISSING:
-                table.missing_ages[subject_id] = complaint
-            else:
-                problems.append(complaint)
-        if columns["sex"] is not None:
-            sex = read_sex(str(row[columns["sex"]]))
-            if sex is not None:
-                table.sexes[subject_id] = sex
-        if site_column:
-            table.sites[subject_id] = str(row[names.index(plain_name(site_column))]).strip()
-            if table.sites[subject_id].lower() in MISSING:
-                problems.append(f"{where}: {subject_id} has no {site_column}; add it")
+    table.sex_note = note and f"{path}: {note}"
     return table
 
 
-def plain_name(name: object) -> str:
-    """Return a column's name in lower case, with underscores.
+def find_column(path: Path, names: Sequence[str], known: Iterable[str]) -> int | None:
+    """Return the position of the first known name among the columns; None if there is none.
 
-    >>> plain_name("Subject-ID ")
-    'subject_id'
+    Raises
+    ------
+    InputError
+        If two columns have that name.
     """
-    return re.sub(r"[\s\-]+", "_", str(name).lower().strip("\ufeff \t"))
+    name = next((name for name in known if name in names), None)
+    if name is not None and names.count(name) > 1:
+        raise InputError(f"{path}: has {names.count(name)} columns {name}; keep one, or rename the others")
+    return None if name is None else names.index(name)
 
 
-def read_sex(cell: str) -> int | None:
-    """Return 0 for female, 1 for male, None for anything else."""
-    return SEXES.get(re.sub(r"\.0+$", "", cell.strip().lower()))
+def _read_rows(
+    path: Path, body: pd.DataFrame, columns: dict[str, int | None], codes: dict[str, int]
+) -> Iterator[LabelRow]:
+    """Yield the rows of a table; those that do not name a subject belong to no scan."""
+    for index, cells in zip(body.index, body.itertuples(index=False), strict=True):
+        text = {role: "" if column is None else str(cells[column]) for role, column in columns.items()}
+        text |= {role: "" for role in ("person", "site") if text[role].lower() in MISSING}
+        if not text["subject_id"]:
+            continue
+        where, subject_id = f"{path}, row {index + 1}", subject_id_of(text["subject_id"])
+        problems = [
+            f"{where}: {wrong}" for wrong in map(unusable_name, (subject_id, text["person"], text["site"])) if wrong
+        ]
+        session, named = session_of(text["session"]), name_and_session(subject_id)[1]
+        if session and named and session != named:
+            problems.append(f"{where}: session {text['session']} is not that of {subject_id}; correct one of them")
+        yield LabelRow(
+            where, subject_id, session, text["person"], text["age"], read_age(text["age"]), text["sex"],
+            read_sex(text["sex"], codes), text["site"], tuple(problems),
+        )  # fmt: skip
 
 
-def read_cells(path: Path) -> pd.DataFrame:
-    """Read every cell as text; nothing is taken for a header or a missing value."""
-    options: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        raise InputError(f"{path}: no such table; set LABEL_TABLE (--label_table) or the flag that names it")
-    if suffix not in TABLE_KINDS:
-        raise InputError(f"{path}: '{suffix}' is no kind of table known here; use {', '.join(TABLE_KINDS)}")
-    try:
-        if suffix.startswith(".xls"):
-            return pd.read_excel(path, **options).fillna("")
-        with path.open(encoding="utf-8-sig") as file:
-            first_line = file.readline()
-        separator = max("\t,;", key=first_line.count)
-        return pd.read_csv(path, sep=separator, skip_blank_lines=False, encoding="utf-8-sig", **options).fillna("")
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
-    except Exception as error:  # the readers of pandas raise dozens of types
-        raise InputError(f"{path}: cannot be read as {suffix} ({error}); save it again") from error
-
-
-def to_age(cell: str) -> float | None:
-    """Return a usable age in years, or None."""
-    age = to_number(cell)
-    return age if 0 < age < OLDEST_AGE else None
-
-
-def to_number(cell: str) -> float:
-    """Return the number in a cell, NaN if there is none; a comma may stand for the point.
-
-    >>> to_number(" 76,7 "), to_number("1e2"), to_number("76 years")
-    (76.7, 100.0, nan)
-    """
-    try:
-        value = float(re.sub(r"^([+-]?\d+),(\d+)$", r"\1.\2", cell.strip()))
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
+def given_sex(sex_of_all: str | None) -> int:
+    """Return the sex that a flag gives for all scans, such as ``F``; -1 without one."""
+    return SEXES[sex_of_all.lower()] if sex_of_all else UNKNOWN_SEX

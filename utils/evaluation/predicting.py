@@ -12,7 +12,7 @@ from tqdm import tqdm
 from utils.common import distributed
 from utils.data.cohort import are_known
 from utils.data.dataset import ScanDataset, make_loader, to_device
-from utils.data.subjects import AGE_FIELDS, Subject
+from utils.data.subjects import AGE_FIELDS, Subject, trained_persons
 from utils.evaluation.metrics import Predictions
 
 
@@ -97,11 +97,8 @@ def seen_in_training(subjects: Sequence[Subject], path: Path, checkpoint: Mappin
     if "train_subjects" not in checkpoint:
         return np.ones(len(subjects), dtype=bool)
     seen = {}
-    trained = [*checkpoint["train_subjects"], *checkpoint.get("initial_subjects", ())]
-    for key, names, use in (
-        ("train", trained, "train"), ("valid", checkpoint.get("valid_subjects", ()), "choose the epoch of"),
-    ):  # fmt: skip
-        seen[key] = are_known(subjects, names)
+    for key, use in (("train", "train"), ("valid", "choose the epoch of")):
+        seen[key] = are_known(subjects, trained_persons(checkpoint, key))
         if seen[key].any():
             print(
                 f"WARNING: {seen[key].sum()} of {len(subjects)} subjects, such as "

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from utils.common.files import replacing, write_json
-from utils.data.subjects import SEX_NAMES, Subject, person_of
+from utils.data.subjects import SEX_NAMES, Subject
 from utils.evaluation.metrics import Predictions, compare_errors, evaluate_ages
 
 COLOURS, MARKERS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3"), "os^Dv"  # of groups
@@ -131,13 +131,14 @@ def write_report(
     age = predictions["chronological_age"]
     table: dict[str, np.ndarray] = {
         "subject_id": np.array([subject.subject_id for subject in subjects]),
+        "person": np.array([subject.person for subject in subjects]),
         "chronological_age": age,
         "sex": np.array([SEX_NAMES[subject.sex] for subject in subjects]),
         "brain_age": predictions["brain_age"],
         "brain_age_gap": predictions["brain_age"] - age,
         **{name: predictions[name] for name in columns},
     }
-    with replacing(folder / "predictions.csv") as temporary, temporary.open("w", newline="") as file:
+    with replacing(folder / "predictions.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table)
         for row in zip(*table.values(), strict=True):
@@ -149,7 +150,7 @@ def write_report(
     known = np.isfinite(age)
     if not known.any():
         return None
-    persons = np.array([person_of(subject.subject_id) for subject in subjects])[known]
+    persons = table["person"][known]
     metrics = evaluate_ages(age[known], predictions["brain_age"][known], persons=persons)
     if stage_report:
         scalars, warning = stage_report({name: values[known] for name, values in predictions.items()})

@@ -31,7 +31,7 @@ COLUMNS = (  # flags, meaning
     ("--sex_column", "sex: F or M, 0 or 1"),
     ("--site_column", "site or scanner"),
     ("--session_column", "which of a person's scans it is"),
-    ("--person_column", "whose scan it is; default: the names of BIDS and the public data sets tell"),
+    ("--person_column", "whose scan it is; default: person, else the names of BIDS and the public data sets tell"),
 )
 
 

@@ -91,7 +91,7 @@ def dataset_parser() -> Parser:
     flag(parser, "--fractions", "70,15,15", _fractions, "shares of the persons for train,valid,test")
     flag(
         parser, "--person_column", None, optional_text,
-        "column that tells whose scan it is; default: the names of BIDS and the public data sets tell",
+        "column that tells whose scan it is; default: person, else the names of BIDS and the public data sets tell",
     )  # fmt: skip
     flag(parser, "--site_column", "", optional_text, "column whose values are balanced, too; '': none")
     flag(parser, "--split_column", None, optional_text, "column that gives each scan's split, instead of --fractions")

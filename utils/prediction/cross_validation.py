@@ -98,7 +98,7 @@ def assign_folds(subjects: Sequence[Subject], settings: CrossValidation) -> Fold
         _check_sites(subjects, folds["sites"])
     empty = [""] * len(subjects)
     rows = [
-        [subject.subject_id, f"{subject.chronological_age:.4f}", *row, subject.path.name]
+        [subject.subject_id, f"{subject.chronological_age:.4f}", *row, subject.path.name, subject.person]
         for subject, *row in zip(subjects, folds.get("people", empty), folds.get("sites", empty), strict=True)
     ]
     path = settings.output_dir / TABLE
@@ -108,7 +108,7 @@ def assign_folds(subjects: Sequence[Subject], settings: CrossValidation) -> Fold
                 raise InputError(f"{path}: holds other subjects or folds; set another OUTPUT_DIR (--output_dir)")
         return folds
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["subject_id", "age", "fold", "site", "scan"], *rows])
+        csv.writer(file).writerows([["subject_id", "age", "fold", "site", "scan", "person"], *rows])
     return folds
 
 
@@ -118,7 +118,7 @@ def _check_sites(subjects: Sequence[Subject], sites: np.ndarray) -> None:
     persons: dict[str, str] = {}
     problems = []
     for subject, site in zip(subjects, sites, strict=True):
-        person = person_of(subject.subject_id)
+        person = subject.person
         if names.setdefault(site, subject.site) != subject.site:
             problems.append(f"sites {names[site]} and {subject.site} differ only in special characters; rename one")
         if persons.setdefault(person, site) != site:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.data.subjects import Subject, person_of
+from utils.data.subjects import Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_radius
 from utils.preparation.records import preparation_of
 
@@ -83,7 +83,7 @@ def make_manifest(
     return {
         "age_range": [min(ages), max(ages)],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
-        "training_persons": sorted({person_of(subject.subject_id) for subject in subjects}),
+        "training_persons": sorted(set().union(*(subject.names for subject in subjects))),
         "preprocessing": preprocessing,
         "cross_validation": dict(metrics),
         "data": notice,
@@ -113,7 +113,7 @@ def make_card(
         Of `utils.prediction.cross_validation.describe_sites`.
     """
     metrics, errors = manifest["cross_validation"], manifest["out_of_fold_errors"]
-    sex_of = {person_of(subject.subject_id): subject.sex for subject in subjects}
+    sex_of = {subject.person: subject.sex for subject in subjects}
     sexes = Counter({0: "female", 1: "male"}.get(sex, "of unknown sex") for sex in sex_of.values())
     values = {name: np.nan if value is None else value for name, value in metrics.items()} | {
         "remark": f"{manifest['remark']}\n\n" if manifest["remark"] else "",

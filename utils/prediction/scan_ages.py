@@ -21,11 +21,11 @@ from utils.data.image_files import (
     open_image,
 )
 from utils.data.images import VOXEL_SIZES, model_grid, read_image
+from utils.data.names import scan_name
 from utils.data.scans import ScanStore
-from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject, person_of
-from utils.data.tables import SEXES, LabelTable, read_label_table, scan_name
+from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
-from utils.prediction.calibration import FEWEST_PEOPLE, Calibration, fit_calibration, prior_of
+from utils.prediction.calibration import Calibration, fit_calibration, prior_of
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
 from utils.preparation.quality import brain_correlation, misplacement
 from utils.preparation.raw_scans import RawFile, find_raw_scans
@@ -53,6 +53,8 @@ class PredictedScan:
         The brain on the 2 mm grid of MNI152, once there is one.
     chronological_age : float, years; NaN where unknown
     sex : int, 0 female, 1 male, -1 unknown
+    person : str
+        Whose scan it is, if a table says so; empty: the name tells.
     failure : str
         Why there is no brain age; empty otherwise.
     warnings : list of str
@@ -74,6 +76,7 @@ class PredictedScan:
     prepared: Path | None = None
     chronological_age: float = UNKNOWN_AGE
     sex: int = UNKNOWN_SEX
+    person: str = ""
     failure: str = ""
     warnings: list[str] = field(default_factory=list)
     brain_age: float = UNKNOWN_AGE
@@ -86,7 +89,9 @@ class PredictedScan:
     @property
     def subject(self) -> Subject:
         """The scan as the data set takes it."""
-        return Subject(self.name, self.prepared or self.source, self.chronological_age, self.sex)
+        return Subject(
+            self.name, self.prepared or self.source, self.chronological_age, self.sex, person=self.person
+        )  # fmt: skip
 
     @property
     def table_key(self) -> str:
@@ -123,39 +128,6 @@ def prepared_voxel_size(path: Path) -> int | None:
     return voxel_size
 
 
-def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_all: str | None) -> None:
-    """Set ages and sexes from a label table.
-
-    Parameters
-    ----------
-    scans : sequence of PredictedScan, changed in place
-    label_table : Path or None
-    sex_of_all : str or None
-        ``F`` or ``M``, for scans whose sex the table does not give.
-
-    Raises
-    ------
-    InputError
-        If the table cannot be read, or a scan's row has problems.
-    """
-    table = read_label_table(label_table) if label_table else None
-    if table and table.complaint:
-        print(f"WARNING: {table.complaint}; so there are no gaps")
-    problems: list[str] = []
-    for scan in scans:
-        scan.sex = SEXES[sex_of_all.lower()] if sex_of_all else scan.sex
-        if table is None:
-            continue
-        known = table.find(scan.table_key) or ""
-        problems += table.problems.get(known, [])
-        scan.chronological_age = table.ages.get(known, scan.chronological_age)
-        scan.sex = table.sexes.get(known, scan.sex)
-        if not known:
-            scan.warnings.append(f"no row in {table.path.name}")
-    if problems:
-        raise InputError(problems)
-
-
 def add_preparation(scans: Sequence[PredictedScan], expected: Sequence[Mapping[str, str] | None]) -> None:
     """Warn of scans that were prepared differently from the training scans."""
     for scan in scans:
@@ -167,14 +139,6 @@ def add_preparation(scans: Sequence[PredictedScan], expected: Sequence[Mapping[s
                 else "in an unknown way (no dataset_description.json beside it)"
             )
             scan.warnings.append(f"prepared {how}, unlike the training scans; the estimate may be off")
-
-
-def add_training(scans: Sequence[PredictedScan], training_persons: Sequence[str]) -> None:
-    """Warn of persons on whom the networks were trained."""
-    known = set(training_persons)
-    for scan in scans:
-        if person_of(scan.name) in known:
-            scan.warnings.append("is of a training subject; the networks know the age, so the gap means nothing")
 
 
 def registration_of(expected: Sequence[Mapping[str, str] | None]) -> str:
@@ -283,48 +247,6 @@ def interval_errors(manifest: Mapping[str, Any], scanner: str) -> tuple[np.ndarr
     return np.abs(np.concatenate([np.asarray(gaps) for gaps in sites.values()])), "unseen scanners"
 
 
-def find_calibration_people(
-    scans: Sequence[PredictedScan], labels: LabelTable, training_persons: Sequence[str]
-) -> list[tuple[PredictedScan, float]]:
-    """Return one scan of each person of a table, and the age.
-
-    Parameters
-    ----------
-    scans : sequence of PredictedScan
-    labels : LabelTable
-        Of healthy people.
-    training_persons : sequence of str
-        Who cannot calibrate, because the networks know their ages.
-
-    Raises
-    ------
-    InputError
-        If a row has problems, or fewer than `FEWEST_PEOPLE` are among the scans.
-    """
-    found: dict[str, tuple[PredictedScan, float]] = {}
-    problems = [labels.complaint] if labels.complaint else []
-    known_to_networks = set(training_persons)
-    left_out = 0
-    for scan in scans:
-        known = labels.find(scan.table_key) or ""
-        problems += labels.problems.get(known, [])
-        if known in labels.ages and not scan.failure:
-            person = person_of(known)
-            left_out += person in known_to_networks
-            if person not in known_to_networks:
-                found.setdefault(person, (scan, labels.ages[known]))
-    if problems:
-        raise InputError(problems)
-    if left_out:
-        print(f"WARNING: {left_out} scans of {labels.path} are of training subjects and do not calibrate")
-    if len(found) < FEWEST_PEOPLE:
-        raise InputError(
-            f"{labels.path}: {len(found)} of its people have a usable scan here; calibration needs at least "
-            f"{FEWEST_PEOPLE} healthy people of the same scanner, whose scans are part of INPUT"
-        )
-    return list(found.values())
-
-
 def calibrate(
     scans: Sequence[PredictedScan], people: Sequence[tuple[PredictedScan, float]], manifest: Mapping[str, Any]
 ) -> Calibration:
@@ -334,7 +256,7 @@ def calibrate(
     ----------
     scans : sequence of PredictedScan, changed in place
     people : sequence of (PredictedScan, age in years)
-        Of `find_calibration_people`.
+        Of `utils.prediction.scan_labels.calibration_people`.
     manifest : mapping
         Of the weights.
     """
@@ -412,14 +334,14 @@ def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["subject_id", "chronological_age", "sex", "brain_age", "interval_low", "interval_high", "brain_age_gap",
-             "interval_from", "uncalibrated_age", "status", "warnings", "scan"]
+            ["subject_id", "person", "chronological_age", "sex", "brain_age", "interval_low", "interval_high",
+             "brain_age_gap", "interval_from", "uncalibrated_age", "status", "warnings", "scan"]
         )  # fmt: skip
         for scan in scans:
             known = np.isfinite(scan.brain_age)
             writer.writerow(
-                [scan.name, number(scan.chronological_age), SEX_NAMES[scan.sex], number(scan.brain_age),
-                 *(number(bound) if known else "" for bound in scan.interval),
+                [scan.name, scan.subject.person, number(scan.chronological_age), SEX_NAMES[scan.sex],
+                 number(scan.brain_age), *(number(bound) if known else "" for bound in scan.interval),
                  number(scan.brain_age - scan.chronological_age), scan.interval_from, number(scan.uncalibrated_age),
                  scan.status, scan.failure or "; ".join(scan.warnings), str(scan.source)]
             )  # fmt: skip

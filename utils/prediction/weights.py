@@ -19,6 +19,7 @@ from utils.common.errors import InputError, user_errors
 from utils.common.files import check_writable, replacing, sha256_of, write_json
 from utils.data.images import model_grid
 from utils.data.scans import data_settings
+from utils.data.subjects import trained_persons
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.likeness import TypicalVolumes
 
@@ -210,7 +211,7 @@ class InitialWeights(NamedTuple):
     voxel_size : int, mm
     normalization : str
     subjects : list of str
-        On whom it was trained.
+        The persons on whom it was trained.
     """
 
     network: ScaleDense
@@ -243,7 +244,7 @@ def read_initial_weights(path: Path | None, stage: int, age_interval: float) -> 
         subjects = manifest["training_persons"]
     else:
         checkpoint = load_checkpoint(path)
-        subjects = [*checkpoint.get("train_subjects", ()), *checkpoint.get("initial_subjects", ())]
+        subjects = trained_persons(checkpoint)
     with user_errors(str(path)):
         network = load_network(checkpoint, stage)
         age_interval_of(checkpoint, age_interval)

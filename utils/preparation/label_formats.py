@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 
@@ -11,11 +11,14 @@ import pandas as pd
 
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
-from utils.data.subjects import person_of
-from utils.data.tables import SEXES, read_cells, subject_id_of, to_age, to_number
+from utils.data.cells import read_cells
+from utils.data.columns import COLUMN_NAMES, DAYS, SEXES, plain_name, read_age, session_of, sex_codes, to_number
+from utils.data.names import RowIndex, person_in_row, scan_name
+from utils.data.tables import find_column
 
-DAYS = 365.25  # in a year
 SEX_CODES = {**SEXES, "1": 1, "2": 0}  # male and female, in some data sets
+SEX_COLUMNS = (*COLUMN_NAMES["sex"], "gender_text", "gender_code")
+NUMBER = "(row)"  # column of the number of a row in its file
 ADNI_DATE_TOLERANCE = 183  # days between a scan and the nearest visit
 Row = dict[str, str]  # cells by lower-case column
 
@@ -75,6 +78,7 @@ def open_labels(path: Path) -> tuple[str, Find, list[str]]:
         Maps the name of a scan to its `Label`, or to the reason, a str, why
         it has none.
     columns : list of str
+        In lower case.
 
     Raises
     ------
@@ -86,10 +90,21 @@ def open_labels(path: Path) -> tuple[str, Find, list[str]]:
         raise InputError(f"{path}: holds no rows below its header; expected subjects with age and sex")
     header = [str(name).strip().strip("\ufeff") for name in cells.iloc[0]]
     table = cells.iloc[1:].astype(str).apply(lambda column: column.str.strip())
-    table.columns = pd.Index([name.lower() for name in header])
+    columns = [name.lower() for name in header]
+    table.columns = pd.Index(columns)
+    table[NUMBER] = [str(index + 1) for index in table.index]
+    names = [plain_name(name) for name in header]
+    places = {role: find_column(path, names, known) for role, known in COLUMN_NAMES.items()}
+    for role in ("session", "person"):
+        if places[role] is not None:
+            table[role] = table.iloc[:, places[role]]
     for known in FORMATS:
-        if set(known.columns) <= set(table.columns):
-            return known.name, known.make(table), list(table.columns)
+        if set(known.columns) <= set(columns):
+            return known.name, known.make(table), columns
+    if places["subject_id"] is not None and places["age"] is not None:
+        for role, place in places.items():
+            table[role] = "" if place is None else table.iloc[:, place]
+        return "plain", _plain("subject_id")(table), columns
     raise InputError(
         f"{path}: its columns ({', '.join(header[:12])}) are of no known form; give the table of IXI, "
         "OASIS, ADNI, Cam-CAN or BIDS, or one with the columns subject_id, age, sex"
@@ -112,7 +127,7 @@ def _rows_by(table: pd.DataFrame, key: Callable[[Row], str]) -> dict[str, list[R
 
 def _age(row: Row) -> float:
     """Return the age of a row, years; NaN if it has none."""
-    return to_age(row["age"]) or np.nan
+    return read_age(row["age"]).years
 
 
 def _label(person: str, rows: Sequence[Row], sex: int, age: Callable[[Row], float] = _age) -> Label | str:
@@ -146,20 +161,30 @@ def _by_key(
     return make
 
 
-def _plain(id_column: str, codes: Mapping[str, int] = SEXES) -> Callable[[pd.DataFrame], Find]:
+def _plain(id_column: str, codes: dict[str, int] | None = None) -> Callable[[pd.DataFrame], Find]:
     """Make a reader of tables with a row for each scan or each person, such as those of BIDS and Cam-CAN."""
 
-    def bare(subject_id: str) -> str:
-        return subject_id_of(subject_id).removeprefix("sub-")
+    def make(table: pd.DataFrame) -> Find:
+        index, rows = RowIndex(table[id_column], table.get("session", ())), table.to_dict("records")
+        sexes = [name for name in SEX_COLUMNS if name in table]
+        known, note = (codes, "") if codes else sex_codes(table[sexes].to_numpy(str).ravel())
+        if note:
+            print(f"note: {note}")
 
-    def row_key(row: Row) -> str:
-        return "_".join(filter(None, (bare(row[id_column]), row.get("session_id"))))
+        def find(name: str) -> Label | str:
+            own, shared = ([rows[number] for number in numbers] for numbers in index.find(name))
+            if not own:
+                there = index.sessions_of(name)
+                return f"there is no row for {name}" + (f", but for session {', '.join(there)}" if there else "")
+            row = {**(shared[0] if shared else {}), **{column: cell for column, cell in own[0].items() if cell}}
+            session = session_of(row.get("session", ""))
+            person = row.get("person") or person_in_row(row[id_column], session, scan_name(name))
+            label = _label(person, own, _sex(row, sexes, known))
+            return label if isinstance(label, str) else replace(label, row=row)
 
-    def scan_keys(name: str) -> tuple[str, list[str]]:
-        person, session = person_of(name), re.search(r"_(ses-[A-Za-z0-9]+)", name)
-        return person, [bare(name), *([f"{bare(person)}_{session[1]}"] if session else []), bare(person)]
+        return find
 
-    return _by_key(row_key, scan_keys, ("sex", "gender", "gender_text", "gender_code"), codes)
+    return make
 
 
 def _ixi_number(row: Row) -> str:
@@ -195,7 +220,7 @@ def _oasis3(id_column: str, age_column: str) -> Callable[[pd.DataFrame], Find]:
                 return f"there is no row for {person}"
             sex = _sex(rows[0], ("gender", "m/f", "sex"), SEX_CODES)
             if age_column == "ageatentry":
-                return _label(person, rows, sex, lambda row: (to_age(row[age_column]) or np.nan) + day / DAYS)
+                return _label(person, rows, sex, lambda row: read_age(row[age_column]).years + day / DAYS)
             sessions = [row for row in rows if re.search(rf"_d{day:04d}$", row[id_column])]
             if not sessions:
                 return f"there is no row for day {day} of {person}"
@@ -260,5 +285,4 @@ FORMATS = (
     Format("Cam-CAN", ("observations", "age"), _plain("observations", SEX_CODES)),
     Format("Cam-CAN", ("participant_id", "age", "gender_code"), _plain("participant_id", SEX_CODES)),
     Format("BIDS", ("participant_id", "age"), _plain("participant_id")),
-    Format("plain", ("subject_id", "age"), _plain("subject_id")),
 )

@@ -15,7 +15,7 @@ from utils.common.errors import InputError, list_some
 from utils.data.content import why_no_scan
 from utils.data.image_files import FSL_PRODUCT, UnusableScanError, is_fsl_folder, is_image, open_image, read_voxels
 from utils.data.images import LOST_AFFINE, VOXEL_SIZES, model_grid
-from utils.data.tables import scan_name
+from utils.data.names import scan_name, unusable_name
 
 LEAST_VOXELS = 16  # along each axis
 LARGEST_VOXEL = 10.0  # mm
@@ -121,7 +121,10 @@ def find_raw_scans(source: Path) -> list[RawFile]:
     problems = []
     for path in paths:
         name = scan_name(path.name)
-        if found.setdefault(name, path) != path:
+        wrong = unusable_name(name)
+        if wrong:
+            problems.append(f"{path.parent}: {wrong}")
+        elif found.setdefault(name, path) != path:
             problems.append(f"{path}: would be written to the same file as {found[name]}; rename one of them")
     if problems:
         raise InputError(problems)

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from utils.data.tables import scan_name
+from utils.data.names import scan_name
 
 PASS, DOUBTFUL, FAIL = "pass", "doubtful", "fail"  # verdicts on a preprocessed scan
 VERDICTS = (PASS, DOUBTFUL, FAIL)

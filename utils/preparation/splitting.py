@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from model.conventions import UNKNOWN_SEX
-from utils.common.errors import InputError, list_some
+from utils.common.errors import InputError, list_some, shortened
 from utils.common.files import check_writable
+from utils.data.columns import COLUMN_NAMES, MISSING, read_age
 from utils.data.image_files import FSL_FOLDER, FSL_PRODUCT, file_name_of, list_prepared
-from utils.data.subjects import SEX_NAMES
-from utils.data.tables import scan_name
-from utils.preparation.label_formats import open_labels
+from utils.data.names import scan_name, unusable_name
+from utils.data.subjects import SEX_NAMES, suspected_visits
+from utils.preparation.label_formats import NUMBER, open_labels
 from utils.preparation.records import DOUBTFUL, FAIL, QC_FOLDER, read_record
 
 SPLITS = ("train", "valid", "test")
@@ -143,8 +144,10 @@ def label_scans(
     """
     form, find, columns = open_labels(label_table)
     for column in filter(None, (person_column, site_column, split_column, *(name for name, _ in where))):
-        if column.lower() not in columns:
-            raise InputError(f"{label_table}: has no column {column} (found {', '.join(columns)})")
+        if columns.count(column.lower()) != 1:
+            what = "no" if column.lower() not in columns else "several columns"
+            raise InputError(f"{label_table}: has {what} column {column} (found {', '.join(columns)})")
+    person_column = person_column or next((name for name in COLUMN_NAMES["person"] if name in columns), None)
     found, problems, others = [], [], 0
     for subject_id, path in scans.items():
         label = find(subject_id)
@@ -153,12 +156,15 @@ def label_scans(
         elif any(label.row[name.lower()] not in values for name, values in where):
             others += 1
         elif np.isnan(label.age):
-            problems.append(f"{path}: {label_table} gives no age in years for {label.person}")
+            cell = label.row.get("age", "")
+            why = read_age(cell).complaint or "is not known at the scan; correct or remove the row"
+            problems.append(f"{label_table}, row {label.row[NUMBER]}: age '{cell}' of {subject_id} {why}")
         else:
             person, site, split = (
-                label.row[name.lower()] if name else other
-                for name, other in ((person_column, label.person), (site_column, ""), (split_column, ""))
+                label.row[name.lower()] if name else "" for name in (person_column, site_column, split_column)
             )
+            person = label.person if person.lower() in MISSING else person
+            problems += [f"{path}: {wrong}" for wrong in map(unusable_name, (subject_id, person, site)) if wrong]
             found.append(LabelledScan(subject_id, path, person, label.age, label.sex, site, split))
     if problems and not skip_unlabelled:
         raise InputError([*problems, "correct the table, or leave these scans out with --skip_unlabelled true"])
@@ -168,8 +174,12 @@ def label_scans(
     print(f"{label_table}: read as a table of the form {form}")
     repeated = Counter((scan.person, scan.age) for scan in found)
     same_age = len({person for (person, _), count in repeated.items() if count > 1})
+    visits = suspected_visits(scan.person for scan in found)
+    if visits:
+        print(f"WARNING: {visits}")
+    if problems:
+        print("\n  ".join([f"note: {len(problems)} scans without a label are left out:", *shortened(problems)]))
     for count, what in (
-        (len(problems), "scans without a label are left out"),
         (others, "scans that --where does not select are left out"),
         (sum(scan.sex == UNKNOWN_SEX for scan in found), "scans lack the sex; add it, or train with USE_SEX=false"),
         (same_age, "persons have several scans at the same age; if these are years apart, give each its own row"),
@@ -280,7 +290,9 @@ def write_dataset(folder: Path, scans: Sequence[LabelledScan], copy: bool) -> No
                 else:
                     target.symlink_to(scan.path.resolve())
             table.to_csv(partial / "splits.csv", index=False, float_format="%.2f")
-            table[["subject_id", "age", "sex"]].to_csv(partial / "labels.csv", index=False, float_format="%.2f")
+            table[["subject_id", "age", "sex", "person"]].to_csv(
+                partial / "labels.csv", index=False, float_format="%.2f"
+            )
             partial.rename(folder)  # replaces an empty folder
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); set another OUTPUT_DIR (--output_dir)") from error

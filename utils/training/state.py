@@ -13,7 +13,7 @@ from utils.common import distributed
 from utils.common.checkpoints import load_checkpoint, save_checkpoint
 from utils.common.errors import InputError
 from utils.common.files import check_writable
-from utils.data.subjects import Subject
+from utils.data.subjects import Subject, person_of
 
 # Flags that may differ between a run and its continuation.
 FREE_ON_RESUME = (
@@ -211,10 +211,17 @@ def describe_checkpoint(
         "normalization": normalization,
         "age_interval": age_interval,
         "train_subjects": [subject.subject_id for subject in train_subjects],
+        "train_persons": _named_persons(train_subjects),
         "train_ages": [subject.chronological_age for subject in train_subjects],
         "train_sexes": [subject.sex for subject in train_subjects],
         "valid_subjects": [subject.subject_id for subject in choosing_subjects],
+        "valid_persons": _named_persons(choosing_subjects),
         "valid_ages": [subject.chronological_age for subject in choosing_subjects],
         "initial_subjects": list(initial_subjects),
         **second,
     }
+
+
+def _named_persons(subjects: Sequence[Subject]) -> list[str]:
+    """Return the persons whose names the subject ids do not contain."""
+    return sorted({subject.person for subject in subjects if subject.person != person_of(subject.subject_id)})
