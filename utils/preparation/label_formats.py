@@ -259,13 +259,13 @@ def _adni(table: pd.DataFrame) -> Find:
             return _label(person, chosen, sex, age)
         if date:
             day = pd.to_datetime("-".join(date.groups()), errors="coerce")
-            distances = [abs((pd.to_datetime(row["examdate"], errors="coerce") - day).days) for row in rows]
+            exams = [pd.to_datetime(row.get("examdate"), errors="coerce") for row in rows]
+            distances = [abs((exam - day).days) for exam in exams]
             nearest = int(np.nanargmin(distances)) if not np.isnan(distances).all() else 0
             if not distances[nearest] <= ADNI_DATE_TOLERANCE:
                 return f"{person} has no visit within {ADNI_DATE_TOLERANCE} days of the scan"
             row = rows[nearest]
-            years = (day - pd.to_datetime(row["examdate"])).days / DAYS
-            return Label(person, age(row) + years, sex, row)
+            return Label(person, age(row) + (day - exams[nearest]).days / DAYS, sex, row)
         if len(rows) == 1:
             return _label(person, rows, sex, age)
         return f"{name} names neither visit (bl, m12, ses-M12) nor date (20070319), and {person} has {len(rows)} visits"
