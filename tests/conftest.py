@@ -145,6 +145,30 @@ def run_script(script: str, *flags: object, status: int = 0) -> subprocess.Compl
 
 
 @pytest.fixture
+def small_shm() -> Callable[..., str]:
+    """Run an entry point with a small /dev/shm of its own, and return the one line that it ends with."""
+    private = ["unshare", "-m", "bash", "-c", 'mount -t tmpfs -o size="$0" tmpfs /dev/shm && exec "$@"']
+    try:
+        tried = subprocess.run([*private, "1m", "true"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no private /dev/shm can be mounted here: {error}")
+    if tried.returncode:
+        pytest.skip(f"no private /dev/shm can be mounted here: {tried.stderr.strip()}")
+
+    def run(size: str, script: str, *flags: object) -> str:
+        result = subprocess.run(
+            [*private, size, sys.executable, str(ROOT / script), *map(str, flags)],
+            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        return line
+
+    return run
+
+
+@pytest.fixture
 def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run an entry point in this process, which is faster, and return what it prints."""
     monkeypatch.setattr("utils.common.distributed.keep_freed_memory", lambda: None)

@@ -42,6 +42,13 @@ def test_what_a_user_can_solve_is_one_line(error, capsys) -> None:
     assert lines[0].startswith("error: ")
 
 
+def test_no_room_for_locks_between_processes_is_told(capsys) -> None:
+    """Python names no file then."""
+    _, (line,) = fails_with(OSError(errno.ENOSPC, "No space left on device"), capsys)
+    assert "in /dev/shm" in line
+    assert "--shm-size" in line
+
+
 def test_an_interruption_has_a_status_of_its_own(capsys) -> None:
     status, lines = fails_with(KeyboardInterrupt(), capsys)
     assert status == 130

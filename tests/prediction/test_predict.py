@@ -105,6 +105,17 @@ def test_ages_are_calibrated_and_unlike_scans_are_marked(checkpoints, tmp_path, 
     assert abs(gaps[1]) < abs(gaps[0]) - 1
 
 
+def test_prediction_with_a_small_shm_ends_in_one_sentence(small_shm, weights, tmp_path) -> None:
+    for number in range(3):
+        prepared_scan(tmp_path / "in" / f"sub-{number}.nii.gz")
+    shown = small_shm(
+        "200k", "predict.py", "--input", tmp_path / "in", "--weights_dir", weights, "--device", "cpu", "--batch_size", 1,
+        "--num_workers", 2, "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert "NUM_WORKERS=0" in shown
+    assert "--shm-size" in shown
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [

@@ -97,6 +97,8 @@ def _explain(error: Exception) -> list[str]:
     if isinstance(error, MemoryError):
         return ["error: this machine has too little memory for that; use fewer subjects at a time"]
     if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
+        if error.filename is None and error.errno == errno.ENOSPC:  # of a lock between processes, for instance
+            return [f"error: {error.strerror}; free some space, also in /dev/shm (of a container, with --shm-size)"]
         where = f"{error.filename}: " if error.filename else ""
         return [f"error: {where}{error.strerror}; free some space, change the permissions, or use another folder"]
     return []

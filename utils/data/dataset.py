@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
-from utils.common.errors import ignore_interrupts
 from utils.data.augmentation import augment
+from utils.data.loading import WorkerLoader
 from utils.data.scans import ScanStore
 from utils.data.subjects import Subject
 
@@ -142,17 +142,16 @@ def stratify(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.rando
     return np.concatenate([rng.permuted(whole, axis=1).ravel(), *(group[full:] for group in groups)])
 
 
-def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: torch.device) -> DataLoader[Any]:
+def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: torch.device) -> WorkerLoader:
     """Make a loader that reads ahead in worker processes, which persist between epochs."""
     num_workers = min(num_workers, os.cpu_count() or 1)
-    return DataLoader(
+    return WorkerLoader(
         dataset,
+        num_workers,
+        collate,
         batch_sampler=batches,
-        num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
-        collate_fn=collate,
-        worker_init_fn=ignore_interrupts,
         generator=torch.Generator(),  # for the workers' seeds, so that the global one stays as it is
     )
 

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from model.conventions import NORMALIZATIONS
-from utils.common.errors import InputError, ignore_interrupts
+from utils.common.errors import InputError
 from utils.common.files import replacing
 from utils.data.images import brain_statistics, encode_volume, model_grid, read_image, scale_by_tissue
+from utils.data.loading import WorkerLoader
 
 TISSUE_LEVELS = 4096  # of normalized intensities between 0 and 1
 FORMAT = 6  # of the cache; raise it when the content of an entry changes, or what is checked before one is made
@@ -210,11 +211,13 @@ class ScanStore:
     def _read_all(self, paths: Sequence[Path]) -> "Iterator[tuple[Path, Scan | str]]":
         """Yield each path with its scan, or with what is wrong with it, read by several processes."""
         workers = min(self.workers, len(paths), os.cpu_count() or 1)
-        loader = DataLoader(
-            _Reader(self, paths), batch_size=None, num_workers=workers, worker_init_fn=ignore_interrupts
-        )
+        loader = WorkerLoader(_Reader(self, paths), workers, _as_it_is, batch_size=None)
         scans = tqdm(loader, "reading scans", len(paths), unit="scan", disable=None, leave=False)
         return zip(paths, scans, strict=True)
+
+
+def _as_it_is(item: Scan | str) -> Scan | str:
+    return item
 
 
 class _Reader(Dataset[Any]):
