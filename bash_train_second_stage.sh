@@ -50,6 +50,8 @@ SEED="${SEED:-0}"                                     # of everything random
 # ---- machine ----
 PRECISION="${PRECISION:-auto}"                        # bfloat16, float32, or auto: bfloat16 on CUDA
 ACTIVATION_CHECKPOINTING="${ACTIVATION_CHECKPOINTING:-false}"  # recompute blocks in the backward pass, to save memory
+FUSE="${FUSE:-auto}"                                   # torch.compile on CUDA: auto (from 5,000 steps on), true, false
+DETERMINISTIC="${DETERMINISTIC:-false}"               # on CUDA, whether equal runs give equal bits; slower
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
 CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # decoded scans; empty: decode them each time
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
@@ -90,6 +92,8 @@ choose_launcher
   --recalibrate "$RECALIBRATE" \
   --seed "$SEED" \
   --precision "$PRECISION" \
+  --fuse "$FUSE" \
+  --deterministic "$DETERMINISTIC" \
   --activation_checkpointing "$ACTIVATION_CHECKPOINTING" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \

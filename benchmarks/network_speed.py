@@ -12,7 +12,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from itertools import pairwise
 from multiprocessing import get_context
@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from model.building import make_network
 from model.conventions import MODELS
-from model.cpu_layers import use_cpu_layers
 from model.ranking import CascadeLoss, SoftRank
 from model.scaledense import NetworkConfig, ScaleDense
 from utils.common import distributed
@@ -37,6 +36,7 @@ from utils.options.flags import settings_from
 from utils.options.training import parse_training_flags
 from utils.training.optimization import make_optimizer
 from utils.training.settings import TrainingSettings
+from utils.training.speed import speed_up
 
 PLAIN, OURS = "plain way", "our way"
 Batch = dict[str, Any]
@@ -160,14 +160,15 @@ def build(variant: Variant, task: str, args: Namespace, device: torch.device) ->
     """Build a variant; return a function that trains on a batch and gives the loss, or gives its estimates."""
     ours, training = variant.name == OURS, task == "training"
     network: Any = make_network(config_of(variant, args), 0).to(device)
+    settings = settings_from(TrainingSettings, parse_training_flags(1, []))
     if not ours:
         make_plain(network)
-    elif training and device.type == "cpu":
-        use_cpu_layers(network)
+    elif training:
+        fuse = "true" if variant.precision == "bfloat16" else "false"
+        speed_up(network, replace(settings, fuse=fuse, precision=variant.precision), 0, device)
     if not training:
         network = network.folded() if ours else network.eval()
     network = network.to(memory_format=torch.channels_last_3d if ours else torch.contiguous_format)
-    settings = settings_from(TrainingSettings, parse_training_flags(1, []))
     parameters = list(network.parameters())
     if ours:
         optimizer = make_optimizer(parameters, settings)

@@ -38,7 +38,6 @@ def start(device: str) -> torch.device:
                 "seen; name a GPU for each in CUDA_VISIBLE_DEVICES, or lower PROCESSES"
             )
         torch.cuda.set_device(local_rank)
-        torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     else:
         keep_freed_memory()

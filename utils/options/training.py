@@ -75,6 +75,8 @@ def parse_training_flags(stage: int, flags: Sequence[str] | None = None) -> argp
         parser.error("--freeze_blocks would keep random weights; give --initial_weights, or leave it at 0")
     if args.ranking == "sodeep" and args.ranking_weight == 0:
         parser.error("--ranking sodeep does nothing with --ranking_weight 0; set RANKING_WEIGHT, such as 10")
+    if args.deterministic and args.fuse == "true":
+        parser.error("--fuse true chooses its kernels anew in each run; leave it at auto with --deterministic true")
     if args.ranking == "sodeep" and args.sorter is None:
         parser.error("--ranking sodeep needs --sorter; make one with bash_train_sorter.sh")
     if args.minimum_learning_rate > args.learning_rate:
@@ -264,6 +266,16 @@ def _add_optimization_flags(group: argparse._ArgumentGroup, stage: int) -> None:
 
 
 def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
+    flag(
+        group, "--fuse", "auto", str.lower,
+        "on CUDA, whether torch.compile fuses the layers between the convolutions, which takes about a minute at the start. "
+        "auto: if there are at least 5,000 steps to take and --deterministic is off",
+        choices=("auto", "true", "false"),
+    )  # fmt: skip
+    flag(
+        group, "--deterministic", "false", boolean,
+        "on CUDA, whether equal runs give equal weights, bit for bit; slower",
+    )  # fmt: skip
     flag(group, "--save_every_steps", "1000", count, "batches after which last.pt is written within an epoch, too")
     flag(
         group, "--activation_checkpointing", "false", boolean,

@@ -33,6 +33,8 @@ class TrainingSettings:
     seed: int
     save_every_steps: int
     precision: str
+    fuse: str
+    deterministic: bool
     num_workers: int
     resume: bool
 

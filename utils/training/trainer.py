@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from model.cpu_layers import use_cpu_layers
 from utils.common import distributed
 from utils.common.checkpoints import save_checkpoint
 from utils.common.errors import InputError
@@ -21,6 +20,7 @@ from utils.evaluation.predicting import autocast, predict
 from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.run_log import RunLog
 from utils.training.settings import TrainingSettings
+from utils.training.speed import speed_up
 from utils.training.state import BEST, LAST, Progress, RunState, check_run_folder
 
 
@@ -92,8 +92,6 @@ class Trainer:
         device: torch.device,
         identity: Mapping[str, Any],
     ) -> None:
-        if device.type == "cpu":
-            use_cpu_layers(network)
         self.network = network.to(device, memory_format=torch.channels_last_3d)
         self.parallel = distributed.wrap(self.network)
         self.stage, self.criterion = stage, criterion
@@ -113,6 +111,7 @@ class Trainer:
             world_size=distributed.world_size(),
         )
         self._check_batches()
+        speed_up(self.network, settings, settings.epochs * len(self.batches), device)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress = Progress()
         self.state = RunState(

@@ -1,0 +1,49 @@
+"""Choose the fastest ways to train on a device."""
+
+import os
+from typing import Any
+
+import torch
+
+from model.cpu_layers import use_cpu_layers
+from model.gpu_layers import use_gpu_layers
+from utils.common import distributed
+from utils.training.settings import TrainingSettings
+
+FUSED_STEPS = 5000  # from which on torch.compile gains more time than it takes
+
+
+def speed_up(network: Any, settings: TrainingSettings, steps: int, device: torch.device) -> None:
+    """Give a network the layers that are fastest on a device.
+
+    Parameters
+    ----------
+    network : ScaleDense, changed in place
+    settings : TrainingSettings
+        ``deterministic`` leaves out whatever may differ between equal runs.
+    steps : int
+        Of the whole training.
+    device : torch.device
+    """
+    if device.type == "cpu":
+        use_cpu_layers(network)
+        return
+    torch.backends.cudnn.deterministic = settings.deterministic
+    # Searching takes 40 s for each size of a batch. In bfloat16 it gains nothing; in float32 a step takes a quarter.
+    torch.backends.cudnn.benchmark = settings.precision == "float32" and not settings.deterministic
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
+    fuse = settings.fuse == "true" or (settings.fuse == "auto" and steps >= FUSED_STEPS and not settings.deterministic)
+    problem = _problem_of_compiler(device) if fuse else ""
+    if problem and distributed.rank() == 0:
+        print(f"note: torch.compile does not work here, which --fuse false does without: {problem}")
+    use_gpu_layers(network, fuse and not problem)
+
+
+def _problem_of_compiler(device: torch.device) -> str:
+    """Compile a small function; return the first line of the error, if any: often a C compiler is missing."""
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return ""
