@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import RidgeCV
@@ -22,6 +21,7 @@ from model.building import load_network
 from utils.analysis.gap_figures import BLUE, GREY, RED
 from utils.common import distributed
 from utils.common.checkpoints import load_checkpoint
+from utils.common.figures import Figure
 from utils.common.files import replacing, write_json
 from utils.data.cohort import split_into_folds
 from utils.data.dataset import ScanDataset

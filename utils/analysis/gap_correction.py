@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from utils.analysis.gap_tables import ages_of, one_scan_each
+from utils.common.checkpoints import is_number, is_text, list_of
 from utils.common.choices import CORRECTIONS
 from utils.common.errors import InputError
-from utils.common.files import sha256_of
+from utils.common.files import read_json, sha256_of
 from utils.data.subjects import person_of
 
 UNCORRECTED = "uncorrected"
@@ -156,10 +157,14 @@ def load_corrections(path: Path) -> list[Correction]:
         If the file is missing or of another kind.
     """
     try:
-        corrections = [Correction(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+        corrections = [Correction(**fields) for fields in read_json(path, list)]
         names = {"intercept", "age", "age_squared", "sex"}
         if not corrections or not all(
-            c.kind in CORRECTIONS and {"intercept", "age"} <= c.coefficients.keys() <= names for c in corrections
+            c.kind in CORRECTIONS
+            and {"intercept", "age"} <= c.coefficients.keys() <= names
+            and all(map(is_number, [c.n, c.age_min, c.age_max, *c.coefficients.values()]))
+            and list_of(is_text)(c.persons)
+            for c in corrections
         ):
             raise ValueError
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from utils.common.figures import Figure
 from utils.evaluation.reports import MOST_DRAWN
 
 BLUE, RED, GREY = "#3b6ea5", "#b5413d", "0.45"

@@ -1,7 +1,6 @@
 """Write an analysis: one page to read, tables and figures to use."""
 
 import base64
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,10 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from utils.common.errors import InputError
-from utils.common.files import check_results, write_json
+from utils.common.figures import Figure
+from utils.common.files import check_results, read_json, write_json
 
 PAGE, METRICS = "report.html", "metrics.json"
 HEADINGS = {
@@ -101,7 +100,10 @@ def check_analysis_folder(folder: Path, overwrite: bool) -> list[str]:
     if not folder.exists() or not any(folder.iterdir()):
         return []
     try:
-        return list(json.loads((folder / METRICS).read_text(encoding="utf-8"))["files"])
+        files = read_json(folder / METRICS)["files"]
+        if not all(isinstance(name, str) and ".." not in name and not name.startswith("/") for name in files):
+            raise ValueError("it names files elsewhere")
+        return list(files)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{folder}: holds other files, not an earlier analysis; set another OUTPUT_DIR (--output_dir)"

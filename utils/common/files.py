@@ -90,6 +90,23 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read JSON of a kind, a dictionary or a list.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is none, or it is of another kind.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"it is no {kind.__name__}")
+    return content
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from utils.common.errors import InputError
+from utils.common.files import read_json
 from utils.data.columns import COLUMN_NAMES, DAYS, SEXES, plain_name, to_number
 
 TABLE_KINDS = (".csv", ".tsv", ".txt", ".xlsx", ".xls")
@@ -146,7 +146,7 @@ def _with_declared_meaning(cells: pd.DataFrame, sidecar: Path) -> pd.DataFrame:
     if cells.empty or not sidecar.is_file():
         return cells
     try:
-        declared = json.loads(sidecar.read_text(encoding="utf-8-sig"))
+        declared = read_json(sidecar, object)
     except (OSError, ValueError) as error:
         raise InputError(f"{sidecar}: cannot be read ({error}); correct it, or move it away from the table") from error
     known = {plain_name(name): meaning for name, meaning in declared.items()} if isinstance(declared, dict) else {}

@@ -5,12 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
-
+from utils.common.figures import Figure
 from utils.common.files import replacing, write_json
 from utils.data.subjects import SEX_NAMES, Subject
 from utils.evaluation.metrics import Predictions, compare_errors, evaluate_ages

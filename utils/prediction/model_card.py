@@ -1,5 +1,6 @@
 """Describe weights for their users: where they come from, how accurate they are, what they are not for."""
 
+import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -154,7 +155,7 @@ MAE | mean gap |",
     for row in rows:
         seen = f"{row['mae_seen_ages']:.2f} | {row['mean_gap_seen_ages']:+.2f}" if row["n_seen_ages"] else " | "
         lines.append(
-            f"| {row['held_out']} | {row['site']} | {row['n']} | {row['mae']:.2f} | {row['mean_gap']:+.2f} | "
+            f"| {row['held_out']} | {_cell(row['site'])} | {row['n']} | {row['mae']:.2f} | {row['mean_gap']:+.2f} | "
             f"{row['pearson']:.2f} | {100 * row['coverage']:.0f} % | {row['n_seen_ages']} | {seen} |"
         )
     return "\n".join([
@@ -162,6 +163,11 @@ MAE | mean gap |",
         f"For a scan of a scanner that training never saw, `bash_predict.sh` takes plus and minus {radius:.1f} years, from",
         "the errors on held-out sites.",
     ])  # fmt: skip
+
+
+def _cell(name: str) -> str:
+    """Return a name as the text of a cell of a Markdown table."""
+    return html.escape(" ".join(name.split())).replace("|", "\\|")
 
 
 def _describe_preparation(made: Mapping[str, str] | None) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from utils.common.figures import Figure
 from utils.common.files import replacing
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
 from utils.evaluation.metrics import INTERVAL_COVERAGE

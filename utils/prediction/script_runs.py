@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from utils.common.errors import InputError
-from utils.common.files import PROJECT, sha256_of, write_json
+from utils.common.files import PROJECT, read_json, sha256_of, write_json
 from utils.data.subjects import Subject
 from utils.prediction.weights import STAGES
 from utils.training.state import FREE_ON_RESUME
@@ -127,7 +127,10 @@ def check_recorded(
             )
         write_json(path, recorded)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); set another OUTPUT_DIR (--output_dir)") from error
     changed = [
         f"{name} was {before.get(name)}, is {value}" for name, value in recorded.items() if before.get(name) != value
     ]

@@ -1,6 +1,5 @@
 """Weights as they are shipped: trained cascades, a manifest and a model card."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from model.conventions import NORMALIZATIONS
 from model.scaledense import ScaleDense
 from utils.common.checkpoints import ENTRIES, Check, age_interval_of, is_number, is_text, list_of, load_checkpoint
 from utils.common.errors import InputError, user_errors
-from utils.common.files import check_writable, replacing, sha256_of, write_json
+from utils.common.files import check_writable, read_json, replacing, sha256_of, write_json
 from utils.data.images import model_grid
 from utils.data.scans import data_settings
 from utils.data.subjects import trained_persons
@@ -128,7 +127,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        manifest: dict[str, Any] = read_json(path)
         if manifest.get("normalization") in REMOVED:
             raise InputError(
                 f"{path}: these weights are of version 0.1 and work on local deviations, a kind that was removed; "
@@ -145,7 +144,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ]
         if wrong:
             raise ValueError(f"lacks a usable {', '.join(wrong)}")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: no readable manifest of weights ({error}); set WEIGHTS_DIR (--weights_dir) to "
             "the folder weights/ of this project, or to one that bash_cross_validate.sh wrote"

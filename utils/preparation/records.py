@@ -1,11 +1,11 @@
 """What preprocessing recorded of a scan, and how a folder of scans was made."""
 
-import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from utils.common.files import read_json
 from utils.data.names import scan_name
 
 PASS, DOUBTFUL, FAIL = "pass", "doubtful", "fail"  # verdicts on a preprocessed scan
@@ -13,6 +13,11 @@ VERDICTS = (PASS, DOUBTFUL, FAIL)
 QC_FOLDER = "qc"  # inside a folder of preprocessed scans; holds a record and a picture of each
 DESCRIPTION = "dataset_description.json"  # beside the scans; says how they were made
 Record = dict[str, Any]
+PARTS: dict[str, Any] = {  # of a record, and their types; one of another form counts as none
+    "name": str, "source": str, "verdict": str, "fingerprint": str, "registration": str,
+    "reasons": list, "stamp": list, "quality": dict, "versions": dict,
+    "seconds": (int, float), "memory": (int, float), "finished": bool,
+}  # fmt: skip
 
 
 def record_path(folder: Path, name: str) -> Path:
@@ -22,13 +27,15 @@ def record_path(folder: Path, name: str) -> Path:
 
 def read_record(folder: Path, name: str) -> Record | None:
     """Return the record of a scan in a folder; None if there is none."""
-    return _read_json(record_path(folder, name))
+    record = _read_json(record_path(folder, name))
+    usable = all(isinstance(record[part], kind) for part, kind in PARTS.items() if part in record)
+    return record if usable and record.get("verdict") in VERDICTS and record.get("name", name) == name else None
 
 
 def read_records(folder: Path) -> list[Record]:
     """Return all records of a folder, sorted by the names of the scans."""
-    found = (_read_json(path) for path in (folder / QC_FOLDER).glob("[!.]*.json"))
-    return sorted(filter(None, found), key=lambda record: record["name"])
+    found = (read_record(folder, path.stem) for path in sorted((folder / QC_FOLDER).glob("[!.]*.json")))
+    return [record for record in found if record and record.keys() >= PARTS.keys()]
 
 
 def record_of(scan: Path) -> Record | None:
@@ -51,14 +58,15 @@ def _origins(path: Path) -> Iterator[Path]:
 def _preparation_in(folder: Path) -> dict[str, str] | None:
     """Read the description of a folder."""
     try:
-        made = (_read_json(folder / DESCRIPTION) or {})["GeneratedBy"][0]
+        made = _read_json(folder / DESCRIPTION)["GeneratedBy"][0]
         return {"fingerprint": made["Fingerprint"], "registration": made["Parameters"]["registration"]}
     except (KeyError, IndexError, TypeError):
         return None
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> Record:
+    """Return the content of a file; nothing if it is damaged or missing."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
-        return None
+        return {}

@@ -4,9 +4,9 @@ Nothing here was measured on a person. With these cohorts every part of the
 project can be tried, and tested against a known truth.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import repeat
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils.common.choices import PATIENT_GAPS
 from utils.common.errors import InputError, ignore_interrupts
-from utils.common.files import check_writable, write_json
+from utils.common.files import check_writable, read_json, write_json
 from utils.data.images import MNI152_T1_2MM, coarsen_volume, model_grid
 from utils.data.subjects import SEX_NAMES
 from utils.preparation.template import load_template, on_model_grid
@@ -264,9 +264,9 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
     }  # fmt: skip
     check_writable(folder)
     if folder.exists() and any(folder.iterdir()):
-        held = folder / "cohort.json"
-        if held.is_file() and json.loads(held.read_text(encoding="utf-8")) == content:
-            return False
+        with suppress(OSError, ValueError):
+            if read_json(folder / "cohort.json") == content:
+                return False
         raise InputError(f"{folder}: holds other files; set another OUTPUT_DIR (--output_dir)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
