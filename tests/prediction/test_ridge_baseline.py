@@ -21,8 +21,8 @@ def test_networks_that_guess_lose_against_ridge(tmp_path, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     voxels = rng.normal(size=(150, 50))
     ages = 50 + voxels[:, :5] @ np.full(5, 5.0)
-    folds = [f"sub-{number:03d},{age},{number % 3 + 1},scan.nii" for number, age in enumerate(ages)]
-    (tmp_path / "folds.csv").write_text("\n".join(["subject_id,age,fold,scan", *folds]))
+    folds = [f"sub-{number:03d},{age},{number % 3 + 1},scan.nii,sub-{number:03d}" for number, age in enumerate(ages)]
+    (tmp_path / "folds.csv").write_text("\n".join(["subject_id,age,fold,scan,person", *folds]))
     guesses = [f"sub-{number:03d},{rng.uniform(20, 80)}" for number in range(150)]
     (tmp_path / "predictions.csv").write_text("\n".join(["subject_id,brain_age", *guesses]))
     monkeypatch.setattr(ridge_baseline, "voxels_of", lambda paths, scaling: voxels)
