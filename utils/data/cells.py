@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def _read_xlsx(content: bytes) -> Rows:
     """Read the first sheet; merged cells all have the value of the first, formulas the value that was saved."""
     from openpyxl import load_workbook  # takes a while to import
 
-    sheet, formulas = (load_workbook(io.BytesIO(content), data_only=values).worksheets[0] for values in (True, False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of decorations that openpyxl does not know
+        books = [load_workbook(io.BytesIO(content), data_only=values) for values in (True, False)]
+    sheet, formulas = (book.worksheets[0] for book in books)
     values = [[cell.value for cell in row] for row in sheet.iter_rows()]
     for i, row in enumerate(values):
         for j, value in enumerate(row):

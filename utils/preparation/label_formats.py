@@ -95,16 +95,18 @@ def open_labels(path: Path) -> tuple[str, Find, list[str]]:
     table[NUMBER] = [str(index + 1) for index in table.index]
     names = [plain_name(name) for name in header]
     places = {role: find_column(path, names, known) for role, known in COLUMN_NAMES.items()}
-    for role in ("session", "person"):
-        if places[role] is not None:
-            table[role] = table.iloc[:, places[role]]
+    own = {role: table.iloc[:, place] for role, place in places.items() if place is not None}
+    table = table.loc[:, ~table.columns.duplicated()].copy()
+    for role in own.keys() & {"session", "person"}:
+        table[role] = own[role]
     for known in FORMATS:
         if set(known.columns) <= set(columns):
+            repeated = [name for name in known.columns if columns.count(name) > 1]
+            if repeated:
+                raise InputError(f"{path}: has several columns {repeated[0]}; keep one, or rename the others")
             return known.name, known.make(table), columns
-    if places["subject_id"] is not None and places["age"] is not None:
-        for role, place in places.items():
-            table[role] = "" if place is None else table.iloc[:, place]
-        return "plain", _plain("subject_id")(table), columns
+    if {"subject_id", "age"} <= own.keys():
+        return "plain", _plain("subject_id")(table.assign(**own)), columns
     raise InputError(
         f"{path}: its columns ({', '.join(header[:12])}) are of no known form; give the table of IXI, "
         "OASIS, ADNI, Cam-CAN or BIDS, or one with the columns subject_id, age, sex"
