@@ -23,7 +23,7 @@ NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scan
 CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # decoded scans; empty: decode them each time
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs, such as 0,1; empty: the CPU
 
-"$PYTHON" "$HERE/benchmarks/ablation.py" \
+exec "$PYTHON" "$HERE/benchmarks/ablation.py" \
   --scan_folder "$SCAN_FOLDER" \
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \

@@ -21,7 +21,7 @@ CHECKPOINTS="${CHECKPOINTS:-}"                        # best.pt of both stages; 
 WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # the same for the weights that bash_predict.sh used
 SEED="${SEED:-0}"                                     # of bootstrap, folds and permutations
 
-"$PYTHON" "$HERE/analyse_brain_age_gap.py" \
+exec "$PYTHON" "$HERE/analyse_brain_age_gap.py" \
   --predictions "$PREDICTIONS" \
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \

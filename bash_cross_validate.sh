@@ -24,7 +24,7 @@ JOBS="${JOBS:-1}"                                     # networks that are traine
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
 CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # decoded scans; empty: decode them each time
 
-"$PYTHON" "$HERE/cross_validate.py" \
+exec "$PYTHON" "$HERE/cross_validate.py" \
   --scan_folder "$SCAN_FOLDER" \
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \

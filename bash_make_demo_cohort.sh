@@ -12,7 +12,7 @@ VOXEL_SIZE="${VOXEL_SIZE:-2}"                         # mm: 2, or 4 for a CPU
 SEED="${SEED:-0}"                                     # random seed of subjects and volumes
 NUM_WORKERS="${NUM_WORKERS:-2}"                       # processes that simulate
 
-"$PYTHON" "$HERE/make_demo_cohort.py" \
+exec "$PYTHON" "$HERE/make_demo_cohort.py" \
   --output_dir "$OUTPUT_DIR" \
   --subjects "$SUBJECTS" \
   --patients "$PATIENTS" \

@@ -22,7 +22,7 @@ if (($#)) && [[ "$1" != -* ]]; then
   shift
 fi
 set_up_environment requirements.txt requirements-preprocess.txt
-"$PYTHON" "$HERE/predict.py" \
+exec "$PYTHON" "$HERE/predict.py" \
   --input "$INPUT" \
   --output_dir "$OUTPUT_DIR" \
   --overwrite "$OVERWRITE" \

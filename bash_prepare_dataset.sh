@@ -11,7 +11,7 @@ FRACTIONS="${FRACTIONS:-70,15,15}"                    # percent of the persons: 
 SITE_COLUMN="${SITE_COLUMN:-}"                        # column of the table to balance over the splits, too; empty: none
 SEED="${SEED:-0}"                                     # random seed of the split
 
-"$PYTHON" "$HERE/prepare_dataset.py" \
+exec "$PYTHON" "$HERE/prepare_dataset.py" \
   --preprocessed "$PREPROCESSED" \
   --label_table "$LABEL_TABLE" \
   --output_dir "$OUTPUT_DIR" \

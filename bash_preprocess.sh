@@ -12,7 +12,7 @@ BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, n
 NUM_WORKERS="${NUM_WORKERS:-0}"                       # scans at a time; 0: as many as cores and memory allow
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
-"$PYTHON" "$HERE/preprocess.py" \
+exec "$PYTHON" "$HERE/preprocess.py" \
   --input "$INPUT" \
   --output_dir "$OUTPUT_DIR" \
   --overwrite "$OVERWRITE" \

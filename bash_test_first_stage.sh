@@ -16,7 +16,7 @@ NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scan
 CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # scans kept ready after the first reading; empty: none
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
-"$PYTHON" "$HERE/test_first_stage.py" \
+exec "$PYTHON" "$HERE/test_first_stage.py" \
   --test_folder "$TEST_FOLDER" \
   --label_table "$LABEL_TABLE" \
   --checkpoint "$CHECKPOINT" \

@@ -15,7 +15,7 @@ OUTPUT="${OUTPUT:-runs/throughput.json}"              # file for the figures
 OVERWRITE="${OVERWRITE:-false}"                       # true: replace results of an earlier call
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
-"$PYTHON" "$HERE/benchmarks/throughput.py" \
+exec "$PYTHON" "$HERE/benchmarks/throughput.py" \
   --model "$MODEL" \
   --precision "$PRECISION" \
   --batch_size "$BATCH_SIZE" \

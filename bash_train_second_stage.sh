@@ -58,7 +58,7 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: th
 PROCESSES="${PROCESSES:-1}"                             # one for each GPU in CUDA_VISIBLE_DEVICES
 
 choose_launcher
-"${launcher[@]}" "$HERE/train_second_stage.py" \
+exec "${launcher[@]}" "$HERE/train_second_stage.py" \
   --train_folder "$TRAIN_FOLDER" \
   --valid_folder "$VALID_FOLDER" \
   --label_table "$LABEL_TABLE" \

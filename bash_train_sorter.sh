@@ -13,7 +13,7 @@ OLDEST="${OLDEST:-110}"                               # years, highest age that 
 STEPS="${STEPS:-3000}"                                # steps of the optimizer
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
-"$PYTHON" "$HERE/train_sorter.py" \
+exec "$PYTHON" "$HERE/train_sorter.py" \
   --length "$LENGTH" \
   --output "$OUTPUT" \
   --overwrite "$OVERWRITE" \

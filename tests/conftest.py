@@ -30,6 +30,9 @@ RELEASED_KEYS = {1: "first_stage_keys.json", 2: "second_stage_keys.json"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="the long forms of tests/faults/: hours of faults, not seconds"
+    )
     parser.addoption("--write_pages", action="store_true", help="write the pages of docs/ that tests generate anew")
 
 

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import signal
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from utils.common.errors import InputError, run_command, user_errors
+from utils.common.interruption import STOP_SIGNALS
 
 
 def fails_with(error: BaseException, capsys) -> tuple[int, list[str]]:
@@ -32,7 +34,7 @@ def test_problems_are_listed_and_after_twenty_counted(capsys) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [ModuleNotFoundError(name="sklearn"), MemoryError(), OSError(errno.ENOSPC, "No space left on device", "runs/x.pt"),
+    [ModuleNotFoundError(name="sklearn"), MemoryError(), OSError(errno.EIO, "Input/output error"), OSError(errno.ENOSPC, "No space left on device", "runs/x.pt"),
      PermissionError(errno.EACCES, "Permission denied", "runs/x.pt")],
 )  # fmt: skip
 def test_what_a_user_can_solve_is_one_line(error, capsys) -> None:
@@ -50,12 +52,27 @@ def test_no_room_for_locks_between_processes_is_told(capsys) -> None:
 
 
 def test_an_interruption_has_a_status_of_its_own(capsys) -> None:
-    status, lines = fails_with(KeyboardInterrupt(), capsys)
-    assert status == 130
-    assert "--resume" in lines[0]
+    for number in STOP_SIGNALS:
+        before = signal.getsignal(number)
+        with pytest.raises(SystemExit) as stop:
+            run_command(lambda number=number: os.kill(os.getpid(), number))
+        assert stop.value.code == 128 + number
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"stopped by {number.name}; go on with the same command, a training with --resume")
+        assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("a bug"), KeyError("a bug")])
+def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch) -> None:
+    monkeypatch.setattr("utils.common.interruption.STOP_SIGNALS", (signal.SIGHUP,))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        run_command(lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), RuntimeError("a bug"), KeyError("a bug")])
 def test_anything_else_keeps_its_traceback(error) -> None:
     def main() -> None:
         raise error

@@ -1,11 +1,16 @@
 """Running scripts: logs, locks, shares of the GPUs, what is done already, what failed."""
 
 import fcntl
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from utils.common.errors import InputError
+from utils.common.interruption import Interruption, interrupt, on_stop_signals
 from utils.data.subjects import Subject
 from utils.prediction import script_runs
 from utils.prediction.script_runs import Step, arguments_of_training, link_scans, run_chains, run_script
@@ -78,6 +83,27 @@ def test_after_a_failure_nothing_more_is_started(tmp_path) -> None:
     with pytest.raises(InputError, match="x failed"):
         run_chains([steps_of(tmp_path, names, done) for names in ("ab", "xc", "de")], 1)
     assert [name for name, _ in done] == ["a", "b"]
+
+
+def test_scripts_that_run_are_told_of_a_signal(tmp_path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\ntrap 'echo saved; exit 143' TERM\ntouch {tmp_path}/on\nwhile :; do sleep 0.02; done\n"
+    )
+    python.chmod(0o755)
+    log = tmp_path / "train.log"
+    step = Step("a", tmp_path / "a", lambda _: run_script(log, "bash_train_first_stage.sh", [], {"PYTHON": python}))
+
+    def send_once_it_runs() -> None:
+        while not (tmp_path / "on").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send_once_it_runs, daemon=True).start()
+    with pytest.raises(Interruption, match="stopped by SIGTERM"), on_stop_signals(interrupt):
+        run_chains([[step], steps_of(tmp_path, "b", [])], 1)
+    assert log.read_text().endswith("saved\n")
+    assert not (tmp_path / "b").exists()
 
 
 def test_recorded_settings_must_not_change(tmp_path) -> None:

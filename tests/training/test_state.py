@@ -1,75 +1,17 @@
 """Runs that are interrupted, resumed and refused."""
 
-import csv
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.scaledense import ScaleDense
-from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags
 from tests.training.helpers import CONFIG, flags, same, states, train
 from utils.common.errors import InputError
 from utils.data.subjects import Subject
-from utils.training.state import describe_checkpoint
+from utils.training.state import claimed, describe_checkpoint
 from utils.training.trainer import Trainer
-
-EPOCHS = 3
-# Runs a training script that kills itself before step 8 of its second epoch.
-KILLED = """
-import os, runpy, signal, sys
-from utils.training.trainer import Trainer
-
-train_step = Trainer.train_step
-
-def train_step_or_die(trainer, batch):
-    if (trainer.progress.epoch, trainer.progress.step) == (1, 7):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return train_step(trainer, batch)
-
-Trainer.train_step = train_step_or_die
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_killed_and_resumed_equals_uninterrupted(synthetic_cohort, first_stage, tmp_path, run_here, stage) -> None:
-    """SIGKILL in the middle of an epoch; then --resume; every bit of the state is the same."""
-    if stage == 1:
-        script = "train_first_stage.py"
-        extra = ["--voxel_size", VOXEL_SIZE, *data_flags(synthetic_cohort, "train", "valid", "test"),
-                 "--cache_folder", tmp_path / "cache"]  # fmt: skip
-    else:
-        script = "train_second_stage.py"
-        extra = ["--first_stage_checkpoint", first_stage / "best.pt", *data_flags(synthetic_cohort, "train", "valid")]
-    common = [*(SMALL_NETWORK if stage == 1 else []), *QUICK, *extra, "--batch_size", 1, "--epochs", EPOCHS, "--warmup_epochs", 1,
-              "--save_every_steps", 5]  # fmt: skip
-    run_here(script, *common, "--output_dir", tmp_path / "whole")
-
-    killed = tmp_path / "killed"
-    result = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, (script, *common, "--output_dir", killed))],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    last = torch.load(killed / "last.pt", weights_only=True)
-    assert (last["epoch"], last["step"]) == (1, 5)
-    run_here(script, *common, "--output_dir", killed, "--resume")
-    uninterrupted, resumed = states(tmp_path / "whole"), states(killed)
-    assert same(uninterrupted, resumed)
-    assert resumed[0]["epoch"] == EPOCHS
-    assert (killed / "best.pt").read_bytes() == (tmp_path / "whole" / "best.pt").read_bytes()
-    with (killed / "metrics.csv").open() as file:
-        assert [float(row["epoch"]) for row in csv.DictReader(file)] == list(range(EPOCHS))
-    files = [EventAccumulator(str(file)).Reload() for file in killed.glob("events.*")]  # of both processes
-    files = [file for file in files if "valid/mae" in file.Tags()["scalars"]]
-    assert {scalar.step for file in files for scalar in file.Scalars("valid/mae")} == set(range(EPOCHS))
 
 
 def test_resuming_checks_what_must_agree(datasets, tmp_path) -> None:
@@ -143,3 +85,24 @@ def test_a_run_can_be_continued_from_its_first_moment(datasets, tmp_path, monkey
         train(datasets, tmp_path / "cut", flags("--epochs", 1))
     train(datasets, tmp_path / "cut", flags("--epochs", 1, "--resume"))
     assert (tmp_path / "whole" / "best.pt").read_bytes() == (tmp_path / "cut" / "best.pt").read_bytes()
+
+
+def test_two_trainings_never_share_a_folder_and_leftovers_are_removed(datasets, tmp_path) -> None:
+    def hold() -> None:
+        with claimed(tmp_path):
+            held.set()
+            done.wait()
+
+    context = get_context("fork")
+    held, done = context.Event(), context.Event()
+    (tmp_path / ".0123456789ab.best.pt").write_bytes(b"half of a checkpoint")
+    (tmp_path / ".mine").touch()
+    other = context.Process(target=hold)
+    other.start()
+    held.wait()
+    with pytest.raises(InputError, match="another training is writing there"):
+        train(datasets, tmp_path, flags("--epochs", 1))
+    done.set()
+    other.join()
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".mine"}
+    train(datasets, tmp_path, flags("--epochs", 1))

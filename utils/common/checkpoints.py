@@ -46,7 +46,10 @@ ENTRIES: dict[str, Check] = {  # what may stand in a checkpoint besides its weig
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values, whole or not at all; equal contents give equal bytes."""
     with replacing(path) as temporary, temporary.open("wb") as file:  # of a path, torch would store the random name
-        torch.save(_unshared(content), file)
+        try:
+            torch.save(_unshared(content), file)
+        except RuntimeError as error:  # torch's word for any failed write
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _unshared(value: Any) -> Any:

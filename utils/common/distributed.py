@@ -128,6 +128,15 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
+def largest(number: int, device: torch.device) -> int:
+    """Return the largest number of all processes."""
+    if world_size() == 1:
+        return number
+    tensor = torch.tensor(number, device=device)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return int(tensor)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:

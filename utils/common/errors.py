@@ -2,14 +2,15 @@
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from utils.common.interruption import Interruption, interrupt, on_stop_signals
+
 MOST_PROBLEMS_SHOWN = 20
 MOST_NAMES_SHOWN = 10
-FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 class InputError(Exception):
@@ -53,18 +54,18 @@ def user_errors(where: str = "") -> Iterator[None]:
         raise InputError(f"{where}: {error}" if where else str(error)) from error
 
 
-def ignore_interrupts(_worker: int = 0) -> None:
-    """Ignore Ctrl-C in a worker; the main process ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def run_command(main: Callable[[], None]) -> None:
-    """Run an entry point; report a problem that the user can solve, and exit with status 2."""
+    """Run an entry point; report a problem that the user can solve, and exit with status 2.
+
+    A signal that ends it gives the status 128 plus its number.
+    """
     try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted; continue with the same command (a training with --resume)", file=sys.stderr)
-        sys.exit(130)
+        with on_stop_signals(interrupt):
+            main()
+    except Interruption as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(stop, file=sys.stderr)
+        sys.exit(stop.status)
     except Exception as error:
         lines = _explain(error)
         if not lines:
@@ -96,7 +97,7 @@ def _explain(error: Exception) -> list[str]:
         ]
     if isinstance(error, MemoryError):
         return ["error: this machine has too little memory for that; use fewer subjects at a time"]
-    if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         if error.filename is None and error.errno == errno.ENOSPC:  # of a lock between processes, for instance
             return [f"error: {error.strerror}; free some space, also in /dev/shm (of a container, with --shm-size)"]
         where = f"{error.filename}: " if error.filename else ""

@@ -1,8 +1,10 @@
 """Write files whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +18,37 @@ PROJECT = Path(__file__).resolve().parents[2]  # the folder with the entry point
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success.
+    """Yield a temporary path beside `path`; rename it to `path` on success, once it is on the disk.
 
     Yields
     ------
     Path with the same suffix
+
+    Raises
+    ------
+    OSError
+        With the name of `path` and a number, if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex[:12]}.{path.name}")  # other hosts may have our process id
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # a crash of the machine, too, leaves the old file or the new one
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `replacing` that a killed process left in a folder that nobody else writes."""
+    for path in folder.glob(".*"):
+        if re.match(r"\.[0-9a-f]{12}\.", path.name):
+            path.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, *sources: Path | None) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from utils.common.errors import InputError, ignore_interrupts
+from utils.common.errors import InputError
+from utils.common.interruption import outlive_signals
 
 REMEDY = "set NUM_WORKERS=0 (--num_workers 0), or give a container more shared memory, such as --shm-size=8g"
 NO_ROOM = f"/dev/shm, through which worker processes hand over the scans that they read, is full; {REMEDY}"
@@ -16,7 +17,7 @@ OTHER_QUEUES = 4  # of a loader, besides one for each worker
 
 
 class WorkerLoader(DataLoader[Any]):
-    """A loader whose workers ignore Ctrl-C, and fail in one sentence where shared memory is too small.
+    """A loader whose workers outlive signals, and fail in one sentence where shared memory is too small.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ class WorkerLoader(DataLoader[Any]):
 
     def __init__(self, dataset: Any, num_workers: int, collate: Callable[[Any], Any], **options: Any) -> None:
         super().__init__(
-            dataset, num_workers=num_workers, collate_fn=_Sharing(collate), worker_init_fn=ignore_interrupts, **options
+            dataset, num_workers=num_workers, collate_fn=_Sharing(collate), worker_init_fn=outlive_signals, **options
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -17,13 +17,16 @@ from tqdm import tqdm
 
 from utils.common.errors import InputError
 from utils.common.files import PROJECT, read_json, sha256_of, write_json
+from utils.common.interruption import Interruption
 from utils.data.subjects import Subject
 from utils.prediction.weights import STAGES
 from utils.training.state import FREE_ON_RESUME
 
 LAST_LINES = 12  # of a log, shown when its script failed
 # Run a bash script with a PYTHON that prints its arguments instead of starting anything.
-SHOW_ARGUMENTS = 'show() { printf "%s\\0" "$@"; }; PYTHON=show; source "$0" "$@"'
+SHOW_ARGUMENTS = 'exec() { "$@"; }; show() { printf "%s\\0" "$@"; }; PYTHON=show; source "$0" "$@"'
+
+_running: set["subprocess.Popen[bytes]"] = set()  # scripts
 
 
 class Step(NamedTuple):
@@ -169,7 +172,10 @@ def run_script(
             raise InputError(f"{log}: another call is running this script; wait for it, or end it") from None
         command = ["bash", str(PROJECT / script), *flags]
         environment = {**share, **_environment(variables or {})}
-        status = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
+        with subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process:
+            _running.add(process)
+            status = process.wait()
+            _running.discard(process)
     if status:
         lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
         raise InputError("\n  ".join([f"{script} failed with status {status}; the end of {log}:", *lines]))
@@ -189,6 +195,8 @@ def run_chains(chains: Sequence[Sequence[Step]], jobs: int) -> None:
     ------
     InputError
         The first failure, after which nothing more is started.
+    Interruption
+        A signal, which the scripts that are running get, too, so that they save.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     shares: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -218,6 +226,8 @@ def run_chains(chains: Sequence[Sequence[Step]], jobs: int) -> None:
         try:
             for done in [pool.submit(run, chain) for chain in chains]:
                 done.result()
-        except BaseException:
+        except BaseException as error:
             failed.set()
+            for process in tuple(_running) if isinstance(error, Interruption) else ():
+                process.terminate()
             raise

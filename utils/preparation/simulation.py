@@ -23,8 +23,9 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from utils.common.choices import PATIENT_GAPS
-from utils.common.errors import InputError, ignore_interrupts
+from utils.common.errors import InputError
 from utils.common.files import check_writable, read_json, write_json
+from utils.common.interruption import ignore_interrupts
 from utils.data.images import MNI152_T1_2MM, coarsen_volume, model_grid
 from utils.data.subjects import SEX_NAMES
 from utils.preparation.template import load_template, on_model_grid

@@ -1,18 +1,80 @@
 """What tells the two stages apart in training and testing."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from model.building import scale_output
 from model.conventions import discretize_age
+from utils.common import distributed
+from utils.common.errors import InputError
 from utils.evaluation.metrics import Predictions, residual_sd_within_bins
 
 Batch = Mapping[str, torch.Tensor]
 COLLAPSED_SD = 0.1  # of the age interval
 LEAST_SLOPE = 0.5  # of brain age over age in the training subjects, from which on it is corrected
+
+
+class Stage(Protocol):
+    """What training needs of a stage; see `FirstStage` and `SecondStage`."""
+
+    def predict(self, network: Callable[..., torch.Tensor], batch: Any) -> dict[str, torch.Tensor]:
+        """Turn a batch into predictions, with ``brain_age`` among them."""
+
+    def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+        """Perturb what a training batch tells the network besides the volume."""
+
+    def recalibrate(self, network: Any, predictions: Predictions) -> None:
+        """Correct the scale of the output by the predictions of the training subjects."""
+
+    def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
+        """Return scalars of a split's predictions, and a warning or nothing."""
+
+
+class Criterion(Protocol):
+    """What the trainer needs of a loss; see `model.ranking.CascadeLoss`."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """The number of subjects that it ranks at once, or None for any."""
+
+    def __call__(
+        self, brain_age: torch.Tensor, chronological_age: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Return ``loss`` and its parts."""
+
+
+def check_batches(criterion: Criterion, batches: Sized, train_size: int, valid_size: int, joint: int) -> None:
+    """Refuse batches with which no step, or no ranking, could be computed.
+
+    Parameters
+    ----------
+    criterion : Criterion
+    batches : sized
+        Of an epoch.
+    train_size, valid_size : int
+        Numbers of subjects.
+    joint : int
+        Subjects in a batch of all processes together.
+
+    Raises
+    ------
+    InputError
+    """
+    needed = criterion.batch_size
+    if needed is not None and joint != needed:
+        raise InputError(
+            f"--batch_size: a step has {joint} subjects, but the sorter ranks {needed}; set BATCH_SIZE so "
+            f"that all processes together have {needed}, or use --ranking soft"
+        )
+    if needed is not None and 0 < valid_size < needed and distributed.rank() == 0:
+        print(f"note: the sorter ranks {needed} subjects, so validation on {valid_size} has no losses")
+    if len(batches) == 0:
+        raise InputError(
+            f"--train_folder: {train_size} subjects do not fill one batch of {joint}; lower BATCH_SIZE (--batch_size)"
+        )
 
 
 class FirstStage:

@@ -1,7 +1,9 @@
 """The state of a run: how far it is, how it is saved, how it goes on."""
 
+import fcntl
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from torch import nn
 from utils.common import distributed
 from utils.common.checkpoints import load_checkpoint, save_checkpoint
 from utils.common.errors import InputError
-from utils.common.files import check_writable
+from utils.common.files import check_writable, remove_leftovers
+from utils.common.interruption import CONTINUE
 from utils.data.subjects import Subject, person_of
 
 # Flags that may differ between a run and its continuation.
@@ -52,6 +55,12 @@ class Progress:
     best: list[Any] = field(default_factory=lambda: [True, math.inf])
     epochs_without_gain: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def best_row(self, keep: str) -> dict[str, float]:
+        """Return the scalars of the epoch whose weights are kept."""
+        if keep == "last":
+            return self.history[-1]
+        return next(row for row in self.history if row["valid/mae"] == self.best[1])
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,8 @@ class RunState:
         Raises
         ------
         InputError
-            If it is of a run with other flags, subjects or ages, or has more
-            epochs than are asked for.
+            If it is of a run with other flags, subjects or ages, has more
+            epochs than are asked for, or has lost its ``best.pt``.
         """
         state = load_checkpoint(self.path)
         lacking = {*NEEDED, *vars(self.progress)} - state.keys()
@@ -133,6 +142,12 @@ class RunState:
                 + (f"flags ({'; '.join(changed)})" if changed else "data (its subjects or ages differ)")
                 + "; resume with the same ones, or start a new run in another OUTPUT_DIR (--output_dir)"
             )
+        best, last = self.path.with_name(BEST), flags["keep"] == "last"
+        if state["epoch"] >= (flags["epochs"] if last else 1) and not best.exists():
+            raise InputError(
+                f"{best}: is gone, though {self.path} has {state['epoch']} epochs; put it back, or start a new run in "
+                "another OUTPUT_DIR (--output_dir)"
+            )
         self.network.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -142,6 +157,24 @@ class RunState:
         torch.set_rng_state(state["torch_random"])
         if self.device.type == "cuda" and state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
+
+    @property
+    def kept(self) -> str:
+        """What is left of the run, in words."""
+        return f"{self.path} holds the last good state" if self.path.exists() else "nothing was saved yet"
+
+    @contextmanager
+    def explained_failures(self) -> Iterator[None]:
+        """Turn a failed write into an `InputError` that says what is left of the run."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise InputError(
+                f"{error.filename or self.path.parent}: cannot be written ({error.strerror}); free some space or "
+                f"change the permissions; {self.kept}: {CONTINUE}"
+            ) from error
 
     def _all_flags(self) -> dict[str, Any]:
         return {**self.flags, "processes": distributed.world_size()}
@@ -167,6 +200,32 @@ def check_run_folder(folder: Path, resume: bool, *sources: Path | None) -> None:
             f"{folder}: holds a run already ({', '.join(held)}); set another OUTPUT_DIR (--output_dir), "
             "or go on with it by --resume"
         )
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run's folder, in the first of several processes; remove what a killed one left.
+
+    Raises
+    ------
+    InputError
+        If another training is writing there.
+    """
+    if distributed.rank():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loaders, which outlive a killed process
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another training is writing there; wait for it, or set another OUTPUT_DIR (--output_dir)"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        remove_leftovers(folder)
+        yield
 
 
 def describe_checkpoint(

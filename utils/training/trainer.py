@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,43 +14,18 @@ from tqdm import tqdm
 from utils.common import distributed
 from utils.common.checkpoints import save_checkpoint
 from utils.common.errors import InputError
+from utils.common.interruption import CONTINUE, Interruption, remembered_signals
 from utils.data.dataset import EpochBatches, ScanDataset, make_loader, to_device
 from utils.evaluation.metrics import Predictions
 from utils.evaluation.predicting import autocast, predict
 from utils.training.optimization import make_optimizer, make_scheduler
+from utils.training.recalibration import recompute_statistics
 from utils.training.run_log import RunLog
 from utils.training.settings import TrainingSettings
 from utils.training.speed import speed_up
-from utils.training.state import BEST, LAST, Progress, RunState, check_run_folder
-
-
-class Stage(Protocol):
-    """What the trainer needs of a stage; see `utils.training.stages`."""
-
-    def predict(self, network: Callable[..., torch.Tensor], batch: Any) -> dict[str, torch.Tensor]:
-        """Turn a batch into predictions, with ``brain_age`` among them."""
-
-    def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
-        """Perturb what a training batch tells the network besides the volume."""
-
-    def recalibrate(self, network: Any, predictions: Predictions) -> None:
-        """Correct the scale of the output by the predictions of the training subjects."""
-
-    def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
-        """Return scalars of a split's predictions, and a warning or nothing."""
-
-
-class Criterion(Protocol):
-    """What the trainer needs of a loss; see `model.ranking.CascadeLoss`."""
-
-    @property
-    def batch_size(self) -> int | None:
-        """The number of subjects that it ranks at once, or None for any."""
-
-    def __call__(
-        self, brain_age: torch.Tensor, chronological_age: torch.Tensor, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
-        """Return ``loss`` and its parts."""
+from utils.training.stages import Criterion, Stage, check_batches
+from utils.training.state import BEST, LAST, Progress, RunState, check_run_folder, claimed
+from utils.training.validation import validation_losses
 
 
 class Trainer:
@@ -110,7 +85,8 @@ class Trainer:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        self._check_batches()
+        joint = settings.batch_size * distributed.world_size()
+        check_batches(criterion, self.batches, len(train_set), len(valid_set), joint)
         speed_up(self.network, settings, settings.epochs * len(self.batches), device)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress = Progress()
@@ -119,36 +95,10 @@ class Trainer:
             self.generator, device,
         )  # fmt: skip
         self.waited = 0.0  # seconds of the epoch spent waiting for data
+        self.signals: list[int] = []  # that ask the run to stop
         check_run_folder(folder, settings.resume)
         if self.state.path.exists():
             self.state.resume()
-            self._check_best()
-
-    def _check_batches(self) -> None:
-        """Refuse sizes with which no step, or no ranking, could be computed."""
-        joint = self.settings.batch_size * distributed.world_size()
-        needed = self.criterion.batch_size
-        if needed is not None and joint != needed:
-            raise InputError(
-                f"--batch_size: a step has {joint} subjects, but the sorter ranks {needed}; set BATCH_SIZE so "
-                f"that all processes together have {needed}, or use --ranking soft"
-            )
-        if needed is not None and 0 < len(self.valid_set) < needed and distributed.rank() == 0:
-            print(f"note: the sorter ranks {needed} subjects, so validation on {len(self.valid_set)} has no losses")
-        if len(self.batches) == 0:
-            raise InputError(
-                f"--train_folder: {len(self.train_set)} subjects do not fill one batch of {joint}; "
-                "lower BATCH_SIZE (--batch_size)"
-            )
-
-    def _check_best(self) -> None:
-        """Refuse to go on with a run that has lost the weights it had kept."""
-        kept = self.progress.epoch > 0 if self.settings.keep == "best" else self.finished
-        if kept and not self.best_path.exists():
-            raise InputError(
-                f"{self.best_path}: is gone, though {self.state.path} goes on from epoch {self.progress.epoch}; put it "
-                "back, or start a new run in another OUTPUT_DIR (--output_dir)"
-            )
 
     @property
     def finished(self) -> bool:
@@ -165,20 +115,35 @@ class Trainer:
             If a loss, a gradient or a validation age is not finite.
         """
         distributed.barrier()  # every process has seen whether there is a run
-        if not self.finished:
-            if not self.state.path.exists():
-                self.state.save()  # from now on the folder holds a run that can be continued
-            loader = make_loader(self.train_set, self.batches, self.settings.num_workers, self.device)
-            log = RunLog(self.folder, self.flags, self.device, self.progress.epoch)
-            while not self.finished:
-                row = self.train_epoch(loader)
-                if self.settings.recalibrate and (self.valid_set or self.progress.epoch + 1 >= self.settings.epochs):
-                    self.recalibrate()
-                predictions, warning, notes = self.validate(row)
-                self.finish_epoch(row, predictions, warning, log, notes)
-            log.close(self._best_row())
+        with remembered_signals() as self.signals, self.state.explained_failures(), claimed(self.folder):
+            if not self.finished:
+                self._train()
         distributed.barrier()
         return self.best_path
+
+    def _train(self) -> None:
+        """Train the epochs that remain, and write the log."""
+        if not self.state.path.exists():
+            self.state.save()  # from now on the folder holds a run that can be continued
+        loader = make_loader(self.train_set, self.batches, self.settings.num_workers, self.device)
+        log = RunLog(self.folder, self.flags, self.device, self.progress.epoch)
+        while not self.finished:
+            row = self.train_epoch(loader)
+            if self.settings.recalibrate and (self.valid_set or self.progress.epoch + 1 >= self.settings.epochs):
+                self.recalibrate()
+            predictions, warning, notes = self.validate(row)
+            self.finish_epoch(row, predictions, warning, log, notes)
+            self._stop_if_asked()
+        log.close(self.progress.best_row(self.settings.keep))
+
+    def _stop_if_asked(self, save: bool = False) -> None:
+        """End the run if a signal asked for it, in all processes at the same step; save first if told to."""
+        number = distributed.largest(self.signals[0] if self.signals else 0, self.device)
+        if number:
+            if save:
+                self.state.save()
+            distributed.barrier()
+            raise Interruption(number, f"{self.state.kept}: {CONTINUE}")
 
     def train_epoch(self, loader: Any) -> dict[str, float]:
         """Take the steps that remain of the epoch under way; return its scalars."""
@@ -200,6 +165,8 @@ class Trainer:
                 progress.step += 1
                 if progress.step % self._saving_interval == 0 and progress.step < len(self.batches):
                     self.state.save()
+                if progress.step % self.settings.accumulation_steps == 0 or progress.step == len(self.batches):
+                    self._stop_if_asked(save=True)
         distributed.share_buffers(self.network)
         seconds, total = time.perf_counter() - started, progress.sums["subjects"]
         row = {"epoch": float(progress.epoch), "learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -256,31 +223,11 @@ class Trainer:
         if batch:
             names = [name for part in distributed.gather_objects(batch["subject_id"]) for name in part]
             where += f", batch {self.progress.step + 1}; check the scans and ages of its subjects, {', '.join(names)}"
-        last = self.state.path
-        kept = f"{last} holds the last good state" if last.exists() else "nothing was saved yet"
-        raise InputError(f"{where}; lower --learning_rate; {kept}")
+        raise InputError(f"{where}; lower --learning_rate; {self.state.kept}")
 
     def recalibrate(self) -> None:
-        """Recompute batch norm's statistics, and at the end the output's scale, from training scans as they are.
-
-        Notes
-        -----
-        During training they lag behind the weights, and they see augmented
-        scans. With few steps an epoch, estimates are then off by years, all
-        in one direction.
-        """
-        trunk = self.network.train().trunk
-        norms = [part for part in trunk.modules() if isinstance(part, nn.BatchNorm3d) and part.training]  # not frozen
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
-        with torch.no_grad(), autocast(self.device, self.settings.precision):
-            for volumes in self._every_scan():
-                trunk(volumes)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        distributed.average_statistics(self.network)
+        """Recompute batch norm's statistics, and at the end the output's scale, from training scans as they are."""
+        recompute_statistics(self.network, self._every_scan(), self.settings.precision)
         if self.progress.epoch + 1 >= self.settings.epochs:
             self.stage.recalibrate(self.network, self._estimate(self.train_set, "recalibration", "float32"))
 
@@ -316,25 +263,10 @@ class Trainer:
         if not np.isfinite(predictions["brain_age"]).all():
             self.stop("brain ages of the validation split are not finite")
         own, warning = self.stage.report(predictions)
-        scalars = self.validation_losses(predictions) | own
+        size = self.settings.batch_size * distributed.world_size()
+        scalars = validation_losses(self.criterion, predictions, size, self.settings.seed, self.device) | own
         row |= {f"valid/{key}": value for key, value in scalars.items()}
         return predictions, warning, "".join(f"  {key} {value:.2f}" for key, value in own.items())
-
-    def validation_losses(self, predictions: Predictions) -> dict[str, float]:
-        """Return the losses and the MAE of predictions."""
-        brain_age = torch.from_numpy(predictions["brain_age"])
-        age = torch.from_numpy(predictions["chronological_age"])
-        size = self.settings.batch_size * distributed.world_size()
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        totals: dict[str, float] = {}
-        count = 0
-        for part, target in zip(brain_age.split(size), age.split(size), strict=True):
-            if self.criterion.batch_size in (None, len(part)):
-                losses = self.criterion(part.to(self.device), target.to(self.device), generator)
-                for key, value in losses.items():
-                    totals[key] = totals.get(key, 0.0) + value.item() * len(part)
-                count += len(part)
-        return {key: total / count for key, total in totals.items()} | {"mae": (brain_age - age).abs().mean().item()}
 
     def finish_epoch(
         self, row: dict[str, float], predictions: Predictions, warning: str, log: RunLog, notes: str
@@ -367,10 +299,3 @@ class Trainer:
             weights = {"state_dict": self.network.state_dict(), "epoch": epoch, "valid_mae": row.get("valid/mae")}
             save_checkpoint(self.best_path, {**self.identity, **weights})
         self.state.save()
-
-    def _best_row(self) -> dict[str, float]:
-        """Return the scalars of the epoch whose weights are kept."""
-        history = self.progress.history
-        if self.settings.keep == "last":
-            return history[-1]
-        return next(row for row in history if row["valid/mae"] == self.progress.best[1])
