@@ -8,6 +8,7 @@ import numpy as np
 from nibabel.affines import from_matvec
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
 from utils.common.errors import InputError
 from utils.data.content import why_no_scan
@@ -273,7 +274,8 @@ def find_tissue_means(volume: np.ndarray) -> tuple[float, float, float]:
     some = inside[:: max(1, inside.size // MIXTURE_VOXELS), None] / unit
     some = some[some[:, 0] <= 1.2 * np.percentile(some, 99.5)]  # without vessels
     start = np.percentile(some, [10, 50, 85])[:, None]
-    mixture = GaussianMixture(3, means_init=start, random_state=0, max_iter=200, tol=1e-4).fit(some)
+    with threadpool_limits(1):  # the last digits depend on the number of threads
+        mixture = GaussianMixture(3, means_init=start, random_state=0, max_iter=200, tol=1e-4).fit(some)
     fluid, gray, white = unit * np.sort(mixture.means_[:, 0])
     return float(fluid), float(gray), float(white)
 

@@ -1,7 +1,7 @@
 """Predict every subject of a data set once, with any stage."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from utils.data.cohort import are_known
 from utils.data.dataset import ScanDataset, make_loader, to_device
 from utils.data.subjects import AGE_FIELDS, Subject, trained_persons
 from utils.evaluation.metrics import Predictions
+
+THREADS = 4  # of the network on a CPU, whatever the machine has
 
 
 class Predictor(Protocol):
@@ -29,6 +31,24 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Make the numbers of a network independent of the number of cores and of the speed of its algorithms."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _singly(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Divide a batch into batches of one scan."""
+    for place in range(len(batch["subject_id"])):
+        yield {key: values[place : place + 1] for key, values in batch.items()}
+
+
 def predict(
     network: Any,
     stage: Predictor,
@@ -40,7 +60,7 @@ def predict(
     precision: str,
     label: str,
 ) -> Predictions:
-    """Predict every subject once.
+    """Predict every subject once: the same scan gets the same numbers, whatever else is predicted.
 
     Parameters
     ----------
@@ -50,7 +70,7 @@ def predict(
     dataset : ScanDataset of N subjects
     device : torch.device
     batch_size, num_workers : int
-        Of each process.
+        Of each process; how scans are read.
     precision : {"auto", "bfloat16", "float32"}
     label : str
         For the progress bar.
@@ -60,16 +80,25 @@ def predict(
     dict of str to (N,) float32 array, in the order of the dataset
         What the stage predicts, and ``chronological_age``,
         ``first_stage_age``, ``discretized_age`` of the subjects.
+
+    Notes
+    -----
+    The network gets one scan after another, on a CPU with `THREADS`, on a
+    GPU with deterministic algorithms. The last digits of a convolution
+    depend on the batch, on the number of threads, and on which algorithm
+    was the fastest; a first-stage age between two discretized ages turned
+    them into years.
     """
     network = network.folded().to(memory_format=torch.channels_last_3d)
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     batches = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
     loader = make_loader(dataset, batches, min(num_workers, len(batches)), device)
     parts: list[dict[str, np.ndarray]] = []
-    with torch.inference_mode(), autocast(device, precision):
+    with torch.inference_mode(), autocast(device, precision), reproducible():
         for batch in tqdm(loader, label, unit="batch", disable=None, leave=False):
-            outputs = stage.predict(network, to_device(batch, device))
-            parts.append({key: value.float().cpu().numpy() for key, value in outputs.items()})
+            for scan in _singly(to_device(batch, device)):
+                outputs = stage.predict(network, scan)
+                parts.append({key: value.float().cpu().numpy() for key, value in outputs.items()})
     gathered = distributed.gather_objects((list(own), parts))
     order = np.argsort([index for indices, _ in gathered for index in indices])
     everything = [part for _, parts in gathered for part in parts]

@@ -63,7 +63,8 @@ def _distance(volume: torch.Tensor, typical: TypicalVolumes) -> float:
     """Return the distance of a (1, D, H, W) volume; see `measure_distances`."""
     mean, deviation = typical
     brain = deviation > LEAST_DEVIATION * deviation.max()
-    return float(((volume - mean)[brain] / deviation[brain]).square().mean().sqrt())
+    differences = ((volume - mean)[brain] / deviation[brain]).numpy()
+    return float(np.sqrt(np.mean(np.square(differences))))  # NumPy adds in one order; torch's depends on its threads
 
 
 def measure_distances(dataset: ScanDataset, typical: TypicalVolumes, num_workers: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import SimpleITK
 import torch
 from deepbet import BrainExtraction
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
 from utils.data.image_files import UnusableScanError
 from utils.preparation import registration
@@ -80,6 +81,12 @@ def preprocess_scan(
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(THREADS)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    with threadpool_limits(1, user_api="blas"):
+        return _preprocess(path, registration_kind, device, threads, extracted)
+
+
+def _preprocess(path: Path, registration_kind: str, device: str, threads: int, extracted: bool | None) -> PreparedScan:
+    """Do what `preprocess_scan` says, once the threads are set."""
     template = load_template()
     scan, brain = _find_upright_brain(path, device, template, extracted)
     matrix = registration.register_affine(brain.normalized, scan.affine, template, brain.start)
