@@ -1,8 +1,11 @@
 """Read the cells of a table, CSV or Excel, as text; nothing is taken for a header or a missing value."""
 
 import csv
+import functools
 import io
+import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ YEARS = {  # by the names that units have, in singular
     **dict.fromkeys(("week", "wk"), 7 / DAYS),
     **dict.fromkeys(("day", "d"), 1 / DAYS),
 }
+MOST_EXPANDED = 200 * 2**20  # bytes of the files in a workbook
+MOST_CELLS = 5_000_000  # of a sheet, empty ones between others included
 Rows = list[list[str]]
 
 
@@ -76,6 +81,7 @@ def _read_xlsx(content: bytes) -> Rows:
     """Read the first sheet; merged cells all have the value of the first, formulas the value that was saved."""
     from openpyxl import load_workbook  # takes a while to import
 
+    _check_size(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of decorations that openpyxl does not know
         books = [load_workbook(io.BytesIO(content), data_only=values) for values in (True, False)]
@@ -92,6 +98,29 @@ def _read_xlsx(content: bytes) -> Rows:
     while rows and not any(rows[-1]):
         rows.pop()
     return rows
+
+
+def _check_size(content: bytes) -> None:
+    """Refuse a workbook that would expand without limit: by compression, by far-off cells, or by merged ones."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(part.file_size for part in archive.infolist()) > MOST_EXPANDED:
+            raise ValueError(f"it expands to more than {MOST_EXPANDED >> 20} MiB")
+        for part in archive.infolist():
+            if not part.filename.startswith("xl/worksheets/"):
+                continue
+            sheet = archive.read(part)
+            cells = [_place(*match) for match in re.findall(rb"""[<:]c\s[^>]*?\br\s*=\s*["']([A-Z]+)(\d+)""", sheet)]
+            area = max((row for row, _ in cells), default=0) * max((column for _, column in cells), default=0)
+            for match in re.findall(rb"""mergeCell\s[^>]*?\bref\s*=\s*["']([A-Z]+)(\d+):([A-Z]+)(\d+)""", sheet):
+                (top, left), (bottom, right) = _place(*match[:2]), _place(*match[2:])
+                area += (bottom - top + 1) * (right - left + 1)
+            if area > MOST_CELLS:
+                raise ValueError(f"it claims {area} cells, more than {MOST_CELLS}; delete the empty rows and columns")
+
+
+def _place(letters: bytes, digits: bytes) -> tuple[int, int]:
+    """Return the row and the column of a cell such as B7, from 1."""
+    return int(digits), functools.reduce(lambda column, letter: 26 * column + letter - 64, letters, 0)
 
 
 def _cell_text(value: Any) -> str:
