@@ -98,7 +98,9 @@ def test_sex_is_needed_only_where_it_is_used(tmp_path) -> None:
     make(tmp_path, ["test/a.nii"], ["a,50"], header="id,age")
     assert load(tmp_path, "test", use_sex=False)["test"][0].sex == -1
     assert load(tmp_path, "test", sex_of_all="M")["test"][0].sex == 1
-    with pytest.raises(InputError, match="the sex of a is not known"):
+    with pytest.raises(
+        InputError, match=r"has no sex column \(found id, age\); name it sex, or use a model without sex"
+    ):
         load(tmp_path, "test")
 
 

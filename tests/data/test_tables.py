@@ -113,7 +113,7 @@ def test_a_subject_twice(tmp_path) -> None:
         ("labels.csv", "subject_id,age,sex\n", "holds no rows below its header"),
         ("labels.xlsx", "PK\x03\x04 not a workbook", "cannot be read as an Excel file"),
         ("labels.csv", 's1,50,"F\n', "cannot be read as .csv"),
-        ("labels.csv", "s1,50,F\ns2,50,F,1,2\n", "row 2: has 5 cells, more than the first row"),
+        ("labels.csv", "s1,50,F\ns2,50,F,1,2\n", "row 2: has 5 cells, more than the first .3."),
     ],
 )
 def test_unusable_tables(tmp_path, name, text, message) -> None:

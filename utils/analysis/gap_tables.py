@@ -87,7 +87,6 @@ class _Reader:
             ]
             return pd.DataFrame(columns=SCAN)
         cells = cells.iloc[1:].apply(lambda column: column.str.strip())
-        cells = cells[(cells != "").any(axis=1)]
         if "status" in names:  # written by predict.py
             failed = cells.iloc[:, names.index("status")] == "failed"
             if failed.any():

@@ -46,7 +46,7 @@ def read_cells(path: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame of str
-        Row N of the file has the index N - 1; empty where a cell is.
+        Without empty rows. Row N of the file has the index N - 1.
 
     Raises
     ------
@@ -68,6 +68,7 @@ def read_cells(path: Path) -> pd.DataFrame:
         rows = _read_text(path, content)
     width = max(map(len, rows), default=0)
     cells = pd.DataFrame([[*row, *[""] * (width - len(row))] for row in rows], dtype=str)
+    cells = cells[(cells != "").any(axis=1)]
     return _with_declared_meaning(cells, path.with_suffix(".json"))
 
 
@@ -145,12 +146,12 @@ def _read_text(path: Path, content: bytes) -> Rows:
     options = {separator: _parse(text, separator) for separator in SEPARATORS}
     rows = max(options.values(), key=_fit)
     wrong = next((parsed for parsed in options.values() if isinstance(parsed, str)), "")
-    if isinstance(rows, str) or (wrong and _fit(rows) == 1):
+    if isinstance(rows, str) or (wrong and _width(rows) < 2):
         raise InputError(f"{path}: cannot be read as {path.suffix} ({wrong}); check its quotes, or save it again")
     rows = [[cell.strip() for cell in row] for row in rows]
-    width = next((len(row) for row in rows if any(row)), 0)
+    width = _width(rows)
     problems = [
-        f"{path}, row {number}: has {len(row)} cells, more than the first row ({width}); quote cells that contain the "
+        f"{path}, row {number}: has {len(row)} cells, more than the first ({width}); quote cells that contain the "
         "separator, such as decimal commas"
         for number, row in enumerate(rows, 1)
         if any(row[width:])
@@ -168,10 +169,17 @@ def _parse(text: str, separator: str) -> Rows | str:
         return str(error)
 
 
-def _fit(rows: Rows | str) -> int:
-    """Return how well a separator fits: in how many rows there are as many cells as in the first, if several."""
-    first = next((len(row) for row in rows if row), 0)
-    return 0 if isinstance(rows, str) else 1 if first < 2 else 1 + sum(len(row) == first for row in rows)
+def _width(rows: Rows) -> int:
+    """Return the number of cells in the first row that has several, such as the header below a title."""
+    return next((len(row) for row in rows if len(row) > 1), 1)
+
+
+def _fit(rows: Rows | str) -> tuple[int, int]:
+    """Return how well a separator fits: the number of rows that have as many cells as the first, and that number."""
+    if isinstance(rows, str):
+        return 0, 0
+    width = _width(rows)
+    return (sum(len(row) == width for row in rows), width) if width > 1 else (0, 1)
 
 
 def _with_declared_meaning(cells: pd.DataFrame, sidecar: Path) -> pd.DataFrame:
@@ -195,10 +203,10 @@ def _with_declared_meaning(cells: pd.DataFrame, sidecar: Path) -> pd.DataFrame:
                 raise InputError(
                     f"{sidecar}: the unit '{unit}' of {name} is not known here; give years, months, weeks or days"
                 )
-            cells.loc[1:, column] = [_in_years(cell, factor) for cell in cells[column].iloc[1:]]
+            cells.loc[cells.index[1:], column] = [_in_years(cell, factor) for cell in cells[column].iloc[1:]]
         if name in COLUMN_NAMES["sex"] and isinstance(meaning.get("Levels"), Mapping):
             words = {str(code).lower(): _level_text(level) for code, level in meaning["Levels"].items()}
-            cells.loc[1:, column] = [words.get(cell.lower()) or cell for cell in cells[column].iloc[1:]]
+            cells.loc[cells.index[1:], column] = [words.get(cell.lower()) or cell for cell in cells[column].iloc[1:]]
     return cells
 
 

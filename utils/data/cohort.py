@@ -60,8 +60,11 @@ def load_cohort(
             raise InputError(table.complaint)
         print(f"WARNING: {table.complaint}; without it there are no metrics")
     if table and table.sex_note and use_sex:
-        print(f"note: {table.sex_note}")
+        print(f"note: {table.path}: {table.sex_note}")
     problems: list[str] = []
+    if table and table.sex_complaint and use_sex and not sex_of_all:
+        problems.append(f"{table.sex_complaint}, or use a model without sex (--use_sex false)")
+        use_sex = False
     unknown_ages: list[str] = []
     cohort: dict[str, list[Subject]] = {}
     for split, folder in folders.items():
@@ -111,7 +114,7 @@ def _match(
         name = file_name_of(path)
         row = table.find(name) if table else None
         subject = Subject(scan_name(name), path, UNKNOWN_AGE, given_sex(sex_of_all))
-        wrong = unusable_name(name)
+        wrong = unusable_name(subject.subject_id)
         if wrong:
             problems.append(f"{path.parent}: {wrong}")
             continue
@@ -134,10 +137,11 @@ def _match(
             if row.age_complaint:
                 (unknown_ages if row.age.unknown else problems).append(row.age_complaint)
         if use_sex and subject.sex == UNKNOWN_SEX:
+            advice = table.sex_note if table and row and row.sex_cell in ("0", "1", "2") else "add it"
             problems.append(
                 f"{path}: the sex of {subject.subject_id} is not known as 0/1, F/M or female/male"
                 + (f" ({row.where}: '{row.sex_cell}')" if row else "")
-                + "; add it, or use a model without sex (--use_sex false)"
+                + f"; {advice}, or use a model without sex (--use_sex false)"
             )
         subjects[subject.subject_id] = subject
     return [subjects[key] for key in sorted(subjects)]

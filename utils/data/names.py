@@ -72,8 +72,9 @@ class RowIndex:
         self.rows: dict[str, dict[str, list[int]]] = {}  # by name without session, by session
         for number, (subject_id, session) in enumerate(zip_longest(subject_ids, sessions, fillvalue="")):
             name, own = name_and_session(subject_id)
-            session = session_of(session) or own
-            self.rows.setdefault(name, {}).setdefault(session, []).append(number)
+            session = session_of(session)
+            for one in {session, own} - {""} or {""}:  # two only where they contradict each other
+                self.rows.setdefault(name, {}).setdefault(one, []).append(number)
             if session and not own:  # P001 with the session V2 is P001_V2, too
                 self.rows.setdefault(f"{name}_{session}", {}).setdefault("", []).append(number)
 

@@ -89,6 +89,8 @@ class LabelTable:
         The column that every scan must have; empty: none.
     complaint : str
         Not empty if the table has no age column at all.
+    sex_complaint : str
+        The same of the sex.
     sex_note : str
         How codes of the sex were read, if that is not certain.
     """
@@ -97,6 +99,7 @@ class LabelTable:
     rows: list[LabelRow]
     site_column: str = ""
     complaint: str = ""
+    sex_complaint: str = ""
     sex_note: str = ""
     index: RowIndex = field(init=False)
 
@@ -179,14 +182,12 @@ def read_label_table(path: Path, site_column: str = "") -> LabelTable:
     names = [plain_name(name) for name in cells.iloc[0]] if len(cells) else []
     columns = {role: find_column(path, names, known) for role, known in COLUMN_NAMES.items()}
     has_header = any(column is not None for column in columns.values())
-    if not has_header and len(names) > 1:
-        columns |= {"subject_id": 0, "age": 1, "sex": 2 if len(names) > 2 else None}
     body = cells.iloc[int(has_header) :]
-    body = body[(body != "").any(axis=1)]
     if body.empty:
         raise InputError(f"{path}: holds no rows{' below its header' * has_header}; expected subject, age and sex")
-    if not has_header and len(names) < 2:
-        raise InputError(f"{path}: has one column; expected subject, age and sex")
+    if not has_header:
+        _check_no_header(path, cells)
+        columns |= {"subject_id": 0, "age": 1, "sex": 2 if len(names) > 2 else None}
     if columns["subject_id"] is None:
         raise InputError(f"{path}: has no subject column (found {', '.join(names)}); name it subject_id")
     if site_column and plain_name(site_column) not in names:
@@ -196,8 +197,26 @@ def read_label_table(path: Path, site_column: str = "") -> LabelTable:
     table = LabelTable(path, list(_read_rows(path, body, columns, codes)), site_column)
     if columns["age"] is None:
         table.complaint = f"{path}: has no age column (found {', '.join(names)}); name it age"
-    table.sex_note = note and f"{path}: {note}"
+    if columns["sex"] is None:
+        table.sex_complaint = f"{path}: has no sex column (found {', '.join(names)}); name it sex"
+    table.sex_note = note
     return table
+
+
+def _check_no_header(path: Path, cells: pd.DataFrame) -> None:
+    """Refuse a table whose first row is no header if it is no row of data either."""
+    if cells.shape[1] < 2:
+        raise InputError(f"{path}: has one column; expected subject, age and sex")
+    for index, row in zip(cells.index, cells.itertuples(index=False), strict=True):
+        names = set(map(plain_name, row))
+        if not names.isdisjoint(COLUMN_NAMES["subject_id"]) and not names.isdisjoint(COLUMN_NAMES["age"]):
+            raise InputError(f"{path}: row {index + 1} names the columns; remove the rows above it")
+    first = read_age(cells.iloc[0, 1])
+    if first.complaint and not first.unknown and not any(cell.isdigit() for cell in cells.iloc[0, 1]):
+        raise InputError(
+            f"{path}: no column has a known name (found {', '.join(cells.iloc[0])}), and the first row holds "
+            "no age; name the columns subject_id, age, sex"
+        )
 
 
 def find_column(path: Path, names: Sequence[str], known: Iterable[str]) -> int | None:

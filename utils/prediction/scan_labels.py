@@ -31,7 +31,7 @@ def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_
     if table and table.complaint:
         print(f"WARNING: {table.complaint}; so there are no gaps")
     if table and table.sex_note:
-        print(f"note: {table.sex_note}")
+        print(f"note: {table.path}: {table.sex_note}")
     problems: list[str] = []
     for scan in scans:
         scan.sex = given_sex(sex_of_all)
