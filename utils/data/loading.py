@@ -12,7 +12,7 @@ from utils.common.errors import InputError
 from utils.common.interruption import outlive_signals
 
 REMEDY = "set NUM_WORKERS=0 (--num_workers 0), or give a container more shared memory, such as --shm-size=8g"
-NO_ROOM = f"/dev/shm, through which worker processes hand over the scans that they read, is full; {REMEDY}"
+NO_ROOM = f"/dev/shm, through which worker processes hand over the scans that they read, is full; {REMEDY}"  # nosec B108
 OTHER_QUEUES = 4  # of a loader, besides one for each worker
 
 

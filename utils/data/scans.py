@@ -163,7 +163,7 @@ class ScanStore:
 
     def _cache_of(self, folder: Path) -> Path:
         """Return the folder of the entries of a folder of scans."""
-        assert self.cache_folder is not None
+        assert self.cache_folder is not None  # nosec B101
         key = f"{folder.resolve()}|{self.voxel_size}|{self.normalization}|{FORMAT}"
         return self.cache_folder / f"{folder.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 

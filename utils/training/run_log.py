@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,11 @@ def describe_run(device: torch.device) -> dict[str, Any]:
             versions[package] = "missing"
     commit = None
     if (PROJECT / ".git").exists():
-        found = subprocess.run(
-            ["git", "-C", str(PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-        commit = found.stdout.strip() if found.returncode == 0 else None
+        with suppress(OSError):  # git may be missing
+            found = subprocess.run(
+                ["git", "-C", str(PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            )
+            commit = found.stdout.strip() if found.returncode == 0 else None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "versions": versions,
