@@ -181,6 +181,31 @@ def test_wrong_flags_end_with_one_line_and_status_2(flag, capsys) -> None:
     assert "--help explains every flag" in line
 
 
+def test_misspelt_variables_are_named(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_first_stage.py"])
+    PARSERS["train_first_stage"].parse_args()
+    assert "WARNING" not in capsys.readouterr().out
+    for name in ("BATCHSIZE", "EPOCH", "LEARNINGRATE", "RECIPES"):
+        monkeypatch.setenv(name, "4")
+    PARSERS["train_first_stage"].parse_args()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"WARNING: the variable {name} means nothing here; did you mean {meant}?"
+        for name, meant in (("BATCHSIZE", "BATCH_SIZE"), ("EPOCH", "EPOCHS"), ("LEARNINGRATE", "LEARNING_RATE"),
+                            ("RECIPES", "RECIPE"))
+    ]  # fmt: skip
+
+
+def test_no_variable_of_another_script_looks_misspelt(monkeypatch, capsys) -> None:
+    for script in BASH_SCRIPTS:
+        for name in variables_of(script):
+            monkeypatch.setenv(name, "1")
+    for script, parser in PARSERS.items():
+        monkeypatch.setattr(sys, "argv", [script])
+        parser.parse_args()
+        assert "WARNING" not in capsys.readouterr().out, script
+
+
 def test_the_second_stage_takes_the_grid_and_the_normalization_of_the_first() -> None:
     args = training.parse_training_flags(2, [])
     assert args.normalization is None

@@ -15,6 +15,7 @@ from model.conventions import NORMALIZATIONS
 
 EPILOGUE = "The bash script of the same name sets these flags from variables; docs/variables.md explains each."
 HIGHEST = 2**32 - 1  # of whole numbers, such as seeds
+OTHER_VARIABLES = ["DATA", "RECIPE", "PROCESSES", "CUDA_VISIBLE_DEVICES", "CHECKPOINTS"]  # of the bash scripts
 Settings = TypeVar("Settings")
 
 
@@ -30,6 +31,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, epilog=EPILOGUE, formatter_class=_Formatter, allow_abbrev=False)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read flags; those of the command line come with the environment, whose misspelt variables are named."""
+        parsed = super().parse_args(args, namespace)
+        if args is None and os.environ.get("RANK", "0") == "0":
+            known = [name.removeprefix("--").upper() for name in self._option_string_actions] + OTHER_VARIABLES
+            for name in sorted(set(os.environ) - set(known)):
+                alike = difflib.get_close_matches(name, known, 1, cutoff=0.9)
+                if alike:
+                    print(f"WARNING: the variable {name} means nothing here; did you mean {alike[0]}?")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: -"):
