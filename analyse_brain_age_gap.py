@@ -8,9 +8,10 @@ def main() -> None:
     args = parse_gap_flags()
     # Imported here, so that --help and errors in flags appear at once.
     from utils.analysis.gap_analysis import analyse, provenance_of
+    from utils.analysis.gap_checks import check_test_set
     from utils.analysis.gap_correction import describe_corrections
     from utils.analysis.gap_report import check_analysis_folder, write_analysis
-    from utils.analysis.gap_tables import ROLES, check_test_set, read_tables
+    from utils.analysis.gap_tables import ROLES, read_tables
     from utils.prediction.weights import read_manifest
 
     check_analysis_folder(args.output_dir, args.overwrite)

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.analysis.gap_tables import check_healthy, check_test_set, one_scan_each, read_tables
+from utils.analysis.gap_checks import check_healthy, check_test_set
+from utils.analysis.gap_tables import one_scan_each, read_tables
 from utils.common.errors import InputError
 
 COLUMNS: dict[str, str | None] = {}

@@ -203,3 +203,13 @@ def test_a_person_is_known_by_the_table_and_by_the_name(tmp_path) -> None:
     for names in (["Ann"], ["sub-01_ses-1"], ["sub-01"]):
         assert are_known([subject], names).tolist() == [True]
     assert are_known([subject], ["sub-02", "Bob"]).tolist() == [False]
+
+
+def test_a_name_is_never_that_of_another_person_with_a_session(tmp_path) -> None:
+    scans, table = made(
+        tmp_path, ["P1", "P1_2", "P1_V3"], "subject_id,visit,age,sex\nP1,1,40,F\nP1,2,45,F\nP1_2,1,70,M\nP1,V3,50,\nP1,,,F\n"
+    )  # fmt: skip
+    predicted = as_predicted(scans, table)
+    assert predicted["P1_2"] == ("P1_2", 70, 1)
+    assert predicted["P1_V3"] == ("P1", 50, 0)
+    assert np.isnan(predicted["P1"][1])

@@ -19,9 +19,10 @@ from utils.analysis.accuracy import (
     uncertainty_section,
 )
 from utils.analysis.diagnosis_section import diagnosis_section
+from utils.analysis.gap_checks import check_healthy
 from utils.analysis.gap_correction import COVARIATE, UNCORRECTED, Correction, gaps_of, prepare_corrections
 from utils.analysis.gap_report import Section, Table
-from utils.analysis.gap_tables import ages_of, check_healthy, one_scan_each
+from utils.analysis.gap_tables import ages_of, one_scan_each
 from utils.analysis.leakage import Seen, leakage_section, seen_by_weights, shortened
 from utils.analysis.repeats import repeats_section
 from utils.common.errors import InputError

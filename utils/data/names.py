@@ -70,19 +70,24 @@ class RowIndex:
 
     def __init__(self, subject_ids: Iterable[str], sessions: Iterable[str] = ()) -> None:
         self.rows: dict[str, dict[str, list[int]]] = {}  # by name without session, by session
+        self.joined: dict[str, set[tuple[str, str]]] = {}  # names and sessions, by both in one
         for number, (subject_id, session) in enumerate(zip_longest(subject_ids, sessions, fillvalue="")):
             name, own = name_and_session(subject_id)
             session = session_of(session)
             for one in {session, own} - {""} or {""}:  # two only where they contradict each other
                 self.rows.setdefault(name, {}).setdefault(one, []).append(number)
-            if session and not own:  # P001 with the session V2 is P001_V2, too
-                self.rows.setdefault(f"{name}_{session}", {}).setdefault("", []).append(number)
+            if session and not own:  # P001 with the session V2 is P001_V2, too, if no row has that name
+                self.joined.setdefault(f"{name}_{session}", set()).add((name, session))
 
     def find(self, file_name: str, session: str = "") -> Found:
         """Return the rows of a scan, by the name of its file, and its session if another table tells that."""
         names = names_of_scan(file_name)
         pairs = [name_and_session(name) for name in names]
         session = session_of(session) or pairs[1][1]
+        joined = self.joined.get(pairs[1][0], set())
+        if len(joined) == 1 and not session and pairs[1][0] not in self.rows:
+            pairs = list(joined)
+            session = pairs[0][1]
         of_names = [self.rows[name] for name, _ in pairs if name in self.rows]
         shared = next((rows[""] for rows in of_names if "" in rows), [])
         own = next((rows[session] for rows in of_names if session in rows), [])
