@@ -7,11 +7,11 @@ from utils.options.preparation import dataset_parser
 def main() -> None:
     args = dataset_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
+    from utils.preparation.labelling import label_scans
     from utils.preparation.splitting import (
         check_given_splits,
         describe_splits,
         find_prepared_scans,
-        label_scans,
         split_by_person,
         write_dataset,
     )

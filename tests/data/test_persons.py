@@ -14,7 +14,8 @@ from utils.data.tables import read_label_table
 from utils.evaluation.reports import write_report
 from utils.prediction.scan_ages import PredictedScan, write_table
 from utils.prediction.scan_labels import add_labels, find_candidates
-from utils.preparation.splitting import label_scans, split_by_person, write_dataset
+from utils.preparation.labelling import label_scans
+from utils.preparation.splitting import split_by_person, write_dataset
 
 
 def made(folder, names, table):

@@ -111,3 +111,16 @@ def test_predict_goes_on_without_an_age_and_tells_what_is_averaged(weights, tmp_
     assert "age '89+' of sub-1 is a bound" in first["warnings"]
     assert (second["chronological_age"], second["sex"]) == ("40.00", "")
     assert "the mean of those for a woman and for a man" in second["warnings"]
+
+
+def test_a_row_that_gives_its_age_to_several_scans_is_told(tmp_path, capsys) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("subject_id,age,sex\nsub-1,40,F\nsub-2,50,M\n")
+    scans = [PredictedScan(name, tmp_path / f"{name}.nii.gz") for name in ("sub-1_ses-1", "sub-1_ses-2", "sub-2")]
+    add_labels(scans, table, None)
+    assert [scan.chronological_age for scan in scans] == [40, 40, 50]
+    assert f"the ages of 1 rows are taken for several scans each, such as {table}, row 2" in capsys.readouterr().out
+    table.write_text("subject_id,ses,age,sex\nsub-1,1,40,F\nsub-1,2,45,F\nsub-2,,50,M\n")
+    add_labels(scans, table, None)
+    assert [scan.chronological_age for scan in scans] == [40, 45, 50]
+    assert "several scans" not in capsys.readouterr().out

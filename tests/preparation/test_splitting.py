@@ -10,11 +10,10 @@ import pytest
 from tests.conftest import VOXEL_SIZE, run_script, save_scan, small_volume
 from utils.common.errors import InputError
 from utils.data.images import model_grid
+from utils.preparation.labelling import LabelledScan, label_scans
 from utils.preparation.splitting import (
-    LabelledScan,
     check_given_splits,
     find_prepared_scans,
-    label_scans,
     split_by_person,
     write_dataset,
 )

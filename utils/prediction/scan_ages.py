@@ -21,7 +21,7 @@ from utils.data.image_files import (
     open_image,
 )
 from utils.data.images import VOXEL_SIZES, model_grid, read_image
-from utils.data.names import scan_name
+from utils.data.names import scan_name, unusable_name
 from utils.data.scans import ScanStore
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
@@ -372,11 +372,15 @@ def find_scans(source: Path) -> list[PredictedScan]:
     """
     if source.name == FSL_PRODUCT or is_fsl_folder(source):
         brains = list_prepared(source) if source.is_dir() else [source]
-        return [_scan(scan_name(file_name_of(brain)), brain) for brain in brains]
-    fsl = fsl_products(source)
-    if fsl and any(is_image(path) for path in source.iterdir()):
-        raise InputError(f"{source}: holds both scans and fsl_anat's folders; give a folder of only one kind")
-    found = fsl or {raw.name: raw.path for raw in find_raw_scans(source)}
+        found = {scan_name(file_name_of(brain)): brain for brain in brains}
+    else:
+        fsl = fsl_products(source)
+        if fsl and any(is_image(path) for path in source.iterdir()):
+            raise InputError(f"{source}: holds both scans and fsl_anat's folders; give a folder of only one kind")
+        found = fsl or {raw.name: raw.path for raw in find_raw_scans(source)}
+    problems = [f"{found[name]}: {wrong}" for name in found if (wrong := unusable_name(name))]
+    if problems:
+        raise InputError(problems)
     return [_scan(name, path) for name, path in found.items()]
 
 

@@ -1,8 +1,11 @@
 """What label tables say about the scans that are predicted: age, sex, person, and who calibrates."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError, shortened
@@ -33,12 +36,14 @@ def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_
     if table and table.sex_note:
         print(f"note: {table.path}: {table.sex_note}")
     problems: list[str] = []
+    with_age: Counter[str] = Counter()  # scans, by their row
     for scan in scans:
         scan.sex = given_sex(sex_of_all)
         row = table.find(scan.table_key) if table else None
         if row:
             problems += row.problems
             scan.chronological_age, scan.person = row.age.years, row.person
+            with_age[row.where] += np.isfinite(row.age.years)
             scan.sex = scan.sex if row.sex == UNKNOWN_SEX else row.sex
             if row.age_cell and row.age_complaint:
                 scan.warnings.append(f"its age is not known, so there is no gap: {row.age_complaint}")
@@ -48,6 +53,12 @@ def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_
             scan.warnings.append(table.why_not(scan.table_key))
     if problems:
         raise InputError(problems)
+    shared = [where for where, count in with_age.items() if count > 1]
+    if shared:
+        print(
+            f"WARNING: the ages of {len(shared)} rows are taken for several scans each, such as {shared[0]}; if these "
+            "are years apart, give each session its own row"
+        )
 
 
 def add_averaging(scans: Sequence[PredictedScan], uses_sex: bool) -> None:
