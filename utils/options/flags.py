@@ -15,7 +15,9 @@ from model.conventions import NORMALIZATIONS
 
 EPILOGUE = "The bash script of the same name sets these flags from variables; docs/variables.md explains each."
 HIGHEST = 2**32 - 1  # of whole numbers, such as seeds
-OTHER_VARIABLES = ["DATA", "RECIPE", "PROCESSES", "CUDA_VISIBLE_DEVICES", "CHECKPOINTS"]  # of the bash scripts
+OTHER_VARIABLES = [  # of the bash scripts, and those of other scripts that look alike
+    "DATA", "RECIPE", "PROCESSES", "CUDA_VISIBLE_DEVICES", "CHECKPOINT", "CHECKPOINTS",
+]  # fmt: skip
 Settings = TypeVar("Settings")
 
 
