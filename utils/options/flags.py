@@ -5,6 +5,7 @@ import difflib
 import glob
 import math
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -12,12 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from model.conventions import NORMALIZATIONS
+from utils.common.files import PROJECT
 
 EPILOGUE = "The bash script of the same name sets these flags from variables; docs/variables.md explains each."
 HIGHEST = 2**32 - 1  # of whole numbers, such as seeds
-OTHER_VARIABLES = [  # of the bash scripts, and those of other scripts that look alike
-    "DATA", "RECIPE", "PROCESSES", "CUDA_VISIBLE_DEVICES", "CHECKPOINT", "CHECKPOINTS",
-]  # fmt: skip
 Settings = TypeVar("Settings")
 
 
@@ -38,8 +37,10 @@ class Parser(argparse.ArgumentParser):
         """Read flags; those of the command line come with the environment, whose misspelt variables are named."""
         parsed = super().parse_args(args, namespace)
         if args is None and os.environ.get("RANK", "0") == "0":
-            known = [name.removeprefix("--").upper() for name in self._option_string_actions] + OTHER_VARIABLES
-            for name in sorted(set(os.environ) - set(known)):
+            scripts = "".join(path.read_text() for path in PROJECT.glob("bash_*.sh"))
+            known = {name.removeprefix("--").upper() for name in self._option_string_actions}
+            known |= set(re.findall(r"^(?:export )?([A-Z_]+)=", scripts, re.M))
+            for name in sorted(set(os.environ) - known):
                 alike = difflib.get_close_matches(name, known, 1, cutoff=0.9)
                 if alike:
                     print(f"WARNING: the variable {name} means nothing here; did you mean {alike[0]}?")
