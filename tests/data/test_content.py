@@ -38,7 +38,7 @@ def smooth(volume: np.ndarray) -> np.ndarray:
         (lambda v: v * 0, "is empty"),
         (lambda v: (v > 0) * 7, "is constant, every voxel above 0 is 7; give a T1-weighted image, not a mask"),
         (lambda v: np.where(v > 0, 1 + np.rint(levels(v)), 0), "holds only 3 different intensities"),
-        (lambda v: ndimage.zoom((v > 0) * 1.0, 1.3, order=1), "looks like a label image"),
+        (lambda v: ndimage.zoom((v > 0) * 1.0, 1.3, order=1), "looks like a probability map or a smoothed mask"),
         (lambda v: ndimage.gaussian_filter((v > 0) * 1.0, 1), "looks like a probability map or a smoothed mask"),
         (lambda v: np.clip(levels(smooth(v)) - 1, 0, 1), "looks like a probability map or a smoothed mask: "),
         (lambda v: np.rint(255 * np.clip(levels(smooth(v)) - 1, 0, 1)), "looks like a probability map"),

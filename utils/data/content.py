@@ -38,17 +38,17 @@ def why_no_scan(volume: np.ndarray, voxel_size: np.ndarray) -> str:
     different = len(np.unique(values))
     if different < FEWEST_VALUES:
         return f"holds only {different} different intensities, as a segmentation does; give a T1-weighted image"
-    equal = _equal_neighbors(volume, inside)
-    if equal > MOST_EQUAL:
-        return (
-            f"looks like a label image: {equal:.0%} of its neighboring voxels are equal, of those of a scan about 5 %; "
-            "give a T1-weighted image"
-        )
     saturated = np.mean(values >= SATURATED * values.max())
     if saturated > MOST_SATURATED:
         return (
             f"looks like a probability map or a smoothed mask: {saturated:.0%} of its voxels have the highest "
             "intensity, of those of a scan about 1 %; give a T1-weighted image"
+        )
+    equal = _equal_neighbors(volume, inside)
+    if equal > MOST_EQUAL:
+        return (
+            f"looks like a label image: {equal:.0%} of its neighboring voxels are equal, of those of a scan about 5 %; "
+            "give a T1-weighted image"
         )
     return ""
 

@@ -101,8 +101,10 @@ def open_image(path: Path) -> Iterator[Any]:
     try:
         if path.is_dir():
             raise UnusableScanError("is a folder; expected a file")
-        if not path.is_file():
+        if not path.exists():
             raise UnusableScanError("does not exist: a broken link, or a file that was removed")
+        if not path.is_file():
+            raise UnusableScanError("is no file but a pipe or a device; expected a file")
         with path.open("rb") as file:
             size = path.stat().st_size
             stream: Any = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == GZIP_MAGIC else file
@@ -116,7 +118,7 @@ def open_image(path: Path) -> Iterator[Any]:
     except PermissionError as error:
         raise UnusableScanError("may not be read; change its permissions") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UnusableScanError(f"is a damaged or cut off gzip file ({error}); copy it again") from error
+        raise UnusableScanError("is a damaged or cut off gzip file; copy it again") from error
     except MemoryError:
         raise
     except Exception as error:  # damaged files raise many types
@@ -177,7 +179,7 @@ def _check_claim(claim: _Claim, capacity: int) -> None:
     claimed = claim.offset + prod(shape) * claim.itemsize
     if prod(shape) > MOST_VOXELS or claimed > capacity:
         raise UnusableScanError(
-            f"its header claims {text} voxels, {claimed / 1e9:.3g} GB, which "
+            f"its header claims {text} voxels, {claimed:,} bytes, which "
             + ("no scan has" if claimed <= capacity else "the file cannot hold")
             + "; it is damaged or was cut off: copy or write it again"
         )

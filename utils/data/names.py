@@ -34,6 +34,8 @@ def unusable_name(name: str) -> str:
     """
     if re.search(r"[\x00-\x1f\x7f-\x9f]", name):
         return f"the name {name!r} contains control characters; rename it"
+    if re.search(r"[\ud800-\udfff]", name):  # what Python makes of other bytes
+        return f"the name {name!r} is not UTF-8; rename it"
     return f"a spreadsheet program would run the name '{name}' as a formula; rename it" if is_formula(name) else ""
 
 
