@@ -32,9 +32,10 @@ def recompute_statistics(network: Any, volumes: Iterable[torch.Tensor], precisio
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
     with torch.no_grad():
-        for batch in volumes:
+        for number, batch in enumerate(volumes, 1):
+            for norm in norms:
+                norm.momentum = 1 / number  # the mean of all batches; None would make torch wait for the device
             with autocast(batch.device, precision):
                 trunk(batch)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -161,11 +161,11 @@ class SecondStage:
         """
         if not self.age_jitter:
             return batch
-        ages = batch["first_stage_age"].cpu().numpy()
+        ages = batch["first_stage_age"].numpy()
         error = np.random.default_rng((*seed, 1)).normal(0, self.age_jitter, len(ages))
-        ages = np.where(batch["out_of_fold"].cpu().numpy(), ages, ages + error)
+        ages = np.where(batch["out_of_fold"].numpy(), ages, ages + error)
         discretized = torch.from_numpy(discretize_age(ages, self.age_interval).astype(np.float32))
-        return batch | {"discretized_age": discretized.to(batch["discretized_age"].device)}
+        return batch | {"discretized_age": discretized}
 
     def recalibrate(self, network: Any, predictions: Predictions) -> None:
         """Correct the level of the brain ages; the slope of in-sample ages tells nothing of new subjects."""

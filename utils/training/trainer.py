@@ -188,7 +188,7 @@ class Trainer:
         """Learn from a batch; return the losses and the MAE, and the number of subjects."""
         settings, progress = self.settings, self.progress
         seed = settings.seed, progress.epoch, progress.step, distributed.rank()
-        batch = self.stage.perturb(to_device(batch, self.device, settings.augmentation, seed), seed)
+        batch = to_device(self.stage.perturb(batch, seed), self.device, settings.augmentation, seed)
         with autocast(self.device, settings.precision):
             brain_age = self.stage.predict(self.parallel, batch)["brain_age"]
         brain_age = distributed.gather(brain_age)
