@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from utils.common.interruption import Interruption, interrupt, on_stop_signals
 
 MOST_PROBLEMS_SHOWN = 20
+CONTROL = r"[\x00-\x09\x0b-\x1f\x7f-\x9f]"  # a file's name may hold them; a terminal obeys
 MOST_NAMES_SHOWN = 10
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
@@ -71,7 +73,8 @@ def run_command(main: Callable[[], None]) -> None:
         if not lines:
             raise
         if os.environ.get("RANK", "0") == "0":  # the first of several processes reports
-            print("\n".join(lines), file=sys.stderr)
+            text = "\n".join(lines)
+            print(re.sub(CONTROL, lambda found: repr(found[0])[1:-1], text), file=sys.stderr)
         sys.exit(2)
 
 
