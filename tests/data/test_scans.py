@@ -204,7 +204,10 @@ def test_unusable_scans_are_named_and_the_others_kept(folder, reads) -> None:
     assert same(scans, folder)
 
 
-@pytest.mark.parametrize("damage", ["cut", "cut in its header", "longer", "unknown type", "missing"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "cut in its header", "longer", "unknown type", "other numbers", "other voxels", "foreign", "missing"],
+)
 def test_a_damaged_entry_is_found_out_and_the_scan_read(folder, reads, damage) -> None:
     scans, path = prepared(folder), entry(folder, "sub-8.nii.gz")
     content = path.read_bytes()
@@ -212,7 +215,8 @@ def test_a_damaged_entry_is_found_out_and_the_scan_read(folder, reads, damage) -
     if damage != "missing":
         path.write_bytes(
             {"cut": content[:-1], "cut in its header": content[:7], "longer": content + b"0",
-             "unknown type": b"\xff" + content[1:]}[damage]
+             "unknown type": content[:4] + b"\xff" + content[5:], "other numbers": content[:9] + b"\x40" + content[10:],
+             "other voxels": content[:-900] + b"\x01" + content[-899:], "foreign": b"\0" * len(content)}[damage]
         )  # fmt: skip
     reads.clear()
     assert same(scans, folder)

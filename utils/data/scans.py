@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +21,11 @@ from utils.data.images import brain_statistics, encode_volume, model_grid, read_
 from utils.data.loading import WorkerLoader
 
 TISSUE_LEVELS = 4096  # of normalized intensities between 0 and 1
-FORMAT = 6  # of the cache; raise it when the content of an entry changes, or what is checked before one is made
+FORMAT = 7  # of the cache; raise it when the content of an entry changes, or what is checked before one is made
 TYPES = tuple(np.dtype(name) for name in ("uint8", "int16", "float32"))
 NUMBERS = ("slope", "intercept", "mean", "deviation")  # of a `Scan`
-HEADER = np.dtype([("type", "u1"), *((name, "f8") for name in NUMBERS)])  # of an entry; its voxels follow
+# Of an entry; its voxels follow. The checksum is that of all the rest.
+HEADER = np.dtype([("checksum", "u4"), ("type", "u1"), *((name, "f8") for name in NUMBERS)])
 HINT = "set another CACHE_FOLDER (--cache_folder), or '' for no cache"
 
 
@@ -206,6 +208,8 @@ class ScanStore:
                 voxels = np.fromfile(file, TYPES[header["type"]]).reshape(model_grid(self.voxel_size).shape)
         except (OSError, ValueError, IndexError):
             return None
+        if header["checksum"] != _checksum(header, voxels):
+            return None
         return Scan(voxels, *(float(header[name]) for name in NUMBERS))
 
     def _read_all(self, paths: Sequence[Path]) -> "Iterator[tuple[Path, Scan | str]]":
@@ -268,9 +272,15 @@ def _remove_stale(cache: Path, wanted: set[str]) -> None:
 
 def _write_entry(path: Path, scan: Scan) -> None:
     voxels = np.asarray(scan.voxels)
-    header = np.array((TYPES.index(voxels.dtype), *scan[1:]), HEADER)
+    header = np.array((0, TYPES.index(voxels.dtype), *scan[1:]), HEADER)
+    header["checksum"] = _checksum(header, voxels)
     with replacing(path) as temporary:
         temporary.write_bytes(header.tobytes() + voxels.tobytes())
+
+
+def _checksum(header: Any, voxels: np.ndarray) -> int:
+    """Return the CRC-32 of an entry without the checksum itself."""
+    return zlib.crc32(np.ascontiguousarray(voxels).data, zlib.crc32(header.tobytes()[HEADER["checksum"].itemsize :]))
 
 
 def _lock(cache: Path) -> AcquireReturnProxy[FileLock]:
