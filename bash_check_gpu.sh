@@ -6,8 +6,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
 export GPU_CHECK="${GPU_CHECK:-runs/gpu_check.json}"  # file for what the checks find
 OUTPUT="${OUTPUT:-runs/throughput_gpu.json}"          # file for the speeds
+export OVERWRITE="${OVERWRITE:-false}"                # true: replace results of an earlier call
 ROUNDS="${ROUNDS:-2}"                                 # how often each variant is measured
 
+for file in "$GPU_CHECK" "$OUTPUT"; do
+  if [[ -e "$file" && "$OVERWRITE" != true ]]; then
+    echo "error: $file: exists already; set another GPU_CHECK and OUTPUT, or OVERWRITE=true to replace them" >&2
+    exit 2
+  fi
+done
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 "$PYTHON" -m pytest --rootdir "$HERE" -p no:cacheprovider -m gpu -s "$HERE/tests/gpu"
 OUTPUT="$OUTPUT" ROUNDS="$ROUNDS" bash "$HERE/bash_throughput.sh"

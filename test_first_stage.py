@@ -15,7 +15,7 @@ def main() -> None:
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import write_discretized_ages
     from utils.data.scans import ScanStore, data_settings
-    from utils.evaluation.predicting import predict, seen_in_training
+    from utils.evaluation.predicting import predict, seen_in_training, warn_of_preparation
     from utils.evaluation.reports import announce_report, report_files, write_report
     from utils.training.stages import FirstStage
 
@@ -39,10 +39,12 @@ def main() -> None:
         ages_required=False,
     )["test"]
     seen = seen_in_training(subjects, args.checkpoint, checkpoint)
+    warn_of_preparation(subjects, args.checkpoint, checkpoint)
     dataset = ScanDataset(subjects, scans)
-    predictions = predict(network.to(device), FirstStage(), dataset, device, label="first stage", **options)
+    stage = FirstStage()
+    predictions = predict(network.to(device), stage, dataset, device, label="first stage", **options)
     metrics = write_report(
-        args.output_dir, subjects, predictions, "First stage", npz_name=args.npz_name, plot_name=args.plot_name
+        args.output_dir, subjects, predictions, "First stage", (), args.npz_name, args.plot_name, stage.report
     )
     write_discretized_ages(
         args.output_dir / table,

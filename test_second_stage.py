@@ -16,7 +16,7 @@ def main() -> None:
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import read_discretized_ages
     from utils.data.scans import ScanStore, data_settings
-    from utils.evaluation.predicting import predict, seen_in_training
+    from utils.evaluation.predicting import predict, seen_in_training, warn_of_preparation
     from utils.evaluation.reports import announce_report, report_files, write_report
     from utils.training.stages import FirstStage, SecondStage
 
@@ -63,6 +63,7 @@ def main() -> None:
     subjects = add_first_stage_ages(subjects, brain_age, discretize_age(brain_age, age_interval))
     for number, path in paths.items():
         seen_in_training(subjects, path, checkpoints[number])
+        warn_of_preparation(subjects, path, checkpoints[number])
     stage = SecondStage(age_interval)
     dataset = ScanDataset(subjects, scans)
     predictions = predict(networks[2].to(device), stage, dataset, device, label="second stage", **options)

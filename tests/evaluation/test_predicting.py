@@ -1,6 +1,7 @@
 """Prediction: every subject once and in order, its precision, and subjects that were trained on."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from model.scaledense import NetworkConfig, ScaleDense
 from tests.conftest import VOXEL_SIZE
 from utils.analysis.leakage import seen_by_checkpoints
+from utils.common.files import write_json
 from utils.data.dataset import ScanDataset
+from utils.data.preparations import DESCRIPTION
 from utils.data.scans import ScanStore
 from utils.data.subjects import Subject
-from utils.evaluation.predicting import autocast, predict, seen_in_training
+from utils.evaluation.predicting import autocast, predict, seen_in_training, warn_of_preparation
 from utils.options import testing
 from utils.options.training import parse_training_flags
 from utils.training.stages import FirstStage, SecondStage
@@ -115,3 +118,25 @@ def test_another_visit_of_a_person_whom_a_table_named_counts_as_trained_on(tmp_p
     torch.save(content, tmp_path / "best.pt")
     (training,) = seen_by_checkpoints([tmp_path / "best.pt"]).training.values()
     assert training == {"P1", "P1_V1"}
+
+
+def test_scans_that_were_prepared_in_another_way_are_named(tmp_path, capsys) -> None:
+    made = [{"fingerprint": name, "registration": "affine"} for name in ("abc", "def")]
+    for number, own in enumerate(made):
+        parts = {"Fingerprint": own["fingerprint"], "Parameters": {"registration": own["registration"]}}
+        write_json(tmp_path / str(number) / DESCRIPTION, {"GeneratedBy": [parts]})
+    subjects = [Subject(f"sub-{n}", tmp_path / str(n) / "a.nii.gz", 50.0) for n in (0, 1, 2)]  # the last is unknown
+    cases = (
+        ([made[0]], 2, "sub-1, were prepared with affine registration, fingerprint def; the training scans of best.pt, "
+                       "with affine registration, fingerprint abc"),
+        ([*made, None], 0, ""),
+        (made, 1, "sub-2, were prepared in an unknown way"),
+        ([None], 2, "sub-0, were prepared with affine registration, fingerprint abc; the training scans of best.pt, in an"),
+    )  # fmt: skip
+    for expected, number, said in cases:
+        warn_of_preparation(subjects, Path("best.pt"), {"preprocessing": expected})
+        shown = capsys.readouterr().out
+        assert (f"{number} of 3 scans" in shown) == (number > 0)
+        assert said in shown
+    warn_of_preparation(subjects, Path("best.pt"), {})
+    assert capsys.readouterr().out == ""

@@ -5,10 +5,10 @@ import pytest
 
 from tests.conftest import save_scan
 from utils.common.files import write_json
+from utils.data.preparations import DESCRIPTION, preparation_of
 from utils.data.subjects import Subject
 from utils.evaluation.metrics import evaluate_ages
 from utils.prediction.model_card import make_card, make_manifest
-from utils.preparation.records import DESCRIPTION, preparation_of
 
 
 @pytest.fixture

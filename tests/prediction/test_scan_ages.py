@@ -13,6 +13,7 @@ from utils.common.errors import InputError
 from utils.common.files import write_json
 from utils.data.image_files import FSL_PRODUCT, UnusableScanError
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
+from utils.data.preparations import DESCRIPTION
 from utils.data.tables import LabelTable, read_label_table
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.calibration import FEWEST_PEOPLE, Calibration, fit_calibration
@@ -31,7 +32,7 @@ from utils.prediction.scan_ages import (
 )
 from utils.prediction.scan_labels import add_labels, add_training, calibration_people, find_candidates
 from utils.preparation.raw_scans import find_raw_scans, read_raw_scan
-from utils.preparation.records import DESCRIPTION, DOUBTFUL, FAIL
+from utils.preparation.records import DOUBTFUL, FAIL
 from utils.preparation.template import load_template
 
 SITES = {"Oslo": [4.0, 6.0, 2.0], "Rome": [-9.0, -3.0]}  # years, gaps of people on scanners held out

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from utils.common.files import write_json
-from utils.preparation.records import DESCRIPTION, preparation_of, read_records, record_of, record_path
+from utils.data.preparations import DESCRIPTION, preparation_of
+from utils.preparation.records import read_records, record_of, record_path
 
 
 def record_called(name: str) -> dict[str, object]:

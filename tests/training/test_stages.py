@@ -31,6 +31,16 @@ def test_a_useful_stage_is_not() -> None:
     assert scalars["gain_over_first_stage"] > 0.5
 
 
+def test_a_first_stage_that_is_stuck_is_called_so() -> None:
+    ages = np.linspace(20, 80, 30)
+    for slope, stuck in ((0.0, True), (0.04, True), (0.1, False), (1.0, False)):
+        scalars, warning = FirstStage().report({"chronological_age": ages, "brain_age": 50 + slope * (ages - 50)})
+        assert scalars["brain_age_sd"] == pytest.approx(slope * ages.std())
+        assert warning.startswith("FIRST STAGE STUCK") == stuck
+    same_age = {"chronological_age": np.full(5, 50.0), "brain_age": np.full(5, 48.0)}
+    assert FirstStage().report(same_age)[1] == ""
+
+
 def test_predictions_of_both_stages() -> None:
     batch = {
         "volume": torch.ones(2, 1, 2, 2, 2),
@@ -42,7 +52,6 @@ def test_predictions_of_both_stages() -> None:
     second = SecondStage(5.0).predict(lambda volume, sex, age: age / 10, batch)
     assert second["residual_age"].tolist() == [5, 6]
     assert second["brain_age"].tolist() == [55, 66]
-    assert FirstStage().report({}) == ({}, "")
 
 
 def test_the_age_jitter_leaves_out_of_fold_ages_alone() -> None:

@@ -58,6 +58,13 @@ def test_a_collapsed_epoch_is_never_better_than_one_that_is_not(datasets, tmp_pa
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epochs_without_gain"] == 1
 
 
+def test_a_run_that_is_worse_than_the_mean_age_says_so(datasets, tmp_path, capsys) -> None:
+    """In its last epoch, or from the tenth on."""
+    for name, errors, said in (("worse", [3, 30], 1), ("better", [30, 3], 0), ("long", [30] * 9 + [31, 30, 3], 2)):
+        train(datasets, tmp_path / name, flags("--epochs", len(errors)), stage=Scripted(errors))
+        assert capsys.readouterr().out.count("WORSE THAN THE MEAN AGE: the validation MAE is 3") == said
+
+
 def test_gradients_accumulate_to_those_of_a_larger_batch(datasets, tmp_path) -> None:
     """For a trunk without batch statistics and a loss that is a mean: 12 subjects at once, or 3 times 4."""
     weights = []

@@ -31,12 +31,18 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_preparation(value: Any) -> bool:
+    known = isinstance(value, dict) and {"fingerprint", "registration"} <= value.keys()
+    return value is None or (known and all(map(is_text, value.values())))
+
+
 ENTRIES: dict[str, Check] = {  # what may stand in a checkpoint besides its weights, and a check of each
     "network": lambda value: isinstance(value, dict) and all(map(is_text, value)),
     "voxel_size": lambda value: isinstance(value, int) and value >= 2 and value % 2 == 0,
     "normalization": is_text,
     "age_interval": lambda value: is_number(value) and value > 0,
     "first_stage_sha256": is_text,
+    "preprocessing": list_of(_is_preparation),
     **dict.fromkeys(("train_subjects", "valid_subjects", "initial_subjects"), list_of(is_text)),
     **dict.fromkeys(("train_persons", "valid_persons"), list_of(is_text)),
     **dict.fromkeys(("train_ages", "valid_ages", "train_sexes", "train_discretized_ages"), list_of(is_number)),

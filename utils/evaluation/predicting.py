@@ -12,6 +12,7 @@ from tqdm import tqdm
 from utils.common import distributed
 from utils.data.cohort import are_known
 from utils.data.dataset import ScanDataset, make_loader, to_device
+from utils.data.preparations import describe_preparation, preparation_of
 from utils.data.subjects import AGE_FIELDS, Subject, trained_persons
 from utils.evaluation.metrics import Predictions
 
@@ -135,3 +136,23 @@ def seen_in_training(subjects: Sequence[Subject], path: Path, checkpoint: Mappin
                 "the errors below are smaller than on new subjects"
             )
     return seen["train"]
+
+
+def warn_of_preparation(subjects: Sequence[Subject], path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Warn of scans that were prepared in another way than the training scans.
+
+    Parameters
+    ----------
+    subjects : sequence of Subject
+    path : Path of the checkpoint, for the warning
+    checkpoint : mapping
+        An older one does not know how its scans were prepared; then nothing is said.
+    """
+    expected = checkpoint.get("preprocessing", [])
+    others = [subject for subject in subjects if preparation_of(subject.path) not in expected]
+    if others and expected:
+        print(
+            f"WARNING: {len(others)} of {len(subjects)} scans, such as {others[0].subject_id}, were prepared "
+            f"{describe_preparation(preparation_of(others[0].path))}; the training scans of {path}, "
+            f"{' or '.join(map(describe_preparation, expected))}; the brain ages may be off"
+        )

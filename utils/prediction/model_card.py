@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from utils.data.preparations import preparations_of
 from utils.data.subjects import Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_radius
-from utils.preparation.records import preparation_of
 
 CARD = """# Model card: brain age from a T1-weighted MRI
 
@@ -76,16 +76,11 @@ def make_manifest(
     """
     ages = [float(subject.chronological_age) for subject in subjects]
     errors = np.abs(predictions["brain_age"] - predictions["chronological_age"])
-    preprocessing: list[dict[str, str] | None] = []
-    for subject in subjects:
-        made = preparation_of(subject.path)
-        if made not in preprocessing:
-            preprocessing.append(made)
     return {
         "age_range": [min(ages), max(ages)],
         "out_of_fold_errors": [round(float(error), 4) for error in errors],
         "training_persons": sorted(set().union(*(subject.names for subject in subjects))),
-        "preprocessing": preprocessing,
+        "preprocessing": preparations_of(subject.path for subject in subjects),
         "cross_validation": dict(metrics),
         "data": notice,
         "remark": remark,

@@ -22,6 +22,7 @@ from utils.data.image_files import (
 )
 from utils.data.images import VOXEL_SIZES, model_grid, read_image
 from utils.data.names import scan_name, unusable_name
+from utils.data.preparations import describe_preparation, preparation_of
 from utils.data.scans import ScanStore
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
@@ -29,7 +30,7 @@ from utils.prediction.calibration import Calibration, fit_calibration, prior_of
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
 from utils.preparation.quality import brain_correlation, misplacement
 from utils.preparation.raw_scans import RawFile, find_raw_scans
-from utils.preparation.records import DOUBTFUL, FAIL, preparation_of, record_of
+from utils.preparation.records import DOUBTFUL, FAIL, record_of
 from utils.preparation.splitting import fsl_products
 from utils.preparation.template import load_template
 
@@ -133,12 +134,9 @@ def add_preparation(scans: Sequence[PredictedScan], expected: Sequence[Mapping[s
     for scan in scans:
         own = preparation_of(scan.subject.path)
         if own not in expected:
-            how = (
-                f"with {own['registration']} registration, fingerprint {own['fingerprint']}"
-                if own
-                else "in an unknown way (no dataset_description.json beside it)"
+            scan.warnings.append(
+                f"prepared {describe_preparation(own)}, unlike the training scans; the estimate may be off"
             )
-            scan.warnings.append(f"prepared {how}, unlike the training scans; the estimate may be off")
 
 
 def registration_of(expected: Sequence[Mapping[str, str] | None]) -> str:

@@ -29,10 +29,6 @@ STAGES = ("first_stage", "second_stage")
 DATA_SETTINGS = ("voxel_size", "normalization", "age_interval")
 
 
-def _is_preparation(value: Any) -> bool:
-    return value is None or ({"fingerprint", "registration"} <= value.keys() and all(map(is_text, value.values())))
-
-
 def _is_range(value: Any) -> bool:
     return list_of(is_number)(value) and len(value) == 2 and value[0] <= value[1]
 
@@ -49,7 +45,7 @@ NEEDED: dict[str, Check] = {  # entries of the manifest, and a check of each
     "sha256": lambda value: isinstance(value, dict),
     "distance_limit": lambda value: is_number(value) and value > 0,
     "training_persons": list_of(is_text),
-    "preprocessing": list_of(_is_preparation),
+    "preprocessing": ENTRIES["preprocessing"],
 }
 OPTIONAL: dict[str, Check] = {
     "unseen_site_gaps": lambda value: all(map(list_of(is_number), value.values())),

@@ -24,10 +24,11 @@ from utils.common.errors import InputError
 from utils.common.files import check_writable, replacing, write_json
 from utils.data.image_files import UnusableScanError, open_image
 from utils.data.images import MNI152_T1_2MM
+from utils.data.preparations import DESCRIPTION
 from utils.preparation.overview import picture_path, write_overview
 from utils.preparation.parameters import fingerprint, package_versions
 from utils.preparation.raw_scans import RawFile
-from utils.preparation.records import DESCRIPTION, FAIL, QC_FOLDER, VERDICTS, Record, read_record, record_path
+from utils.preparation.records import FAIL, QC_FOLDER, VERDICTS, Record, read_record, record_path
 
 MEMORY = 2 * 2**30  # bytes that one process may need
 GPU_FILES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, Windows; without them torch need not be asked

@@ -4,6 +4,7 @@ import csv
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -43,6 +44,7 @@ class RunLog:
         self.writer = None
         if distributed.rank() == 0:
             write_json(folder / "hyperparameters.json", {**flags, **describe_run(device)})
+            threading.excepthook = _leave_to_the_writer
             self.writer = SummaryWriter(str(folder), purge_step=epoch)
 
     def add_epoch(self, history: Sequence[Row], epochs: int, best: bool, notes: str) -> None:
@@ -88,6 +90,12 @@ class RunLog:
         scalars = {f"best/{key}": value for key, value in best.items() if key not in SPEEDS}
         self.writer.add_hparams(plain, scalars, run_name=".")
         self.writer.close()
+
+
+def _leave_to_the_writer(failure: threading.ExceptHookArgs) -> None:
+    """Print no traceback of a failed write in TensorBoard's thread; the writer raises it again in the main thread."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def describe_run(device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from utils.evaluation.metrics import Predictions, residual_sd_within_bins
 
 Batch = Mapping[str, torch.Tensor]
 COLLAPSED_SD = 0.1  # of the age interval
+STUCK_SHARE = 0.05  # of the SD of the chronological ages
 LEAST_SLOPE = 0.5  # of brain age over age in the training subjects, from which on it is corrected
 
 
@@ -110,8 +111,28 @@ class FirstStage:
                      - network.config.age_mean)  # fmt: skip
 
     def report(self, predictions: Predictions) -> tuple[dict[str, float], str]:
-        """Return neither scalars nor a warning."""
-        return {}, ""
+        """Find out whether everybody gets nearly the same age.
+
+        Parameters
+        ----------
+        predictions : dict of str to (N,) float array, years
+            ``chronological_age``, ``brain_age``.
+
+        Returns
+        -------
+        scalars : dict
+            ``brain_age_sd``, years.
+        warning : str
+            Empty unless `brain_age_sd` is below a twentieth of that of the chronological ages.
+        """
+        sd, age_sd = (float(np.std(predictions[name])) for name in ("brain_age", "chronological_age"))
+        if not sd < STUCK_SHARE * age_sd:
+            return {"brain_age_sd": sd}, ""
+        return {"brain_age_sd": sd}, (
+            f"FIRST STAGE STUCK: its brain ages have a standard deviation of only {sd:.2f} years, the chronological "
+            f"ages {age_sd:.1f}, so everybody gets nearly the same age. This is usual in the first epochs; later, "
+            "train longer or raise LEARNING_RATE (--learning_rate)."
+        )
 
 
 class SecondStage:

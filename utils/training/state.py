@@ -16,13 +16,14 @@ from utils.common.checkpoints import load_checkpoint, save_checkpoint
 from utils.common.errors import InputError
 from utils.common.files import check_writable, remove_leftovers
 from utils.common.interruption import CONTINUE
+from utils.data.preparations import preparations_of
 from utils.data.subjects import Subject, person_of
 
-# Flags that may differ between a run and its continuation.
+# Flags that may differ between a run and its continuation, and what depends on the folders that they name.
 FREE_ON_RESUME = (
     "resume", "num_workers", "device", "save_every_steps", "output_dir", "activation_checkpointing",
     "train_folder", "valid_folder", "test_folder", "label_table", "cache_folder",
-    "first_stage_checkpoint", "discretized_age_folder", "sorter",
+    "first_stage_checkpoint", "discretized_age_folder", "sorter", "preprocessing",
 )  # fmt: skip
 NEEDED = ("flags", "optimizer", "scheduler", "generator", "torch_random", "cuda_random")  # of ``last.pt``
 
@@ -136,7 +137,9 @@ class RunState:
             for name, value in state["flags"].items()
             if name not in free and value != flags.get(name)
         ]
-        if changed or any(state.get(name, []) != value for name, value in self.identity.items()):
+        if changed or any(
+            state.get(name, []) != value for name, value in self.identity.items() if name not in FREE_ON_RESUME
+        ):
             raise InputError(
                 f"{self.path}: was made by a run with other "
                 + (f"flags ({'; '.join(changed)})" if changed else "data (its subjects or ages differ)")
@@ -277,6 +280,7 @@ def describe_checkpoint(
         "valid_persons": _named_persons(choosing_subjects),
         "valid_ages": [subject.chronological_age for subject in choosing_subjects],
         "initial_subjects": list(initial_subjects),
+        "preprocessing": preparations_of(subject.path for subject in train_subjects),
         **second,
     }
 

@@ -25,7 +25,7 @@ from utils.training.settings import TrainingSettings
 from utils.training.speed import speed_up
 from utils.training.stages import Criterion, Stage, check_batches
 from utils.training.state import BEST, LAST, Progress, RunState, check_run_folder, claimed
-from utils.training.validation import validation_losses
+from utils.training.validation import JUDGED_EPOCHS, validation_losses, warn_of_mean_age
 
 
 class Trainer:
@@ -255,7 +255,7 @@ class Trainer:
         warning : str
             Of the stage, or empty.
         notes : str
-            The stage's scalars, for people.
+            The stage's scalars and what else to say, for people.
         """
         if not self.valid_set:
             return {}, "", ""
@@ -266,7 +266,11 @@ class Trainer:
         size = self.settings.batch_size * distributed.world_size()
         scalars = validation_losses(self.criterion, predictions, size, self.settings.seed, self.device) | own
         row |= {f"valid/{key}": value for key, value in scalars.items()}
-        return predictions, warning, "".join(f"  {key} {value:.2f}" for key, value in own.items())
+        notes = "".join(f"  {key} {value:.2f}" for key, value in own.items())
+        if self.progress.epoch + 1 >= min(JUDGED_EPOCHS, self.settings.epochs):
+            worse = warn_of_mean_age(predictions, [s.chronological_age for s in self.train_set.subjects])
+            notes += worse and f"\n{worse}"
+        return predictions, warning, notes
 
     def finish_epoch(
         self, row: dict[str, float], predictions: Predictions, warning: str, log: RunLog, notes: str

@@ -1,9 +1,34 @@
 """What the estimates of the validation subjects tell."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 from utils.evaluation.metrics import Predictions
 from utils.training.stages import Criterion
+
+JUDGED_EPOCHS = 10  # after which a network must be better than the mean age
+
+
+def warn_of_mean_age(predictions: Predictions, train_ages: Sequence[float]) -> str:
+    """Warn of brain ages that err more than the mean age of the training subjects would, given to everybody.
+
+    Parameters
+    ----------
+    predictions : dict of str to (N,) float array, years
+        ``brain_age`` and ``chronological_age``.
+    train_ages : sequence of float, years
+    """
+    age, mean = predictions["chronological_age"], float(np.mean(train_ages))
+    own, constant = (float(np.abs(guess - age).mean()) for guess in (predictions["brain_age"], mean))
+    if own <= constant:
+        return ""
+    return (
+        f"WORSE THAN THE MEAN AGE: the validation MAE is {own:.2f} years; {mean:.1f} years for everybody, the mean "
+        f"of the training subjects, would have {constant:.2f}. Check that the ages belong to the scans; then train "
+        "longer or change LEARNING_RATE (--learning_rate)."
+    )
 
 
 def validation_losses(
