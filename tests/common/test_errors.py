@@ -53,13 +53,16 @@ def test_no_room_for_locks_between_processes_is_told(capsys) -> None:
 
 def test_an_interruption_has_a_status_of_its_own(capsys) -> None:
     for number in STOP_SIGNALS:
-        before = signal.getsignal(number)
-        with pytest.raises(SystemExit) as stop:
-            run_command(lambda number=number: os.kill(os.getpid(), number))
+        before = signal.signal(number, signal.SIG_DFL)  # whatever it was
+        try:
+            with pytest.raises(SystemExit) as stop:
+                run_command(lambda number=number: os.kill(os.getpid(), number))
+            assert signal.getsignal(number) is signal.SIG_DFL
+        finally:
+            signal.signal(number, before)
         assert stop.value.code == 128 + number
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"stopped by {number.name}; go on with the same command, a training with --resume")
-        assert signal.getsignal(number) is before
 
 
 def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch) -> None:

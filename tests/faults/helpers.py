@@ -1,4 +1,4 @@
-"""Trainings in child processes that are killed, or whose writes fail, at chosen moments."""
+"""Trainings in processes of their own that are killed, or whose writes fail, at chosen moments."""
 
 import csv
 import importlib
@@ -9,19 +9,25 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import torch._dynamo  # noqa: F401 (every child would import it, which takes longer than its training)
+import torch._dynamo  # noqa: F401 (every process would import it, which takes longer than its training)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import QUICK, SMALL_NETWORK, VOXEL_SIZE, data_flags
 from tests.training.helpers import same, states
 from utils.common.errors import run_command
+from utils.common.interruption import STOP_SIGNALS
 from utils.training.run_log import SPEEDS
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir")  # audit events of files, besides those that open them for writing
 WRITING = os.O_WRONLY | os.O_RDWR
+SERVER = get_context("forkserver")  # imports everything once; the process of the tests has threads, which do not fork
+SERVER.set_forkserver_preload(["tests.faults.helpers", "train_first_stage", "train_second_stage"])
 
 
 @dataclass
@@ -42,8 +48,8 @@ class Training:
         own = ["--first_stage_checkpoint", first_stage / "best.pt", *data_flags(cohort, "train", "valid")]
         return cls("train_second_stage.py", [*common, *own])
 
-    def start(self, root: Path, *more: object, prepare: Callable[[], None] = lambda: None) -> int:
-        """Start the script in a child of this process, which spares it the imports; return the child's process id.
+    def start(self, root: Path, *more: object, prepare: Callable[[], None] | None = None) -> Any:
+        """Start the script; return its process.
 
         Parameters
         ----------
@@ -51,35 +57,20 @@ class Training:
             Gets ``run``, ``cache`` and ``log.txt``.
         *more : objects
             Further flags.
-        prepare : callable
-            Called in the child before the script.
+        prepare : callable that can be pickled
+            Called in the process before the script.
         """
         root.mkdir(parents=True, exist_ok=True)
-        main = importlib.import_module(self.script.removesuffix(".py")).main
-        child = os.fork()
-        if child:
-            return child
-        status = 99
-        try:
-            log = os.open(root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
-            words = [*self.flags, "--output_dir", root / "run", "--cache_folder", root / "cache", *more]
-            sys.argv = [self.script, *map(str, words)]
-            prepare()
-            run_command(main)
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+        words = [*self.flags, "--output_dir", root / "run", "--cache_folder", root / "cache", *more]
+        process = SERVER.Process(target=run_logged, args=(self.script, [*map(str, words)], root / "log.txt", prepare))
+        process.start()
+        return process
 
-    def run(self, root: Path, *more: object, prepare: Callable[[], None] = lambda: None) -> int:
+    def run(self, root: Path, *more: object, prepare: Callable[[], None] | None = None) -> int:
         """Run the script; return its exit status, or minus the number of the signal that killed it."""
-        return wait_for(self.start(root, *more, prepare=prepare))
+        process = self.start(root, *more, prepare=prepare)
+        process.join()
+        return process.exitcode
 
     def killed(self, root: Path, change: int, seconds: float) -> int:
         """Run the script, and kill it some time after it begins to make its `change`-th change of a file.
@@ -96,46 +87,66 @@ class Training:
         int
             The exit status, as of `run`; not that of SIGKILL if the script was done before.
         """
-        reader, writer = os.pipe()
-
-        def tell(number: int, _path: str = "") -> None:
-            if number == change:
-                os.write(writer, b".")
-
-        def prepare() -> None:
-            tell(0)
-            on_changes(root, tell)
-
-        child = self.start(root, prepare=prepare)
-        os.close(writer)
-        os.read(reader, 1)  # returns without a byte if the child ends before
-        os.close(reader)
+        reader, writer = SERVER.Pipe(duplex=False)
+        process = self.start(root, prepare=partial(on_changes, root, partial(tell, writer, change)))
+        wait([reader, process.sentinel])
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        return wait_for(child)
+        process.kill()
+        process.join()
+        return process.exitcode
 
     def count_changes(self, root: Path) -> int:
         """Run the script undisturbed; return how many changes of files it makes."""
-        counter = os.open(root.with_name("changes"), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        assert self.run(root, prepare=lambda: on_changes(root, lambda *_: os.write(counter, b".") and None)) == 0
-        changes = os.fstat(counter).st_size
-        os.close(counter)
-        return changes
+        counter = root.with_name("changes")
+        counter.unlink(missing_ok=True)
+        assert self.run(root, prepare=partial(on_changes, root, partial(count, counter))) == 0
+        return counter.stat().st_size
 
 
-def wait_for(child: int) -> int:
-    """Wait for a child; return its exit status, or minus the number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def run_logged(script: str, words: list[str], log: Path, prepare: Callable[[], None] | None) -> None:
+    """Run a script in a process of its own, and end the process with its exit status."""
+    status = 99
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
+        sys.argv = [script, *words]
+        for number in STOP_SIGNALS:  # nohup, or a shell in the background, may ignore them
+            signal.signal(number, signal.SIG_DFL)
+        if prepare:
+            prepare()
+        run_command(importlib.import_module(script.removesuffix(".py")).main)
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def tell(writer: Any, change: int, number: int, _path: str) -> None:
+    """Tell another process of one change of a file."""
+    if number == change:
+        writer.send_bytes(b".")
+
+
+def count(counter: Path, _number: int, _path: str) -> None:
+    """Add a byte to a file."""
+    with counter.open("ab") as file:
+        file.write(b".")
 
 
 def on_changes(root: Path, act: Callable[[int, str], None]) -> None:
-    """Call a function before each change of a file below `root` that this process makes from now on.
+    """Call a function at once, and before each change of a file below `root` that this process makes from now on.
 
-    It gets the number of the change, from 1, and the path. Opening a file for writing
-    counts, renaming, removing, making a folder. What it raises is the error
-    of the change.
+    It gets the number of the change, from 1 (0 at once), and the path.
+    Opening a file for writing counts, renaming, removing, making a folder.
+    What it raises is the error of the change.
     """
     number = 0
+    act(number, "")
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         nonlocal number
@@ -144,7 +155,7 @@ def on_changes(root: Path, act: Callable[[int, str], None]) -> None:
             changes = any(letter in mode for letter in "wax+") if mode else flags & WRITING
         else:
             path, changes = (args[0], True) if event in CHANGES else (None, False)
-        if changes and isinstance(path, str | Path) and str(path).startswith(str(root)):
+        if changes and isinstance(path, str | Path) and str(path).startswith(f"{root}/"):
             number += 1
             act(number, str(path))
 

@@ -4,7 +4,7 @@ import errno
 import os
 import resource
 import subprocess
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,14 +15,15 @@ SHORT_FORM, LONG_FORM = 2, 60  # changes of files that fail, in each stage
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES, errno.ESTALE)
 
 
-def failing(root, change: int, number: int) -> Callable[[], None]:
-    """Return a function after which a change of a file below `root` fails."""
+def fail(change: int, number: int, current: int, path: str) -> None:
+    """Let one change of a file fail."""
+    if current == change:
+        raise OSError(number, os.strerror(number), path)
 
-    def act(current: int, path: str) -> None:
-        if current == change:
-            raise OSError(number, os.strerror(number), str(path))
 
-    return lambda: on_changes(root, act)
+def limit_files(size: int) -> None:
+    """Let no file of this process grow beyond `size` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -34,7 +35,7 @@ def test_whatever_write_fails_nothing_is_lost(undisturbed, long_form, tmp_path, 
     )  # fmt: skip
     for index, change in enumerate(changes.round().astype(int).tolist()):
         root, number = tmp_path / str(index), ERRORS[index % len(ERRORS)]
-        status = whole.training.run(root, prepare=failing(root, change, number))
+        status = whole.training.run(root, prepare=partial(on_changes, root, partial(fail, change, number)))
         log = (root / "log.txt").read_text()
         assert status in (0, 2), log  # 0: of the cache, which a run can do without
         assert "Traceback" not in log
@@ -54,11 +55,7 @@ def test_a_write_that_fails_in_the_middle(undisturbed, tmp_path) -> None:
     """No file may grow beyond half of the largest checkpoint; the state from before the first step is left."""
     whole = undisturbed[2]
     largest = max(map(len, whole.outcome["weights"].values()))
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * largest, 2 * largest))
-
-    assert whole.training.run(tmp_path, prepare=limit) == 2
+    assert whole.training.run(tmp_path, prepare=partial(limit_files, 2 * largest)) == 2
     log, last = (tmp_path / "log.txt").read_text(), tmp_path / "run" / "last.pt"
     assert f"error: {last}: cannot be written (File too large)" in log
     assert f"{last} holds the last good state: go on with the same command, a training with --resume" in log
