@@ -149,7 +149,7 @@ CASES = [
          lambda: (sessions(), cell(2, 0, "sub-01_ses-2")())),
     Case("a scan without session between rows of sessions", TRAIN, [], "the scan's name gives no session",
          changed(lambda rows: (rows[0].append("session"), rows[1].append("1"), rows.append(["sub-01", "70", "M", "2"])))),
-    Case("a sex that is not known", TRAIN, [], "the sex of sub-01 is not known as 0/1, F/M or female/male", cell(2, 2, "x")),
+    Case("a sex that is not known", TRAIN, [], "row 2: sex 'x' of sub-01 is not one of 0/1, F/M, female/male", cell(2, 2, "x")),
     Case("sexes that are coded with both 0 and 2", TRAIN, [], "numbers are not read; write M and F, or use a model without sex",
          changed(lambda rows: [row.__setitem__(2, "012"[n % 3]) for n, row in enumerate(rows) if n])),
     Case("no column of the sex", TRAIN, [], "has no sex column (found subject_id, age); name it sex, or use a model without sex",

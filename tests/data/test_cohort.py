@@ -83,7 +83,7 @@ def test_all_problems_are_reported_together(tmp_path) -> None:
         "c.nii.gz: no row of",
         "row 3: age 'NA' of b",
         "a second scan of d beside",
-        "the sex of e is not known",
+        "row 5: sex '2' of e is not one of",
         "e stands in row 5 already",
         "a is in the valid split and in the train split",
         "sub-5 is in the valid split and in the train split",

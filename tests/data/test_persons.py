@@ -182,8 +182,8 @@ def test_codes_that_contradict_each_other_are_not_read(tmp_path, capsys) -> None
     with pytest.raises(InputError) as caught:
         as_trained(scans, table)
     assert len(caught.value.problems) == 2
-    assert "the sex of a is not known as 0/1, F/M or female/male (" in caught.value.problems[0]
-    assert "coded with both 0 and 2, so that numbers are not read; write M and F" in capsys.readouterr().out
+    assert "row 2: sex '0' of a is not one of 0/1, F/M, female/male" in caught.value.problems[0]
+    assert "coded with both 0 and 2, so that numbers are not read; write M and F" in caught.value.problems[0]
     assert [sex for _, _, sex in as_predicted(scans, table).values()] == [-1, -1, 1]
     assert set(as_trained(scans, table, use_sex=False)) == {"a", "b", "c"}
 

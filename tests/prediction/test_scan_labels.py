@@ -75,7 +75,7 @@ def test_what_an_age_might_be_is_told(tmp_path, age, said) -> None:
 
 def test_a_sex_that_is_averaged_is_told_for_each_scan(tmp_path) -> None:
     scans, table = labelled(tmp_path, "50", sex="x")
-    assert scans[0].warnings == [f"{table}, row 2: sex 'x' is not known as 0/1, F/M or female/male"]
+    assert scans[0].warnings == [f"{table}, row 2: sex 'x' of a is not one of 0/1, F/M, female/male; add it"]
     add_averaging(scans, uses_sex=True)
     told = ["is the mean of those for a woman and for a man" in " ".join(scan.warnings) for scan in scans]
     assert told == [True, False, False]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from model.conventions import UNKNOWN_SEX
+from utils.common import distributed
 from utils.common.errors import InputError, shortened
 from utils.data.image_files import file_name_of, list_prepared
 from utils.data.names import scan_name, unusable_name
@@ -55,12 +56,13 @@ def load_cohort(
         With every problem of the table, the folders and the scans.
     """
     table = read_label_table(label_table, site_column) if label_table else None
+    notes: list[str] = []
     if table and table.complaint:
         if ages_required:
             raise InputError(table.complaint)
-        print(f"WARNING: {table.complaint}; without it there are no metrics")
+        notes.append(f"WARNING: {table.complaint}; without it there are no metrics")
     if table and table.sex_note and use_sex:
-        print(f"note: {table.path}: {table.sex_note}")
+        notes.append(f"note: {table.path}: {table.sex_note}")
     problems: list[str] = []
     if table and table.sex_complaint and use_sex and not sex_of_all:
         problems.append(f"{table.sex_complaint}, or use a model without sex (--use_sex false)")
@@ -76,10 +78,12 @@ def load_cohort(
     if problems:
         raise InputError(problems)
     if unknown_ages and table and not table.complaint:
-        print("\n  ".join([f"WARNING: {len(unknown_ages)} scans have no metrics:", *shortened(unknown_ages)]))
+        notes.append("\n  ".join([f"WARNING: {len(unknown_ages)} scans have no metrics:", *shortened(unknown_ages)]))
     visits = suspected_visits(subject.person for subjects in cohort.values() for subject in subjects)
     if visits:
-        print(f"WARNING: {visits}")
+        notes.append(f"WARNING: {visits}")
+    if distributed.rank() == 0:
+        print(*notes, sep="\n", end="\n" * bool(notes))
     return cohort
 
 
@@ -137,12 +141,10 @@ def _match(
             if row.age_complaint:
                 (unknown_ages if row.age.unknown else problems).append(row.age_complaint)
         if use_sex and subject.sex == UNKNOWN_SEX:
-            advice = table.sex_note if table and row and row.sex_cell in ("0", "1", "2") else "add it"
-            problems.append(
-                f"{path}: the sex of {subject.subject_id} is not known as 0/1, F/M or female/male"
-                + (f" ({row.where}: '{row.sex_cell}')" if row else "")
-                + f"; {advice}, or use a model without sex (--use_sex false)"
+            what = (
+                row.sex_complaint if row else f"{path}: the sex of {subject.subject_id} is not known; give SEX (--sex)"
             )
+            problems.append(f"{what}, or use a model without sex (--use_sex false)")
         subjects[subject.subject_id] = subject
     return [subjects[key] for key in sorted(subjects)]
 

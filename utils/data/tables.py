@@ -55,6 +55,8 @@ class LabelRow:
     sex : int, 0 female, 1 male, -1 unknown
     site : str
         The scanner or center, if a column was named.
+    sex_note : str
+        How codes of the sex were read, if that is not certain.
     problems : tuple of str
         What makes the row unusable; matters only where a scan needs it.
     """
@@ -68,7 +70,15 @@ class LabelRow:
     sex_cell: str
     sex: int
     site: str
+    sex_note: str = ""
     problems: tuple[str, ...] = ()
+
+    @property
+    def sex_complaint(self) -> str:
+        """What is wrong with the sex; empty if nothing is."""
+        advice = self.sex_note if self.sex_cell.isdigit() and self.sex_note else "add it"
+        complaint = f"{self.where}: sex '{self.sex_cell}' of {self.subject_id} is not one of 0/1, F/M, female/male"
+        return f"{complaint}; {advice}" if self.sex == UNKNOWN_SEX else ""
 
     @property
     def age_complaint(self) -> str:
@@ -194,7 +204,7 @@ def read_label_table(path: Path, site_column: str = "") -> LabelTable:
         raise InputError(f"{path}: has no column {site_column} (found {', '.join(names)}); correct SITE_COLUMN")
     columns["site"] = find_column(path, names, (plain_name(site_column),)) if site_column else None
     codes, note = sex_codes(body[columns["sex"]] if columns["sex"] is not None else ())
-    table = LabelTable(path, list(_read_rows(path, body, columns, codes)), site_column)
+    table = LabelTable(path, list(_read_rows(path, body, columns, codes, note)), site_column)
     if columns["age"] is None:
         table.complaint = f"{path}: has no age column (found {', '.join(names)}); name it age"
     if columns["sex"] is None:
@@ -234,7 +244,7 @@ def find_column(path: Path, names: Sequence[str], known: Iterable[str]) -> int |
 
 
 def _read_rows(
-    path: Path, body: pd.DataFrame, columns: dict[str, int | None], codes: dict[str, int]
+    path: Path, body: pd.DataFrame, columns: dict[str, int | None], codes: dict[str, int], note: str
 ) -> Iterator[LabelRow]:
     """Yield the rows of a table; those that do not name a subject belong to no scan."""
     for index, cells in zip(body.index, body.itertuples(index=False), strict=True):
@@ -251,7 +261,7 @@ def _read_rows(
             problems.append(f"{where}: session {text['session']} is not that of {subject_id}; correct one of them")
         yield LabelRow(
             where, subject_id, session, text["person"], text["age"], read_age(text["age"]), text["sex"],
-            read_sex(text["sex"], codes), text["site"], tuple(problems),
+            read_sex(text["sex"], codes), text["site"], note, tuple(problems),
         )  # fmt: skip
 
 

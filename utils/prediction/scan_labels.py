@@ -47,8 +47,8 @@ def add_labels(scans: Sequence[PredictedScan], label_table: Path | None, sex_of_
             scan.sex = scan.sex if row.sex == UNKNOWN_SEX else row.sex
             if row.age_cell and row.age_complaint:
                 scan.warnings.append(f"its age is not known, so there is no gap: {row.age_complaint}")
-            if row.sex_cell and row.sex == UNKNOWN_SEX:
-                scan.warnings.append(f"{row.where}: sex '{row.sex_cell}' is not known as 0/1, F/M or female/male")
+            if row.sex_cell and row.sex_complaint:
+                scan.warnings.append(row.sex_complaint)
         elif table:
             scan.warnings.append(table.why_not(scan.table_key))
     if problems:
