@@ -132,7 +132,7 @@ def tilted(affine: np.ndarray) -> np.ndarray:
         (lambda v, a: ((v - 128.0).astype(np.float32), a), "of its voxels that are not 0 are negative"),
         (lambda v, a: (v, np.eye(4)), "its affine is the identity, so that voxel size, orientation and place are lost"),
         (lambda v, a: (v // 64, a), "holds only 3 different intensities"),
-        (lambda v, a: (v + 1, a), "100% of its voxels are above 0, of those of a brain at most 50%"),
+        (lambda v, a: (v + 1, a), "100% of its voxels are above 0, of those of a brain at most 42%"),
         (lambda v, a: (v.astype(np.complex64), a), "no plain numbers"),
         (lambda v, a: (np.zeros(v.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]), a), "no plain numbers"),
     ],

@@ -16,7 +16,14 @@ from pebble import ProcessExpired
 from tests.conftest import ROOT, run_script
 from utils.common.errors import InputError
 from utils.data.images import MNI152_T1_2MM, read_image
-from utils.preparation.preprocessing_jobs import Settings, _finished, _result, preprocess_all, preprocess_file
+from utils.preparation.preprocessing_jobs import (
+    Settings,
+    _finished,
+    _memory_needed,
+    _result,
+    preprocess_all,
+    preprocess_file,
+)
 from utils.preparation.raw_scans import RawFile, UnusableScanError, find_raw_scans
 from utils.preparation.records import read_record
 
@@ -177,6 +184,22 @@ def test_a_scan_is_never_replaced_by_its_brain(run, tmp_path) -> None:
         with pytest.raises(InputError, match=complaint):
             preprocess_all(find_raw_scans(tmp_path), settings_of(folder), 1, 600)
     assert scan.read_bytes() == before
+
+
+def test_fewer_processes_run_where_scans_are_large(tmp_path) -> None:
+    """A scan of 512x512x512 voxels needs 4.6 GiB, one of 160x255x255 1.4 GiB."""
+    (tmp_path / "damaged.nii").write_bytes(b"no image")
+    for name, shape in (("a.nii", (160, 255, 255)), ("b.nii", (512, 512, 512))):
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(np.uint8)
+        header.set_data_shape(shape)
+        header["magic"], header["vox_offset"] = b"n+1", 352
+        with (tmp_path / name).open("wb") as file:
+            file.write(header.binaryblock)
+            file.truncate(352 + int(np.prod(shape)))
+    small, both = ([RawFile(name, tmp_path / f"{name}.nii") for name in names] for names in (["damaged", "a"], "ab"))
+    assert 1.4 < _memory_needed(small) / 2**30 < 2
+    assert 4.6 < _memory_needed(both) / 2**30 < 7
 
 
 def test_a_process_that_dies_is_only_one_failure(tmp_path) -> None:

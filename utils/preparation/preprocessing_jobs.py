@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from utils.preparation.parameters import fingerprint, package_versions
 from utils.preparation.raw_scans import RawFile
 from utils.preparation.records import FAIL, QC_FOLDER, VERDICTS, Record, read_record, record_path
 
-MEMORY = 2 * 2**30  # bytes that one process may need
+MEMORY, MEMORY_OF_VOXEL = 1.2 * 2**30, 40  # bytes that one process needs, and for each voxel of the largest scan
 GPU_FILES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, Windows; without them torch need not be asked
 GPU_MEMORY = 4 * 2**30  # the same for the GPU; an estimate
 SCANS_PER_PROCESS = 20  # after which a process is replaced, so that its memory does not grow
@@ -92,7 +94,7 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans are already finished")
     cores = len(os.sched_getaffinity(0))
     if not workers:
-        room = [_main_memory() // MEMORY]
+        room = [int(_main_memory() // _memory_needed(waiting))]
         if settings.device != "cpu" and _gpu_memory():
             room.append(_gpu_memory() // GPU_MEMORY)
         workers = max(1, min(cores, *room))
@@ -124,6 +126,15 @@ def _run_all(scans: Sequence[RawFile], settings: Settings, key: str, workers: in
         except BaseException:
             pool.stop()
             raise
+
+
+def _memory_needed(scans: Sequence[RawFile]) -> float:
+    """Return the bytes that a process may need for the largest of some scans; one that cannot be read needs none."""
+    largest = 0
+    for scan in scans:
+        with suppress(UnusableScanError), open_image(scan.path) as image:
+            largest = max(largest, prod(image.shape))
+    return MEMORY + MEMORY_OF_VOXEL * largest
 
 
 def _main_memory() -> int:
