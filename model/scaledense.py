@@ -1,9 +1,10 @@
 """ScaleDense, the network of both stages, as released and as in the paper's figure."""
 
 import copy
+import math
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import nn
@@ -13,8 +14,19 @@ from model.conventions import MODELS
 from model.folding import FoldedBlock
 from model.layers import ScaleDenseBlock, recompute
 
+OLDEST = 200.0  # years; no scale of ages is larger
 MOST_BLOCKS = 30  # any volume is too small for more
 STEM_SHRINKAGE = 10  # voxels: a 7x7x7 kernel with dilation 2 spans 13, padding gives back 2
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Tell whether a value fits the type of a field of `NetworkConfig`; a list may stand for a tuple."""
+    if isinstance(kind, type):
+        return type(value) is kind or (kind is float and isinstance(value, int | float) and math.isfinite(value))
+    if get_origin(kind) is tuple:
+        own = get_args(kind)[0]
+        return isinstance(value, list | tuple) and len(value) in (2, 3) and all(_is_of(part, own) for part in value)
+    return any(_is_of(value, own) for own in get_args(kind))  # a union, such as with None
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,9 @@ class NetworkConfig:
 
     Raises
     ------
-    ValueError
-        If a value is out of range, or the volume does not survive the
-        pooling.
+    TypeError, ValueError
+        If a value is of another type or out of range, or the volume does
+        not survive the pooling.
     """
 
     stage: int
@@ -76,6 +88,9 @@ class NetworkConfig:
     squeeze_excitation: bool = True
 
     def __post_init__(self) -> None:
+        wrong = [part.name for part in fields(self) if not _is_of(getattr(self, part.name), part.type)]
+        if wrong:
+            raise TypeError(f"{', '.join(wrong)}: of another type")
         object.__setattr__(self, "volume_shape", tuple(self.volume_shape))
         if self.field_of_view is not None:
             object.__setattr__(self, "field_of_view", tuple((int(a), int(b)) for a, b in self.field_of_view))
@@ -85,8 +100,10 @@ class NetworkConfig:
             raise ValueError(f"model is '{self.model}'; expected one of {', '.join(MODELS)}")
         if self.blocks < 1 or self.filters < 1:
             raise ValueError(f"{self.blocks} blocks of {self.filters} filters; expected at least one of each")
-        if not self.age_sd > 0:
+        if not 0 < self.age_sd < OLDEST:
             raise ValueError(f"age_sd is {self.age_sd}; expected a positive number of years")
+        if not abs(self.age_mean) < OLDEST:
+            raise ValueError(f"age_mean is {self.age_mean}; expected a number of years")
         if any(not 0 <= a <= b < size for (a, b), size in zip(self.box, self.volume_shape, strict=True)):
             raise ValueError(f"the field of view {self.field_of_view} is not within the volume {self.volume_shape}")
         shape = [b - a + 1 for a, b in self.box]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from utils.common import distributed
-from utils.common.checkpoints import load_checkpoint, save_checkpoint
+from utils.common.checkpoints import Check, list_of, load_checkpoint, save_checkpoint
 from utils.common.errors import InputError
 from utils.common.files import check_writable, remove_leftovers
 from utils.common.interruption import CONTINUE
@@ -25,7 +25,23 @@ FREE_ON_RESUME = (
     "train_folder", "valid_folder", "test_folder", "label_table", "cache_folder",
     "first_stage_checkpoint", "discretized_age_folder", "sorter", "preprocessing",
 )  # fmt: skip
-NEEDED = ("flags", "optimizer", "scheduler", "generator", "torch_random", "cuda_random")  # of ``last.pt``
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+NEEDED: dict[str, Check] = {  # in ``last.pt``, besides what describes the network, and a check of each
+    **dict.fromkeys(("flags", "optimizer", "scheduler", "sums"), _is_state),
+    **dict.fromkeys(("epoch", "step", "epochs_without_gain"), _is_count),
+    **dict.fromkeys(("generator", "torch_random"), torch.is_tensor),
+    "best": lambda value: isinstance(value, list) and len(value) == 2,
+    "history": list_of(_is_state),
+}
 
 LAST, BEST = "last.pt", "best.pt"
 RESULTS = (LAST, BEST, "metrics.csv", "*_discretized_age.npy", "fold_*")  # of a run, in its folder
@@ -121,14 +137,14 @@ class RunState:
             epochs than are asked for, or has lost its ``best.pt``.
         """
         state = load_checkpoint(self.path)
-        lacking = {*NEEDED, *vars(self.progress)} - state.keys()
+        lacking = sorted(name for name, usable in NEEDED.items() if not usable(state.get(name)))
         if lacking:
             raise InputError(
-                f"{self.path}: does not say how far a run is (it lacks {min(lacking)}); start a new run in another "
-                "OUTPUT_DIR (--output_dir)"
+                f"{self.path}: does not say how far a run is (it lacks a usable {lacking[0]}); start a new run in "
+                "another OUTPUT_DIR (--output_dir)"
             )
         flags = self._all_flags()
-        lowered = state["flags"]["epochs"] != flags["epochs"] <= state["epoch"]
+        lowered = state["flags"].get("epochs") != flags["epochs"] <= state["epoch"]
         if flags["keep"] == "last" and lowered:
             raise InputError(f"{self.path}: has {state['epoch']} epochs already; raise EPOCHS (--epochs) to that")
         free = {*FREE_ON_RESUME, *(["epochs"] if flags["scheduler"] != "cosine" else [])}
@@ -151,6 +167,16 @@ class RunState:
                 f"{best}: is gone, though {self.path} has {state['epoch']} epochs; put it back, or start a new run in "
                 "another OUTPUT_DIR (--output_dir)"
             )
+        try:
+            self._restore(state)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # of states of another form
+            raise InputError(
+                f"{self.path}: holds a state that does not fit this run ({type(error).__name__}); start a new run in "
+                "another OUTPUT_DIR (--output_dir)"
+            ) from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over everything that ``last.pt`` holds."""
         self.network.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -158,7 +184,7 @@ class RunState:
             setattr(self.progress, part.name, state[part.name])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_random"])
-        if self.device.type == "cuda" and state["cuda_random"] is not None:
+        if self.device.type == "cuda" and state.get("cuda_random") is not None:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
 
     @property
