@@ -19,7 +19,7 @@ def main() -> None:
     from utils.data.scans import ScanStore, data_settings
     from utils.data.tables import read_label_table
     from utils.evaluation.predicting import predict
-    from utils.prediction import scan_ages, scan_labels
+    from utils.prediction import scan_ages, scan_labels, scan_preparation
     from utils.prediction.likeness import measure_distances
     from utils.prediction.pictures import draw_scan
     from utils.prediction.weights import load_typical_volumes, load_weights
@@ -35,24 +35,24 @@ def main() -> None:
     with user_errors(str(args.weights_dir)):
         data_settings({**manifest, "network": manifest["networks"]["first_stage"]}, None)
         stages = [(load_network(first, 1), load_network(second, 2)) for first, second in members]
-    scans = scan_ages.find_scans(args.input)
+    scans = scan_preparation.find_scans(args.input)
     candidates = []
     if args.calibration_table:  # before the work; scans that fail later are left out then
         calibration = read_label_table(args.calibration_table)
         candidates = scan_labels.find_candidates(scans, calibration, manifest["training_persons"])
         scan_labels.calibration_people(candidates, args.calibration_table)
     scan_labels.add_labels(scans, args.label_table, args.sex)
-    scan_ages.add_verdicts(scans)
+    scan_preparation.add_verdicts(scans)
     prepare = PreprocessingSettings(
-        args.output_dir / "preprocessed", scan_ages.registration_of(manifest["preprocessing"]), args.device,
+        args.output_dir / "preprocessed", scan_preparation.registration_of(manifest["preprocessing"]), args.device,
         keep_failed=False, save_masks=False, brain_extracted=args.brain_extracted, overwrite=args.overwrite,
     )  # fmt: skip
-    scan_ages.preprocess(scans, prepare, args.timeout)
+    scan_preparation.preprocess(scans, prepare, args.timeout)
     device = distributed.start(args.device)
     network = Cascade(stages, manifest["age_interval"]).to(device)
     store = ScanStore(manifest["voxel_size"], manifest["normalization"])
-    usable = scan_ages.check_scans(scans, store)
-    scan_ages.add_preparation(usable, manifest["preprocessing"])
+    usable = scan_preparation.check_scans(scans, store)
+    scan_preparation.add_preparation(usable, manifest["preprocessing"])
     scan_labels.add_averaging(usable, network.uses_sex)
     scan_labels.add_training(usable, manifest["training_persons"])
     dataset = ScanDataset([scan.subject for scan in usable], store)

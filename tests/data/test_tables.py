@@ -10,8 +10,8 @@ from utils.common.errors import InputError
 from utils.data.cohort import load_cohort
 from utils.data.image_files import FSL_PRODUCT
 from utils.data.tables import read_label_table
-from utils.prediction.scan_ages import find_scans
 from utils.prediction.scan_labels import add_labels
+from utils.prediction.scan_preparation import find_scans
 
 ROWS = [["sub-1", "61.25", "F"], ["sub-10.nii.gz", "23", "male"], ["1003", "80.5", "0"], ["x/sub-4.nii", "44", "1"]]
 AGES = {"sub-1": 61.25, "sub-10": 23.0, "1003": 80.5, "sub-4": 44.0}

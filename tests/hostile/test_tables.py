@@ -12,7 +12,7 @@ from utils.data.names import unusable_name
 from utils.data.subjects import Subject
 from utils.data.tables import read_label_table
 from utils.prediction.cross_validation import CrossValidation, assign_folds
-from utils.prediction.scan_ages import find_scans
+from utils.prediction.scan_preparation import find_scans
 from utils.preparation.labelling import label_scans
 from utils.preparation.raw_scans import find_raw_scans
 from utils.preparation.splitting import FSL_PRODUCT, check_given_splits

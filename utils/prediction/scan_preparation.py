@@ -1,0 +1,156 @@
+"""Find scans of any kind, tell raw from prepared ones, prepare and check them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.common.errors import InputError
+from utils.data.image_files import (
+    FSL_PRODUCT,
+    UnusableScanError,
+    file_name_of,
+    is_fsl_folder,
+    is_image,
+    list_prepared,
+    open_image,
+)
+from utils.data.images import VOXEL_SIZES, model_grid, read_image
+from utils.data.names import scan_name, unusable_name
+from utils.data.preparations import describe_preparation, preparation_of
+from utils.data.scans import ScanStore
+from utils.prediction.scan_ages import PredictedScan
+from utils.preparation.preprocessing_jobs import Settings, preprocess_all
+from utils.preparation.quality import brain_correlation, misplacement
+from utils.preparation.raw_scans import RawFile, find_raw_scans
+from utils.preparation.records import DOUBTFUL, FAIL, record_of
+from utils.preparation.splitting import fsl_products
+from utils.preparation.template import load_template
+
+LARGEST_SHIFT = 2  # voxels of 2 mm; brains that are registered well lie 0 or 1 off
+# Correlation with the template: scans have 0.43 and more, scans turned by 25 degrees 0.24, inverted ones less than
+# -0.05, maps of gray matter less than -0.10.
+LEAST_LIKENESS = 0.15
+
+
+def find_scans(source: Path) -> list[PredictedScan]:
+    """Find the scans in a file, a folder, a BIDS data set or folders of fsl_anat, and which are prepared.
+
+    Raises
+    ------
+    InputError
+        If there is none, or if two would have the same name.
+    """
+    if source.name == FSL_PRODUCT or is_fsl_folder(source):
+        brains = list_prepared(source) if source.is_dir() else [source]
+        found = {scan_name(file_name_of(brain)): brain for brain in brains}
+    else:
+        fsl = fsl_products(source)
+        if fsl and any(is_image(path) for path in source.iterdir()):
+            raise InputError(f"{source}: holds both scans and fsl_anat's folders; give a folder of only one kind")
+        found = fsl or {raw.name: raw.path for raw in find_raw_scans(source)}
+    problems = [f"{found[name]}: {wrong}" for name in found if (wrong := unusable_name(name))]
+    if problems:
+        raise InputError(problems)
+    return [_scan(name, path) for name, path in found.items()]
+
+
+def _scan(name: str, path: Path) -> PredictedScan:
+    """Tell whether a scan is raw or prepared; averages of a prepared one are of no use."""
+    voxel_size = prepared_voxel_size(path)
+    if voxel_size in (None, 2):
+        return PredictedScan(name, path, path if voxel_size else None)
+    reason = f"is a prepared brain averaged to {voxel_size} mm; give the brain at 2 mm, or the raw scan"
+    return PredictedScan(name, path, path, failure=reason)
+
+
+def prepared_voxel_size(path: Path) -> int | None:
+    """Return the voxel size in mm of a brain-extracted scan on a model grid; None for any other file."""
+    try:
+        with open_image(path) as image:
+            shape = sorted(image.shape[:3])
+        voxel_size = next((size for size in VOXEL_SIZES if sorted(model_grid(size).shape) == shape), None)
+        if voxel_size:
+            read_image(path, voxel_size)
+    except (InputError, UnusableScanError):  # what is no such brain is raw; preprocessing reports what is no scan
+        return None
+    return voxel_size
+
+
+def add_preparation(scans: Sequence[PredictedScan], expected: Sequence[Mapping[str, str] | None]) -> None:
+    """Warn of scans that were prepared differently from the training scans."""
+    for scan in scans:
+        own = preparation_of(scan.subject.path)
+        if own not in expected:
+            scan.warnings.append(
+                f"prepared {describe_preparation(own)}, unlike the training scans; the estimate may be off"
+            )
+
+
+def registration_of(expected: Sequence[Mapping[str, str] | None]) -> str:
+    """Return the registration of the training scans, from their preparations as `preparation_of` returns them."""
+    return next(filter(None, expected), {"registration": "affine"})["registration"]
+
+
+def preprocess(scans: Sequence[PredictedScan], settings: Settings, timeout: float) -> None:
+    """Preprocess the raw scans among `scans`.
+
+    Parameters
+    ----------
+    scans : sequence of PredictedScan
+        Get their prepared brains, and warnings and failures from quality control.
+    settings : Settings
+        With the registration of the training scans.
+    timeout : float, s, for each scan
+    """
+    raw = {scan.name: scan for scan in scans if not scan.prepared and not scan.failure}
+    if not raw:
+        return
+    files = [RawFile(scan.name, scan.source) for scan in raw.values()]
+    for record in preprocess_all(files, settings, 0, timeout):
+        scan = raw[record["name"]]
+        _add_verdict(scan, record)
+        if not scan.failure:
+            scan.prepared = settings.output_dir / f"{scan.name}.nii.gz"
+
+
+def add_verdicts(scans: Sequence[PredictedScan]) -> None:
+    """Set the quality verdicts of prepared scans; without one, check that the brain is aligned with the template."""
+    for scan in scans:
+        if scan.prepared is None or scan.failure:
+            continue
+        record = record_of(scan.prepared)
+        if record:
+            _add_verdict(scan, record)
+            continue
+        volume, template = read_image(scan.prepared, 2)[0], load_template()
+        shift = misplacement(volume, template)
+        likeness = max(brain_correlation(own, template) for own in (volume, np.roll(volume, -shift, (0, 1, 2))))
+        if likeness < LEAST_LIKENESS:
+            scan.failure = (
+                f"does not look like a T1-weighted brain in MNI152 space: its correlation with the template is "
+                f"{likeness:.2f}, that of such brains 0.43 and more; give a T1-weighted scan, or the raw one"
+            )
+        elif (off := int(np.abs(shift).max())) >= LARGEST_SHIFT:
+            scan.warnings.append(
+                f"is about {2 * off} mm off the MNI152 template, or rotated; the estimate may be off by many years: "
+                "register it, or give the raw scan"
+            )
+
+
+def _add_verdict(scan: PredictedScan, record: Mapping[str, Any]) -> None:
+    """Turn a verdict into a failure or a warning."""
+    reasons = "; ".join(record["reasons"])
+    if record["verdict"] == FAIL:
+        scan.failure = reasons
+    elif record["verdict"] == DOUBTFUL:
+        scan.warnings.append(f"preprocessing is doubtful: {reasons}")
+
+
+def check_scans(scans: Sequence[PredictedScan], store: ScanStore) -> list[PredictedScan]:
+    """Return the scans that can be read; set the failure of the others."""
+    for scan in scans:
+        if scan.prepared and not scan.failure:
+            scan.failure = "; ".join(store.prepare([scan.prepared]))
+    return [scan for scan in scans if not scan.failure]
