@@ -12,8 +12,10 @@ from utils.data.images import model_grid
 from utils.data.subjects import Subject, suspected_visits
 from utils.data.tables import read_label_table
 from utils.evaluation.reports import write_report
+from utils.prediction.cross_validation import CrossValidation, assign_folds
+from utils.prediction.model_card import make_manifest
 from utils.prediction.scan_ages import PredictedScan, write_table
-from utils.prediction.scan_labels import add_labels, find_candidates
+from utils.prediction.scan_labels import add_labels, add_training, find_candidates
 from utils.preparation.labelling import label_scans
 from utils.preparation.splitting import split_by_person, write_dataset
 
@@ -214,3 +216,24 @@ def test_a_name_is_never_that_of_another_person_with_a_session(tmp_path) -> None
     assert predicted["P1_2"] == ("P1_2", 70, 1)
     assert predicted["P1_V3"] == ("P1", 50, 0)
     assert np.isnan(predicted["P1"][1])
+
+
+def test_cross_validation_holds_out_persons_and_records_them(tmp_path) -> None:
+    scans, table = made(tmp_path, [f"P{n:03d}_V{v}" for n in range(12) for v in (1, 2)], VISITS)
+    subjects = load_cohort({"scan": scans}, table, None)["scan"]
+    settings = CrossValidation(
+        output_dir=tmp_path / "cv", label_table=table, folds=3, hold_out="people", site_column="", members=1, stages=1,
+        seed=0, weights_dir=None, data_notice="", remark="", jobs=1, num_workers=0, cache_folder=None,
+    )  # fmt: skip
+    folds = assign_folds(subjects, settings)["people"]
+    assert len({(subject.person, fold) for subject, fold in zip(subjects, folds, strict=True)}) == 12
+    with (tmp_path / "cv" / "folds.csv").open(newline="") as file:
+        assert [row["person"] for row in csv.DictReader(file)] == [subject.person for subject in subjects]
+    predictions = {
+        name: np.array([s.chronological_age for s in subjects]) for name in ("brain_age", "chronological_age")
+    }
+    manifest = make_manifest(subjects, predictions, {}, "", "")
+    assert {"P000", "P011", "P000_V1", "P011_V2"} <= set(manifest["training_persons"])
+    scan = PredictedScan("P011_V3", tmp_path / "P011_V3.nii", person="P011")
+    add_training([scan], manifest["training_persons"])
+    assert "is of a training subject" in scan.warnings[0]
