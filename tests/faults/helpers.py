@@ -155,9 +155,9 @@ def on_changes(root: Path, act: Callable[[int, str], None]) -> None:
             changes = any(letter in mode for letter in "wax+") if mode else flags & WRITING
         else:
             path, changes = (args[0], True) if event in CHANGES else (None, False)
-        if changes and isinstance(path, str | Path) and str(path).startswith(f"{root}/"):
+        if changes and isinstance(path, str | bytes | Path) and os.fsdecode(path).startswith(f"{root}/"):
             number += 1
-            act(number, str(path))
+            act(number, os.fsdecode(path))
 
     sys.addaudithook(hook)
 
