@@ -237,3 +237,16 @@ def test_cross_validation_holds_out_persons_and_records_them(tmp_path) -> None:
     scan = PredictedScan("P011_V3", tmp_path / "P011_V3.nii", person="P011")
     add_training([scan], manifest["training_persons"])
     assert "is of a training subject" in scan.warnings[0]
+
+
+def test_a_row_without_its_person_hides_no_overlap(tmp_path) -> None:
+    scans, table = made(
+        tmp_path, ["sub-01_ses-1", "sub-01_ses-2"],
+        "subject_id,age,sex,person\nsub-01_ses-1,40,F,Ann\nsub-01_ses-2,45,F,\n",
+    )  # fmt: skip
+    for read in (as_trained, as_prepared):
+        assert {person for person, _, _ in read(scans, table).values()} == {"Ann"}
+    (tmp_path / "valid").mkdir()
+    (scans / "sub-01_ses-2.nii.gz").rename(tmp_path / "valid" / "sub-01_ses-2.nii.gz")
+    with pytest.raises(InputError, match="Ann is in the valid split and in the train split"):
+        load_cohort({"train": scans, "valid": tmp_path / "valid"}, table, None)

@@ -178,3 +178,11 @@ def test_products_of_fsl_are_taken_as_they_are(tmp_path) -> None:
     labelled = label_scans(scans, tmp_path / "participants.tsv")
     assert [scan.age for scan in labelled] == [20, 30, 40]
     assert [scan.person for scan in labelled] == ["sub-0", "sub-1", "sub-2"]
+
+
+def test_cells_without_a_site_or_a_split_are_empty(prepared) -> None:
+    table = prepared / "sites.csv"
+    rows = (prepared / "labels.csv").read_text().splitlines()
+    table.write_text("\n".join([rows[0] + ",site", rows[1] + ",Oslo", *(f"{row}," for row in rows[2:])]))
+    scans = label_scans(find_prepared_scans(prepared / "pre", True), table, site_column="site")
+    assert [scan.site for scan in scans[:2]] == ["Oslo", ""]

@@ -12,7 +12,7 @@ from utils.common.errors import InputError, shortened
 from utils.data.image_files import file_name_of, list_prepared
 from utils.data.names import scan_name, unusable_name
 from utils.data.scans import ScanStore
-from utils.data.subjects import UNKNOWN_AGE, Subject, person_of, suspected_visits
+from utils.data.subjects import UNKNOWN_AGE, Subject, named_persons, person_of, suspected_visits
 from utils.data.tables import LabelTable, given_sex, read_label_table
 
 LEAST_TRAINING_ERROR = 0.5  # of the validation MAE
@@ -72,6 +72,9 @@ def load_cohort(
     for split, folder in folders.items():
         paths = _find_scans(folder, split, problems)
         cohort[split] = _match(paths, table, use_sex, sex_of_all, problems, problems if ages_required else unknown_ages)
+    named = named_persons(subject for subjects in cohort.values() for subject in subjects)
+    for split, subjects in cohort.items():
+        cohort[split] = [replace(one, person=named.get(one.person, one.person)) for one in subjects]
     _check_overlap(cohort, problems)
     if scans:
         problems += scans.prepare([subject.path for subjects in cohort.values() for subject in subjects])

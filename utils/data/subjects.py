@@ -81,6 +81,14 @@ def person_of(subject_id: str) -> str:
     return subject_id
 
 
+def named_persons(scans: Iterable[Any]) -> dict[str, str]:
+    """Return the persons whom a table names, by the names in their scans' subject ids.
+
+    They hold for scans of the same name for which the table is silent, too.
+    """
+    return {person_of(scan.subject_id): scan.person for scan in scans if scan.person != person_of(scan.subject_id)}
+
+
 def trained_persons(checkpoint: Mapping[str, Any], role: str = "train") -> list[str]:
     """Return the names of the persons whom a network was trained on.
 

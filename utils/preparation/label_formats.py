@@ -178,7 +178,7 @@ def _plain(id_column: str, codes: dict[str, int] | None = None) -> Callable[[pd.
             if not own:
                 there = index.sessions_of(name)
                 return f"there is no row for {name}" + (f", but for session {', '.join(there)}" if there else "")
-            row = {**(shared[0] if shared else {}), **{column: cell for column, cell in own[0].items() if cell}}
+            row = {column: cell or (shared[0][column] if shared else "") for column, cell in own[0].items()}
             session = session_of(row.get("session", ""))
             person = row.get("person") or person_in_row(row[id_column], session, scan_name(name))
             label = _label(person, own, _sex(row, sexes, known))

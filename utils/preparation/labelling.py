@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError, shortened
 from utils.data.columns import COLUMN_NAMES, MISSING, read_age
 from utils.data.names import unusable_name
-from utils.data.subjects import suspected_visits
+from utils.data.subjects import named_persons, suspected_visits
 from utils.preparation.label_formats import NUMBER, open_labels
 
 
@@ -100,6 +100,8 @@ def label_scans(
     print(f"{label_table}: read as a table of the form {form}")
     repeated = Counter((scan.person, scan.age) for scan in found)
     same_age = len({person for (person, _), count in repeated.items() if count > 1})
+    named = named_persons(found)
+    found = [replace(scan, person=named.get(scan.person, scan.person)) for scan in found]
     visits = suspected_visits(scan.person for scan in found)
     if visits:
         print(f"WARNING: {visits}")
