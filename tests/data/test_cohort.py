@@ -1,5 +1,8 @@
 """Matching scans to rows, and finding all problems at once."""
 
+import gzip
+import shutil
+
 import numpy as np
 import pytest
 
@@ -54,6 +57,25 @@ def test_bids_names(tmp_path) -> None:
     )
     assert [s.chronological_age for s in load(tmp_path, "train")["train"]] == [30.0, 40.0]
     assert person_of("sub-02_ses-1") == "sub-02"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_copies_of_a_scan_under_other_names_are_found(tmp_path, capsys, cached) -> None:
+    """One in another split leaks; one in the same split is warned of."""
+    make(
+        tmp_path, [f"train/s{n}.nii.gz" for n in range(3)] + ["test/s4.nii.gz"], [f"s{n},{40 + n},F" for n in range(6)]
+    )
+    shutil.copy(tmp_path / "train/s1.nii.gz", tmp_path / "train/s3.nii.gz")
+    folders = {split: tmp_path / split for split in ("train", "test")}
+    scans = ScanStore(VOXEL_SIZE, "brain", tmp_path / "cache" if cached else None)
+    load_cohort(folders, tmp_path / "labels.csv", scans)
+    shown = capsys.readouterr().out
+    assert f"hold the same voxels, so one has a wrong name: {tmp_path}/train/s3.nii.gz and {tmp_path}/train/s1" in shown
+    (tmp_path / "test/s5.nii").write_bytes(gzip.decompress((tmp_path / "train/s2.nii.gz").read_bytes()))
+    with pytest.raises(
+        InputError, match=r"test/s5\.nii: holds the same voxels as .*train/s2\.nii\.gz of the train split"
+    ):
+        load_cohort(folders, tmp_path / "labels.csv", scans)
 
 
 def test_a_folder_of_fsl_means_its_brain(tmp_path) -> None:

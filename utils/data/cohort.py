@@ -8,7 +8,7 @@ import numpy as np
 
 from model.conventions import UNKNOWN_SEX
 from utils.common import distributed
-from utils.common.errors import InputError, shortened
+from utils.common.errors import InputError, list_some, shortened
 from utils.data.image_files import file_name_of, list_prepared
 from utils.data.names import scan_name, unusable_name
 from utils.data.scans import ScanStore
@@ -78,6 +78,9 @@ def load_cohort(
     _check_overlap(cohort, problems)
     if scans:
         problems += scans.prepare([subject.path for subjects in cohort.values() for subject in subjects])
+        copies = _find_copies(cohort, scans, problems)
+        if copies:
+            notes.append(f"WARNING: scans hold the same voxels, so one has a wrong name: {list_some(copies)}")
     if problems:
         raise InputError(problems)
     if unknown_ages and table and not table.complaint:
@@ -163,6 +166,28 @@ def _check_overlap(cohort: Mapping[str, list[Subject]], problems: list[str]) -> 
                     f"{subject.path}: {subject.person} is in the {split} split and in the {other} split ({path}); "
                     "keep a person in one split"
                 )
+
+
+def _find_copies(cohort: Mapping[str, list[Subject]], scans: ScanStore, problems: list[str]) -> list[str]:
+    """Return the pairs of scans of a split that hold the same voxels; those of two splits are problems."""
+    seen: dict[int, tuple[str, Path]] = {}
+    copies = []
+    for split, subjects in cohort.items():
+        for path in (subject.path for subject in subjects):
+            checksum = scans.checksum(path)
+            if checksum is None:
+                continue
+            other_split, other = seen.setdefault(checksum, (split, path))
+            if other == path or not scans.are_equal(path, other):
+                continue
+            if split == other_split:
+                copies.append(f"{path} and {other}")
+            else:
+                problems.append(
+                    f"{path}: holds the same voxels as {other} of the {other_split} split; remove the one that has the "
+                    "wrong name"
+                )
+    return copies
 
 
 def add_first_stage_ages(

@@ -107,6 +107,7 @@ class ScanStore:
         self.cache_folder = cache_folder
         self.workers = workers
         self._entries: dict[Path, tuple[Path, str]] = {}  # folder and name of the entries of scans that are ready
+        self._checksums: dict[Path, int] = {}  # of the scans that `prepare` has read without a cache
 
     def prepare(self, paths: Sequence[Path]) -> list[str]:
         """Check scans and add those that are new or have changed to the cache; return every problem.
@@ -128,7 +129,7 @@ class ScanStore:
             If the disk is full.
         """
         if self.cache_folder is None:
-            return [scan for _, scan in self._read_all(paths) if isinstance(scan, str)]
+            return self._check_all(paths)
         folders: dict[Path, list[Path]] = {}
         for path in paths:  # links to one scan share its entry
             folders.setdefault(_source(path).parent, []).append(path)
@@ -153,6 +154,19 @@ class ScanStore:
             with suppress(OSError):
                 _write_entry(cache / name, scan)
         return scan
+
+    def are_equal(self, path: Path, other: Path) -> bool:
+        """Tell whether two scans hold the same voxels."""
+        return np.array_equal(self.read(path).voxels, self.read(other).voxels)
+
+    def checksum(self, path: Path) -> int | None:
+        """Return a number that is the same for equal scans, and hardly ever for others; None before `prepare`."""
+        if path not in self._entries:
+            return self._checksums.get(path)
+        cache, name = self._entries[path]
+        with suppress(OSError, IndexError):
+            return int(np.fromfile(cache / name, HEADER, 1)[0]["checksum"])
+        return None
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
@@ -180,7 +194,7 @@ class ScanStore:
                 lock = _lock(cache)
             except OSError as error:
                 print(f"note: {cache}: cannot be written ({error}), so scans are decoded each time; {HINT}")
-                return [scan for _, scan in self._read_all(paths) if isinstance(scan, str)]
+                return self._check_all(paths)
             with lock:
                 ready = _ready(cache, names)  # another process may have added some meanwhile
                 missing = [path for path in paths if path not in ready]
@@ -198,6 +212,16 @@ class ScanStore:
                 if added:
                     print(f"{added} scans of {folder} were added to {cache}", flush=True)
         self._entries |= {path: (cache, name) for path, name in ready.items()}
+        return problems
+
+    def _check_all(self, paths: Sequence[Path]) -> list[str]:
+        """Read all scans; return every problem."""
+        problems: list[str] = []
+        for path, scan in self._read_all(paths):
+            if isinstance(scan, str):
+                problems.append(scan)
+            else:
+                self._checksums[path] = int(_header_of(scan)["checksum"])
         return problems
 
     def _read_entry(self, path: Path) -> Scan | None:
@@ -271,11 +295,16 @@ def _remove_stale(cache: Path, wanted: set[str]) -> None:
 
 
 def _write_entry(path: Path, scan: Scan) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(_header_of(scan).tobytes() + np.asarray(scan.voxels).tobytes())
+
+
+def _header_of(scan: Scan) -> np.ndarray:
+    """Return the header of a scan's entry."""
     voxels = np.asarray(scan.voxels)
     header = np.array((0, TYPES.index(voxels.dtype), *scan[1:]), HEADER)
     header["checksum"] = _checksum(header, voxels)
-    with replacing(path) as temporary:
-        temporary.write_bytes(header.tobytes() + voxels.tobytes())
+    return header
 
 
 def _checksum(header: Any, voxels: np.ndarray) -> int:
