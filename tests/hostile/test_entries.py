@@ -16,7 +16,6 @@ from utils.common.errors import InputError, user_errors
 from utils.data.scans import data_settings
 from utils.data.subjects import Subject
 from utils.evaluation.predicting import seen_in_training
-from utils.prediction.weights import read_initial_weights
 from utils.training.state import NEEDED
 
 SUBJECTS = [Subject("sub-1", Path("sub-1.nii"), 50.0, 0)]
@@ -52,7 +51,6 @@ def use(path: Path) -> None:
         data_settings(content, None)
         age_interval_of(content, None)
     seen_in_training(SUBJECTS, path, content)
-    read_initial_weights(path, 1, 5.0)
     with torch.inference_mode():
         age = network.folded()(torch.zeros(1, 1, *network.config.volume_shape), torch.tensor([0]))
     assert np.isfinite(float(age))
