@@ -1,11 +1,11 @@
 """Run training, prediction and maps on fake CUDA tensors, on a CPU; print what each case did as JSON.
 
-python -m tests.fake_cuda.program LIBRARY [BROKEN [CASE;CASE...]]
+python -m tests.fake_cuda.program LIBRARY
 
 Fake tensors have shapes, types and devices, but no numbers: nothing is
 computed, but what would mix devices fails, and every copy between devices
 is seen. LIBRARY is `device.cpp`, compiled; it must be loaded before torch is
-first used. BROKEN names one of `BREAKS`; empty: none.
+first used.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from utils.training.trainer import Trainer
 
 GPU = torch.device("cuda", 0)
 BATCH = 4
+Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 aten = torch.ops.aten
 
 
@@ -109,7 +111,13 @@ def faked(watch: Watch) -> Iterator[None]:
 
 def config_of(stage: int = 1, **options: Any) -> NetworkConfig:
     return NetworkConfig(
-        stage, volume_shape=model_grid(2).shape, field_of_view=brain_box(2), age_mean=50.0, age_sd=20.0, **options
+        stage,
+        blocks=2,
+        volume_shape=model_grid(2).shape,
+        field_of_view=brain_box(2),
+        age_mean=50.0,
+        age_sd=20.0,
+        **options,
     )
 
 
@@ -130,7 +138,7 @@ LOADED = load_batch()
 
 
 def train(*flags: str, stage: int = 1, loss: tuple[Any, ...] = (), frozen: int = 0, **options: Any) -> None:
-    """Take two steps of the trainer, and recalibrate on a batch."""
+    """Take a step of the trainer, and recalibrate on a batch."""
     args = parse_training_flags(stage, ["--batch_size", str(BATCH), "--save_every_steps", "1000", *flags])
     network = make_network(config_of(stage, **options), 0, args.activation_checkpointing)
     freeze(network, frozen)
@@ -143,9 +151,7 @@ def train(*flags: str, stage: int = 1, loss: tuple[Any, ...] = (), frozen: int =
             settings_from(TrainingSettings, args), {}, GPU, {},
         )  # type: ignore[arg-type]  # fmt: skip
         trainer.network.train()
-        for _ in range(2):
-            trainer.train_step(dict(LOADED))
-            trainer.progress.step += 1
+        trainer.train_step(dict(LOADED))
         trainer._every_scan = lambda: iter([to_device(dict(LOADED), GPU)["volume"]])  # type: ignore[method-assign]
         trainer.settings = settings_from(TrainingSettings, parse_training_flags(stage, [*flags, "--epochs", "101"]))
         trainer.recalibrate()
@@ -189,7 +195,7 @@ CASES: dict[str, Callable[[], None]] = {
     "paper's network": lambda: train(model="scaledense_paper"),
     "plain blocks": lambda: train(dense_connections=False, asymmetric_convolutions=False, squeeze_excitation=False),
     "without sex": lambda: train(use_sex=False),
-    "frozen blocks": lambda: train(frozen=2),
+    "frozen blocks": lambda: train(frozen=1),
     "prediction, folded": lambda: predict("float32", True),
     "prediction, folded, bfloat16": lambda: predict("bfloat16", True),
     "prediction": lambda: predict("float32", False, flip_averaging=True),
@@ -198,43 +204,43 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-def mix_devices() -> None:
-    own = layers.SqueezeExcitation.forward
-    layers.SqueezeExcitation.forward = lambda self, x: own(self, x) + torch.ones(1, x.shape[1], 1, 1, 1)  # type: ignore[method-assign]
+# ---- the first stage, broken on purpose ----
 
 
-def wait_twice() -> None:
+def on_the_wrong_device(forward: Forward, block: Any, x: torch.Tensor) -> torch.Tensor:
+    return forward(block, x) + torch.ones(1)[None]
+
+
+def waiting(forward: Forward, block: Any, x: torch.Tensor) -> torch.Tensor:
+    x.detach().cpu()
+    return forward(block, x)
+
+
+def in_float32(forward: Forward, block: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cuda", enabled=False):
+        return forward(block, x.float())
+
+
+BROKEN = {"wrong device": on_the_wrong_device, "wait": waiting, "wrong type": in_float32}
+
+
+def train_broken(name: str) -> None:
+    """Train the first stage with blocks that do something wrong."""
     own = layers.ScaleDenseBlock.forward
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        x.detach().cpu()
-        return own(self, x)
-
-    layers.ScaleDenseBlock.forward = forward  # type: ignore[method-assign]
-
-
-def leave_bfloat16() -> None:
-    own = layers.ScaleDenseBlock.forward
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cuda", enabled=False):
-            return own(self, x.float())
-
-    layers.ScaleDenseBlock.forward = forward  # type: ignore[method-assign]
-
-
-BREAKS: dict[str, Callable[[], None]] = {"device": mix_devices, "wait": wait_twice, "type": leave_bfloat16}
+    layers.ScaleDenseBlock.forward = lambda block, x: BROKEN[name](own, block, x)  # type: ignore[method-assign]
+    try:
+        train()
+    finally:
+        layers.ScaleDenseBlock.forward = own  # type: ignore[method-assign]
 
 
 def main() -> None:
-    names = sys.argv[3].split(";") if len(sys.argv) > 3 else list(CASES)
-    if len(sys.argv) > 2 and sys.argv[2]:
-        BREAKS[sys.argv[2]]()
-    for name in names:
+    cases = CASES | {name: partial(train_broken, name) for name in BROKEN}
+    for name, case in cases.items():
         watch, error = Watch(), ""
         try:
             with faked(watch):
-                CASES[name]()
+                case()
         except Exception as problem:
             error = "".join(traceback.format_exception(problem))
         found = {"waits": watch.waits, "types": sorted(watch.convolutions), "error": error}
