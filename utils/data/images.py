@@ -41,16 +41,6 @@ VOXEL_SIZES = (2, 4, 8)  # mm, of prepared scans
 STORAGE_ORDER = "LAS"  # FSL's MNI152_T1_2mm: the first axis runs to the left
 
 
-def is_nifti(path: Path) -> bool:
-    """Tell by its name whether a path is a NIfTI file; hidden ones are none."""
-    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
-
-
-def is_image(path: Path) -> bool:
-    """Tell by its name whether a path is a NIfTI file or one of FreeSurfer's, which preprocessing reads, too."""
-    return is_nifti(path) or (path.suffix in (".mgz", ".mgh") and not path.name.startswith("."))
-
-
 def model_grid(voxel_size: int) -> Grid:
     """Return the grid on which a network of this voxel size works.
 
