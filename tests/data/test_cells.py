@@ -180,6 +180,18 @@ def test_merged_cells_all_have_the_value_and_formulas_that_which_was_saved(tmp_p
     assert "is a formula whose value was not saved" in table.rows[2].age_complaint
 
 
+@pytest.mark.parametrize(("last", "readings"), [("note", 1), ("=1+1", 2)])
+def test_a_workbook_without_formulas_is_read_once(tmp_path, monkeypatch, last, readings) -> None:
+    book = openpyxl.Workbook()
+    for row in (["id", "age", "x"], ["s1", 50, last]):
+        book.active.append(row)
+    book.save(tmp_path / "labels.xlsx")
+    calls, load = [], openpyxl.load_workbook
+    monkeypatch.setattr(openpyxl, "load_workbook", lambda *args, **options: calls.append(1) or load(*args, **options))
+    assert read_cells(tmp_path / "labels.xlsx").to_numpy().tolist() == [["id", "age", "x"], ["s1", "50", last]]
+    assert len(calls) == readings
+
+
 @pytest.mark.parametrize(
     ("unit", "cell", "years"),
     [("years", "61.5", 61.5), ("Months", "738", 61.5), ("month", "738", 61.5), ("days", "22462.9", 61.5), ("weeks", "3209", 61.5),

@@ -85,13 +85,15 @@ def _read_xlsx(content: bytes) -> Rows:
     _check_size(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of decorations that openpyxl does not know
-        books = [load_workbook(io.BytesIO(content), data_only=values) for values in (True, False)]
-    sheet, formulas = (book.worksheets[0] for book in books)
-    values = [[cell.value for cell in row] for row in sheet.iter_rows()]
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            if value is None:
-                row[j] = formulas.cell(i + 1, j + 1).value  # a formula whose value was never saved stays one
+        sheet = load_workbook(io.BytesIO(content)).worksheets[0]
+        cells = [list(row) for row in sheet.iter_rows()]
+        formulas = [cell for row in cells for cell in row if cell.data_type == "f"]
+        saved = load_workbook(io.BytesIO(content), data_only=True).worksheets[0] if formulas else sheet
+    values = [[cell.value for cell in row] for row in cells]
+    for cell in formulas:
+        value = saved.cell(cell.row, cell.column).value
+        if value is not None:  # a formula whose value was never saved stays one
+            values[cell.row - 1][cell.column - 1] = value
     for merged in sheet.merged_cells.ranges:
         for i, j in merged.cells:
             values[i - 1][j - 1] = values[merged.min_row - 1][merged.min_col - 1]
