@@ -195,6 +195,7 @@ def test_a_workbook_without_formulas_is_read_once(tmp_path, monkeypatch, last, r
 @pytest.mark.parametrize(
     ("unit", "cell", "years"),
     [("years", "61.5", 61.5), ("Months", "738", 61.5), ("month", "738", 61.5), ("days", "22462.9", 61.5), ("weeks", "3209", 61.5),
+     ("Year(s)", "61.5", 61.5), ("y.o.", "61.5", 61.5), ("years old, at the scan", "61.5", 61.5), ("days since birth", "22462.9", 61.5),
      ("yr", "61,5", 61.5)],
 )  # fmt: skip
 def test_the_unit_of_a_sidecar_is_heeded_by_every_reader(tmp_path, unit, cell, years) -> None:

@@ -26,6 +26,8 @@ YEARS = {  # by the names that units have, in singular
     **dict.fromkeys(("week", "wk"), 7 / DAYS),
     **dict.fromkeys(("day", "d"), 1 / DAYS),
 }
+# Words beside a unit that change nothing: years old, y.o., Year(s), decimal years, days since birth.
+BESIDE_UNITS = {"old", "o", "s", "of", "age", "decimal", "in", "since", "birth", "at", "the", "scan", "time"}
 MOST_EXPANDED = 200 * 2**20  # bytes of the files in a workbook
 MOST_CELLS = 5_000_000  # of a sheet, empty ones between others included
 Rows = list[list[str]]
@@ -200,7 +202,7 @@ def _with_declared_meaning(cells: pd.DataFrame, sidecar: Path) -> pd.DataFrame:
             continue
         if name in COLUMN_NAMES["age"] and meaning.get("Units"):
             unit = str(meaning["Units"])
-            factor = YEARS.get(unit.strip().lower().removesuffix("s"))
+            factor = _years_of(unit)
             if factor is None:
                 raise InputError(
                     f"{sidecar}: the unit '{unit}' of {name} is not known here; give years, months, weeks or days"
@@ -210,6 +212,13 @@ def _with_declared_meaning(cells: pd.DataFrame, sidecar: Path) -> pd.DataFrame:
             words = {str(code).lower(): _level_text(level) for code, level in meaning["Levels"].items()}
             cells.loc[cells.index[1:], column] = [words.get(cell.lower()) or cell for cell in cells[column].iloc[1:]]
     return cells
+
+
+def _years_of(unit: str) -> float | None:
+    """Return a unit of time in years; None if it is not known, or not certain."""
+    words = [word if word in YEARS else word.removesuffix("s") or word for word in re.split(r"[^\w]+|_", unit.lower())]
+    factors = {YEARS.get(word) for word in words if word and word not in BESIDE_UNITS}
+    return factors.pop() if len(factors) == 1 else None
 
 
 def _in_years(cell: str, factor: float) -> str:
