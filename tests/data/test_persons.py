@@ -250,3 +250,10 @@ def test_a_row_without_its_person_hides_no_overlap(tmp_path) -> None:
     (scans / "sub-01_ses-2.nii.gz").rename(tmp_path / "valid" / "sub-01_ses-2.nii.gz")
     with pytest.raises(InputError, match="Ann is in the valid split and in the train split"):
         load_cohort({"train": scans, "valid": tmp_path / "valid"}, table, None)
+
+
+@pytest.mark.parametrize("column", ["person", "Person-ID", "PERSON ID"])
+def test_a_person_column_is_read_in_tables_of_public_data_sets(tmp_path, column) -> None:
+    (tmp_path / "IXI.csv").write_text(f"IXI_ID,AGE,SEX_ID,{column}\n2,35,1,twin\n12,40,2,twin\n")
+    scans = {name: tmp_path / f"{name}.nii.gz" for name in ("IXI002-Guys-0828-T1", "IXI012-HH-1211-T1")}
+    assert {scan.person for scan in label_scans(scans, tmp_path / "IXI.csv")} == {"twin"}

@@ -9,7 +9,7 @@ import numpy as np
 
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError, shortened
-from utils.data.columns import COLUMN_NAMES, MISSING, read_age
+from utils.data.columns import MISSING, read_age
 from utils.data.names import unusable_name
 from utils.data.subjects import named_persons, suspected_visits
 from utils.preparation.label_formats import NUMBER, open_labels
@@ -73,7 +73,6 @@ def label_scans(
         if columns.count(column.lower()) != 1:
             what = "no" if column.lower() not in columns else "several columns"
             raise InputError(f"{label_table}: has {what} column {column} (found {', '.join(columns)})")
-    person_column = person_column or next((name for name in COLUMN_NAMES["person"] if name in columns), None)
     found, problems, others = [], [], 0
     for subject_id, path in scans.items():
         label = find(subject_id)
@@ -87,7 +86,8 @@ def label_scans(
             problems.append(f"{label_table}, row {label.row[NUMBER]}: age '{cell}' of {subject_id} {why}")
         else:
             person, site, split = (
-                label.row[name.lower()] if name else "" for name in (person_column, site_column, split_column)
+                label.row.get(name.lower(), "") if name else ""
+                for name in (person_column or "person", site_column, split_column)
             )
             person = label.person if person.lower() in MISSING else person
             problems += [f"{path}: {wrong}" for wrong in map(unusable_name, (subject_id, person, site)) if wrong]
