@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from utils.analysis.accuracy import fit_interval, uncertainty_section
+from utils.analysis.accuracy import accuracy_row, accuracy_section, fit_interval, uncertainty_section
 from utils.common.errors import InputError
 
 
@@ -48,3 +48,12 @@ def test_too_few_for_an_interval() -> None:
     for n in (0, 1, 8):
         with pytest.raises(InputError, match="give at least 9"):
             fit_interval(draw(rng, n), 0.9)
+
+
+@pytest.mark.parametrize(("n", "worst"), [(6, "none"), (60, "70-79, MAE ")])
+def test_the_worst_age_bin_has_enough_persons(n, worst) -> None:
+    age = np.linspace(20, 79, n)
+    healthy = pd.DataFrame({"chronological_age": age, "brain_age": age + age / 10, "first_stage_age": np.nan})
+    healthy["sex"] = healthy["site"] = ""
+    row = accuracy_row(age, healthy["brain_age"].to_numpy(), 0)
+    assert f"Worst age bin with at least 5 persons: {worst}" in " ".join(accuracy_section(healthy, row, 0).headlines)

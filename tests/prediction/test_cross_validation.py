@@ -436,6 +436,19 @@ def test_the_radius_of_a_fold_comes_from_the_others(tmp_path, kind) -> None:
     np.testing.assert_allclose(radius[15:], interval_radius(first, INTERVAL_COVERAGE), rtol=1e-4)
 
 
+def test_stuck_networks_are_named(tmp_path) -> None:
+    """One of four networks gives everybody of its fold the same age; so does one that has four people."""
+    ages = np.linspace(20, 80, 24)
+    subjects = [Subject(f"sub-{number:02d}", tmp_path, float(age), 0) for number, age in enumerate(ages)]
+    fold, settings = np.array(["a"] * 10 + ["b"] * 10 + ["c"] * 4, object), settings_of(tmp_path)
+    values = {name: np.zeros((2, 24)) for name in ("first_stage_age", "discretized_age", "residual_age")}
+    brain_age = np.tile(ages, (2, 1))
+    brain_age[1, 10:20] = brain_age[1, 20:] = 50.0
+    write_tests(tmp_path, settings, subjects, fold, {**values, "brain_age": brain_age})
+    predictions, report = pool(subjects, fold, settings)
+    assert "STUCK: 1 of 6 networks give everybody nearly the same age (b, member 2)" in report(predictions)[1]
+
+
 def test_intervals_do_not_go_below_0(tmp_path) -> None:
     ages = np.linspace(1, 30, 30)
     subjects = [Subject(f"sub-{number:02d}", tmp_path, float(age), 0) for number, age in enumerate(ages)]

@@ -50,7 +50,7 @@ def accuracy_section(healthy: pd.DataFrame, uncorrected: dict[str, Any], seed: i
     )
     bins = groups[groups["by"] == "age"]
     counted = bins[bins["n"] >= FEWEST_FOR_WORST_BIN]
-    worst = (counted if len(counted) else bins).sort_values("mae").iloc[-1]
+    worst = counted.sort_values("mae").iloc[-1] if len(counted) else None
     section = Section(
         "accuracy",
         "Accuracy, uncorrected",
@@ -59,8 +59,8 @@ def accuracy_section(healthy: pd.DataFrame, uncorrected: dict[str, Any], seed: i
         [
             f"Uncorrected MAE {cell(uncorrected, 'mae')} years, Pearson {number(uncorrected['pearson'])}, N = "
             f"{len(age)}, {age.min():.0f} to {age.max():.0f} years",
-            f"Worst age bin with at least {FEWEST_FOR_WORST_BIN} persons: {worst['group']}, MAE {worst['mae']:.2f} "
-            f"years (N = {worst['n']})",
+            f"Worst age bin with at least {FEWEST_FOR_WORST_BIN} persons: "
+            + ("none" if worst is None else f"{worst['group']}, MAE {worst['mae']:.2f} years (N = {worst['n']})"),
             f"Gap and age, uncorrected: Pearson {number(uncorrected['gap_age_pearson'])}, Spearman "
             f"{number(uncorrected['gap_age_spearman'])}",
         ],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from utils.common.checkpoints import load_checkpoint
-from utils.common.errors import InputError
+from utils.common.errors import InputError, list_some
 from utils.common.files import replacing
 from utils.data.cohort import split_into_folds
 from utils.data.dataset import ScanDataset
@@ -28,13 +28,14 @@ from utils.prediction.model_card import make_card, make_manifest
 from utils.prediction.script_runs import Step, arguments_of_training, link_scans, run_chains, run_script
 from utils.prediction.site_figures import Folds, describe_sites, seen_ages
 from utils.prediction.weights import STAGES, save_weights
-from utils.training.stages import SecondStage
+from utils.training.stages import FirstStage, SecondStage
 
 Report = Callable[[Predictions], tuple[dict[str, float], str]]
 
 TABLE = "folds.csv"
 ALL = "all"  # the fold without test subjects
 SITE_PREFIX = "site_"  # of the folds that are sites
+FEWEST_TOLD = 5  # subjects of a fold; the ages of fewer are alike by chance
 FEWEST_FOR_WEIGHTS = 10  # subjects; fewer give no 90 % interval
 TESTS = {1: "first_stage_test", 2: "test"}  # folders of a member's predictions
 
@@ -245,7 +246,25 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     if settings.stages == 2:
         pairs = zip(table["residual_age"], table["discretized_age"], strict=True)
         scalars["residual_sd"] = float(np.mean([residual_sd_within_bins(*pair) for pair in pairs]))
-    return predictions, lambda _: (scalars, "")
+    warning = _warn_of_stuck(table["brain_age"], predictions["chronological_age"], fold)
+    return predictions, lambda _: (scalars, warning)
+
+
+def _warn_of_stuck(brain_ages: np.ndarray, ages: np.ndarray, fold: np.ndarray) -> str:
+    """Name the networks that give everybody in their fold nearly the same age; (members, N), (N,) and (N,) arrays."""
+    stuck = [
+        f"{name}, member {member}"
+        for name in sorted(set(fold))
+        for member, own in enumerate(brain_ages, 1)
+        if (fold == name).sum() >= FEWEST_TOLD
+        and FirstStage().report({"brain_age": own[fold == name], "chronological_age": ages[fold == name]})[1]
+    ]
+    return (
+        f"STUCK: {len(stuck)} of {len(brain_ages) * len(set(fold))} networks give everybody nearly the same age "
+        f"({list_some(stuck)}); train longer or raise LEARNING_RATE (--learning_rate)"
+        if stuck
+        else ""
+    )
 
 
 def write_weights(
