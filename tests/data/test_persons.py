@@ -163,6 +163,9 @@ def test_names_that_look_like_visits_are_told_once(tmp_path, capsys, one, other)
 
 def test_other_names_are_not_taken_for_visits() -> None:
     assert not suspected_visits(
+        ["site1_m001", "site1_m002", "hospital2_scan001", "hospital2_scan002"]
+    )  # people, numbered
+    assert not suspected_visits(
         ["sub-01", "sub-02", "IXI012", "brain_1_0", "brain_2_0", "P001_V1", "P002_V1", "T1", "T2"]
     )
 

@@ -13,7 +13,7 @@ from utils.common.errors import InputError
 from utils.common.interruption import Interruption, interrupt, on_stop_signals
 from utils.data.subjects import Subject
 from utils.prediction import script_runs
-from utils.prediction.script_runs import Step, arguments_of_training, link_scans, run_chains, run_script
+from utils.prediction.script_runs import Step, arguments_of_training, check_recorded, link_scans, run_chains, run_script
 
 
 def test_variables_win_over_the_environment_and_flags_over_both(monkeypatch) -> None:
@@ -119,3 +119,12 @@ def test_recorded_settings_must_not_change(tmp_path) -> None:
     path.unlink()
     with pytest.raises(InputError, match=r"holds fold_1, but no settings\.json that says how it was made"):
         script_runs.check_recorded(path, table, [flags], {"--folds": 3})
+
+
+def test_flags_that_came_with_a_newer_version_do_not_stop_what_was_begun_before(tmp_path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("subject_id,age\n")
+    check_recorded(tmp_path / "settings.json", table, [{"epochs": 3}])
+    check_recorded(tmp_path / "settings.json", table, [{"epochs": 3, "fuse": "auto"}])
+    with pytest.raises(InputError, match="--epochs of the first stage was 3, is 4"):
+        check_recorded(tmp_path / "settings.json", table, [{"epochs": 4}])

@@ -119,6 +119,8 @@ def session_of(text: str) -> str:
     >>> session_of("ses-01"), session_of("1.0"), session_of("M12"), session_of("n/a")
     ('1', '1', 'M12', '')
     """
+    if not text:
+        return ""  # for large tables
     name = re.sub(r"^0+(?=\d)", "", re.sub(r"\.0+$", "", re.sub(r"^ses-", "", text.strip())))
     return "" if name.lower() in MISSING else name
 

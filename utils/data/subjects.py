@@ -22,7 +22,7 @@ PERSON_PATTERNS = (
 )
 # What visits of one person end with, where no standard says so: P001_V1, P001_ses-2, P001_T2, 1234567_20252_2_0.
 VISIT = re.compile(
-    r"^(.*\d.*?)[_.-](?:(?:v|visit|ses|session|t|tp|time|timepoint|wave|scan|m|month|y|year)[_-]?\d+|bl|baseline|\d_\d)$",
+    r"^(.*\d.*?)[_.-](?:(?:v|visit|ses|session|t|tp|time|timepoint|wave|scan|m|month|y|year)[_-]?\d{1,2}|bl|baseline|\d_\d)$",
     re.IGNORECASE,
 )
 

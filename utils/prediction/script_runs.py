@@ -135,7 +135,9 @@ def check_recorded(
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); set another OUTPUT_DIR (--output_dir)") from error
     changed = [
-        f"{name} was {before.get(name)}, is {value}" for name, value in recorded.items() if before.get(name) != value
+        f"{name} was {before[name]}, is {value}"
+        for name, value in recorded.items()
+        if name in before and before[name] != value  # others are flags that a newer version has
     ]
     if changed:
         raise InputError(f"{path}: {'; '.join(changed)}; set another OUTPUT_DIR (--output_dir)")

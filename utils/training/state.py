@@ -13,7 +13,7 @@ from torch import nn
 
 from utils.common import distributed
 from utils.common.checkpoints import Check, list_of, load_checkpoint, save_checkpoint
-from utils.common.errors import InputError
+from utils.common.errors import UNWRITABLE, InputError
 from utils.common.files import check_writable, remove_leftovers
 from utils.common.interruption import CONTINUE
 from utils.data.preparations import preparations_of
@@ -198,7 +198,7 @@ class RunState:
         try:
             yield
         except OSError as error:
-            if error.errno is None:
+            if error.errno not in UNWRITABLE:
                 raise
             raise InputError(
                 f"{error.filename or self.path.parent}: cannot be written ({error.strerror}); free some space or "
