@@ -11,10 +11,7 @@ import numpy as np
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError
 from utils.common.files import replacing
-from utils.data.image_files import (
-    file_name_of,
-    open_image,
-)
+from utils.data.image_files import file_name_of, open_image
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.calibration import Calibration, fit_calibration, prior_of
