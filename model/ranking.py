@@ -154,7 +154,7 @@ class CascadeLoss(nn.Module):
             weighted part's gradient with respect to the brain ages.
         """
         predicted, target = brain_age.float(), chronological_age.float()
-        pairs = torch.randint(len(target), (2, len(target)), generator=generator).to(target.device)
+        pairs = torch.randint(len(target), (2, len(target)), generator=generator).to(target.device, non_blocking=True)
         error = self.error(predicted, target)
         age_difference = age_difference_loss(predicted, target, pairs)
         ranking = torch.zeros_like(error)

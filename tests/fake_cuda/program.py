@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 if __name__ == "__main__":
     ctypes.CDLL(sys.argv[1])
@@ -53,6 +54,8 @@ aten = torch.ops.aten
 class Watch(TorchDispatchMode):
     """Note what waits for the device, and the types of the convolutions."""
 
+    moving_modules = False  # once, before the work begins
+
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
@@ -65,8 +68,10 @@ class Watch(TorchDispatchMode):
         output = function(*args, **kwargs)
         name = function.overloadpacket
         source, target = (args[1], args[0]) if name is aten.copy_ else (args[0] if args else None, output)
-        if name in (aten.copy_, aten._to_copy) and source.device.type == "cuda" and target.device.type == "cpu":
-            self.waits.append("copy")
+        if name in (aten.copy_, aten._to_copy) and source.device.type != target.device.type:
+            waits = not (kwargs.get("non_blocking") or (name is aten.copy_ and len(args) > 2 and args[2]))
+            if waits and not Watch.moving_modules:
+                self.waits.append("copy")
         if name in (aten._local_scalar_dense, aten.nonzero):
             self.waits.append("number")
         if name is aten.convolution:
@@ -76,6 +81,7 @@ class Watch(TorchDispatchMode):
 
 def move(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
     """Replace a module's tensors, as ``Module._apply`` does; with fake ones torch would swap them, which fails."""
+    Watch.moving_modules = True
     for part in module.modules() if recurse else [module]:
         for name, parameter in part._parameters.items():
             if parameter is not None:
@@ -84,6 +90,7 @@ def move(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], re
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = function(buffer)
+    Watch.moving_modules = False
     return module
 
 
@@ -91,6 +98,7 @@ def move(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], re
 def faked(watch: Watch) -> Iterator[None]:
     """Fake tensors; reading numbers gives zeros, and counts as a wait."""
     kept = nn.Module._apply, FakeTensor.tolist, FakeTensor.item
+    torch.cuda.Event = Mock  # type: ignore[assignment, misc]
     StorageWeakRef.__del__ = lambda self: None  # type: ignore[method-assign]  # it frees what is free already
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda: True  # type: ignore[assignment, misc]
@@ -207,6 +215,10 @@ CASES: dict[str, Callable[[], None]] = {
 # ---- the first stage, broken on purpose ----
 
 
+def uploading(forward: Forward, block: Any, x: torch.Tensor) -> torch.Tensor:
+    return forward(block, x * torch.ones(1).to(x.device))
+
+
 def on_the_wrong_device(forward: Forward, block: Any, x: torch.Tensor) -> torch.Tensor:
     return forward(block, x) + torch.ones(1)[None]
 
@@ -221,7 +233,7 @@ def in_float32(forward: Forward, block: Any, x: torch.Tensor) -> torch.Tensor:
         return forward(block, x.float())
 
 
-BROKEN = {"wrong device": on_the_wrong_device, "wait": waiting, "wrong type": in_float32}
+BROKEN = {"wrong device": on_the_wrong_device, "wait": waiting, "upload": uploading, "wrong type": in_float32}
 
 
 def train_broken(name: str) -> None:

@@ -68,7 +68,9 @@ def _resample(volumes: torch.Tensor, rotate: bool, scale: bool, rng: np.random.G
     matrices = (matrices * sizes / sizes[:, None])[:, ::-1, ::-1]
     affine = np.concatenate([matrices, np.zeros((count, 3, 1))], 2).astype(np.float32)
     grid = functional.affine_grid(
-        torch.from_numpy(affine).to(volumes.device), [count, 1, *volumes.shape[1:]], align_corners=False
+        torch.from_numpy(affine).to(volumes.device, non_blocking=True),
+        [count, 1, *volumes.shape[1:]],
+        align_corners=False,
     )
     return functional.grid_sample(volumes[:, None], grid, align_corners=False)[:, 0]
 
@@ -76,7 +78,7 @@ def _resample(volumes: torch.Tensor, rotate: bool, scale: bool, rng: np.random.G
 def _blur(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Smooth each volume along each axis by a Gaussian of a width of its own, as thick slices do."""
     sigma = torch.from_numpy(rng.uniform(0.01, LARGEST_BLUR, (3, len(volumes), 1)).astype(np.float32))
-    weights = torch.softmax(-0.5 * (torch.arange(-2.0, 3.0) / sigma) ** 2, 2).to(volumes.device)
+    weights = torch.softmax(-0.5 * (torch.arange(-2.0, 3.0) / sigma) ** 2, 2).to(volumes.device, non_blocking=True)
     for axis, kernels in enumerate(weights, 1):
         moved = functional.pad(volumes.movedim(axis, -1), (2, 2))
         size = volumes.shape[axis]
@@ -90,7 +92,7 @@ def _erode(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     factors = rng.random(len(volumes)).astype(np.float32)
     brain = (volumes > 0).float()
     core = -functional.max_pool3d(-brain[:, None], 3, 1, 1)[:, 0]
-    darker = volumes * torch.from_numpy(factors).to(volumes.device)[:, None, None, None]
+    darker = volumes * torch.from_numpy(factors).to(volumes.device, non_blocking=True)[:, None, None, None]
     return torch.where(core < brain, darker, volumes)
 
 
@@ -98,7 +100,9 @@ def _bend(volumes: torch.Tensor, mean: torch.Tensor, rng: np.random.Generator) -
     """Change the contrast by a rising curve of straight pieces through 0 and bright tissue."""
     slopes = np.exp(rng.normal(0, CURVE_SPREAD, (len(volumes), CURVE_STEPS + 2)))
     heights = np.concatenate([np.zeros((len(volumes), 1)), np.cumsum(slopes, 1)], 1)
-    curve = torch.from_numpy((heights / heights[:, CURVE_STEPS, None]).astype(np.float32)).to(volumes.device)
+    curve = torch.from_numpy((heights / heights[:, CURVE_STEPS, None]).astype(np.float32)).to(
+        volumes.device, non_blocking=True
+    )
     bright = BRIGHT * mean
     place = (CURVE_STEPS * volumes / bright).clamp(0, CURVE_STEPS + 1.999)
     step = place.long()
@@ -111,7 +115,9 @@ def _change_intensities(volumes: torch.Tensor, names: Collection[str], rng: np.r
     count, device = len(volumes), volumes.device
 
     def draw(largest: float, terms: int = 1) -> torch.Tensor:
-        return torch.from_numpy(rng.uniform(-largest, largest, (count, terms)).astype(np.float32)).to(device)
+        return torch.from_numpy(rng.uniform(-largest, largest, (count, terms)).astype(np.float32)).to(
+            device, non_blocking=True
+        )
 
     brain = volumes > 0
     mean = (volumes.sum((1, 2, 3)) / brain.sum((1, 2, 3)).clamp_min(1))[:, None, None, None].clamp_min(1e-6)
@@ -123,7 +129,7 @@ def _change_intensities(volumes: torch.Tensor, names: Collection[str], rng: np.r
         changed = changed * torch.exp(draw(LARGEST_GAIN))[..., None, None]
     if "bias_field" in names:
         x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in volumes.shape[1:]), indexing="ij")
-        terms = torch.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z]).to(device)
+        terms = torch.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z]).to(device, non_blocking=True)
         terms = terms - terms.mean((1, 2, 3), keepdim=True)
         changed = changed * torch.exp(torch.einsum("bt,tdhw->bdhw", draw(LARGEST_BIAS, len(terms)), terms))
     if "noise" in names:

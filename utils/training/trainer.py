@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,11 +22,22 @@ from utils.evaluation.predicting import autocast, predict
 from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.recalibration import recompute_statistics
 from utils.training.run_log import RunLog
+from utils.training.scalars import ScalarCopy
 from utils.training.settings import TrainingSettings
 from utils.training.speed import speed_up
 from utils.training.stages import Criterion, Stage, check_batches
 from utils.training.state import BEST, LAST, Progress, RunState, check_run_folder, claimed
 from utils.training.validation import JUDGED_EPOCHS, validation_losses, warn_of_mean_age
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the device was told to do with a batch."""
+
+    scalars: ScalarCopy
+    number: int  # of the batch in its epoch, from 1
+    subject_ids: list[str]  # of this process
+    count: int  # of the subjects of all processes
 
 
 class Trainer:
@@ -94,6 +106,7 @@ class Trainer:
             folder / LAST, identity, flags, self.network, self.optimizer, self.scheduler, self.progress,
             self.generator, device,
         )  # fmt: skip
+        self.unread: Step | None = None  # the last step, whose scalars may not be there yet
         self.waited = 0.0  # seconds of the epoch spent waiting for data
         self.signals: list[int] = []  # that ask the run to stop
         check_run_folder(folder, settings.resume)
@@ -141,7 +154,7 @@ class Trainer:
         number = distributed.largest(self.signals[0] if self.signals else 0, self.device)
         if number:
             if save:
-                self.state.save()
+                self._save_within_epoch()
             distributed.barrier()
             raise Interruption(number, f"{self.state.kept}: {CONTINUE}")
 
@@ -157,16 +170,17 @@ class Trainer:
         )  # fmt: skip
         with bar:
             for batch in self._measure_waiting(loader):
-                values, count = self.train_step(batch)
-                for key, value in {**values, "subjects": 1.0}.items():
-                    progress.sums[key] = progress.sums.get(key, 0.0) + value * count
-                bar.set_postfix(loss=f"{values['loss']:.3g}", mae=f"{values['mae']:.2f}", refresh=False)
+                step = self.train_step(batch)
+                values = self._read_scalars()  # of the step before, while the device works on this one
+                self.unread = step
+                bar.set_postfix({key: f"{values[key]:.3g}" for key in ("loss", "mae") if key in values}, refresh=False)
                 bar.update()
                 progress.step += 1
                 if progress.step % self._saving_interval == 0 and progress.step < len(self.batches):
-                    self.state.save()
+                    self._save_within_epoch()
                 if progress.step % self.settings.accumulation_steps == 0 or progress.step == len(self.batches):
                     self._stop_if_asked(save=True)
+            self._read_scalars()
         distributed.share_buffers(self.network)
         seconds, total = time.perf_counter() - started, progress.sums["subjects"]
         row = {"epoch": float(progress.epoch), "learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -184,8 +198,8 @@ class Trainer:
                 return
             yield batch
 
-    def train_step(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
-        """Learn from a batch; return the losses and the MAE, and the number of subjects."""
+    def train_step(self, batch: dict[str, Any]) -> Step:
+        """Learn from a batch; do not wait for the device."""
         settings, progress = self.settings, self.progress
         seed = settings.seed, progress.epoch, progress.step, distributed.rank()
         batch = to_device(self.stage.perturb(batch, seed), self.device, settings.augmentation, seed)
@@ -199,17 +213,36 @@ class Trainer:
         if part == 0:
             self.optimizer.zero_grad(set_to_none=True)
         (losses["loss"] * distributed.world_size() / parts).backward()  # processes average their gradients
-        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         scalars = {key: value.detach() for key, value in losses.items()}
-        scalars |= {"mae": (brain_age.detach() - age).abs().mean(), "norm": nn.utils.get_total_norm(gradients)}
-        values = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))  # waits for the device
-        if not math.isfinite(values["loss"]):
-            self.stop(f"the loss is {values['loss']}", batch)
-        if not math.isfinite(values.pop("norm")):
-            self.stop("a gradient is not finite", batch)
+        scalars["mae"] = (brain_age.detach() - age).abs().mean()
         if part + 1 == parts:
+            gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+            scalars["gradient_norm"] = nn.utils.get_total_norm(gradients)
             self.optimizer.step()
-        return values, len(age)
+        return Step(ScalarCopy(scalars), progress.step + 1, batch["subject_id"], len(age))
+
+    def _read_scalars(self) -> dict[str, float]:
+        """Add up the last step's losses and MAE, and return them.
+
+        A step that is not finite ends the run. It has changed the weights,
+        but they are never saved before this has been called.
+        """
+        step, self.unread = self.unread, None
+        if step is None:
+            return {}
+        values = step.scalars.read()
+        if not math.isfinite(values["loss"]):
+            self.stop(f"the loss is {values['loss']}", step)
+        if not math.isfinite(values.pop("gradient_norm", 0.0)):
+            self.stop("a gradient is not finite", step)
+        sums = self.progress.sums
+        for key, value in {**values, "subjects": 1.0}.items():
+            sums[key] = sums.get(key, 0.0) + value * step.count
+        return values
+
+    def _save_within_epoch(self) -> None:
+        self._read_scalars()
+        self.state.save()
 
     @property
     def _saving_interval(self) -> int:
@@ -217,12 +250,12 @@ class Trainer:
         accumulation = self.settings.accumulation_steps
         return accumulation * math.ceil(self.settings.save_every_steps / accumulation)
 
-    def stop(self, what: str, batch: dict[str, Any] | None = None) -> NoReturn:
+    def stop(self, what: str, step: Step | None = None) -> NoReturn:
         """End the run before anything that is not finite is saved."""
         where = f"{what} in epoch {self.progress.epoch + 1}"
-        if batch:
-            names = [name for part in distributed.gather_objects(batch["subject_id"]) for name in part]
-            where += f", batch {self.progress.step + 1}; check the scans and ages of its subjects, {', '.join(names)}"
+        if step:
+            names = [name for part in distributed.gather_objects(step.subject_ids) for name in part]
+            where += f", batch {step.number}; check the scans and ages of its subjects, {', '.join(names)}"
         raise InputError(f"{where}; lower --learning_rate; {self.state.kept}")
 
     def recalibrate(self) -> None:
