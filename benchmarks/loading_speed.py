@@ -42,7 +42,7 @@ def measure_loader(args: Namespace, device: torch.device) -> dict[str, float]:
         subjects = [Subject(path.name, path, 50.0 + index % 30, 0) for index, path in enumerate(paths * copies)]
 
         def batches() -> Any:
-            order = EpochBatches([s.chronological_age for s in subjects], args.batch_size, 0, drop_last=True)
+            order = EpochBatches([s.chronological_age for s in subjects], args.batch_size, 0, least=args.batch_size)
             loader = iter(make_loader(ScanDataset(subjects, store), order, args.num_workers, device))
             for _ in range(ahead):
                 next(loader)

@@ -19,15 +19,18 @@ from utils.common import distributed
 distributed.start("cpu")
 layer = torch.nn.Linear(3, 1)
 torch.nn.init.ones_(layer.weight); torch.nn.init.zeros_(layer.bias)
-x = torch.arange(24.0).reshape(8, 3).sin() * 30 + 50
-own = x[distributed.rank()::distributed.world_size()]
-age = distributed.gather(own.mean(1))
+x = torch.arange(27.0).reshape(9, 3).sin() * 30 + 50
+share = distributed.Share(len(x), distributed.rank(), distributed.world_size())
+own = x[share.own]
+age = distributed.gather(own.mean(1), share.sizes)
+assert torch.equal(age, x.mean(1))
 parallel = distributed.wrap(layer)
-ages = distributed.gather(parallel(own)[:, 0])
+ages = distributed.gather(parallel(own)[:, 0], share.sizes)
 loss = CascadeLoss(ranker=SoftRank())(ages, age, torch.Generator().manual_seed(0))["loss"]
 (loss * distributed.world_size()).backward()
 norm = torch.nn.BatchNorm1d(3)
-norm.running_mean, norm.running_var = own.mean(0), own.var(0, correction=0)
+half = x[4 * distributed.rank():][:4]
+norm.running_mean, norm.running_var = half.mean(0), half.var(0, correction=0)
 distributed.average_statistics(norm)
 assert distributed.gather_objects(distributed.rank()) == list(range(distributed.world_size()))
 if distributed.rank() == 0:
@@ -54,14 +57,13 @@ def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path) -> No
     layer = torch.nn.Linear(3, 1)
     torch.nn.init.ones_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
-    x = torch.arange(24.0).reshape(8, 3).sin() * 30 + 50
-    joint = torch.cat([x[0::2], x[1::2]])  # in the order in which processes are gathered
+    x = torch.arange(27.0).reshape(9, 3).sin() * 30 + 50  # nine do not divide evenly
     generator = torch.Generator().manual_seed(0)
-    CascadeLoss(ranker=SoftRank())(layer(joint)[:, 0], joint.mean(1), generator)["loss"].backward()
+    CascadeLoss(ranker=SoftRank())(layer(x)[:, 0], x.mean(1), generator)["loss"].backward()
     gradient, mean, variance = torch.load(tmp_path / "grad.pt")
     torch.testing.assert_close(gradient, layer.weight.grad, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(mean, x.mean(0))
-    torch.testing.assert_close(variance, x.var(0, correction=0), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(mean, x[:8].mean(0))
+    torch.testing.assert_close(variance, x[:8].var(0, correction=0), rtol=1e-4, atol=1e-2)
 
 
 def test_two_processes_train_and_estimate_every_subject(synthetic_cohort, tmp_path) -> None:
@@ -79,7 +81,7 @@ def test_two_processes_train_and_estimate_every_subject(synthetic_cohort, tmp_pa
 
 def test_one_process_needs_no_group() -> None:
     x = torch.ones(2, requires_grad=True)
-    assert distributed.gather(x) is x
+    assert distributed.gather(x, [2]) is x
     assert distributed.gather_objects("a") == ["a"]
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     layer = torch.nn.Linear(1, 1)

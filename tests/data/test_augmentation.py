@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from utils.common.choices import AUGMENTATIONS
+from utils.common.distributed import Share
 from utils.data.augmentation import BRIGHT, CHANGED_SHARE, augment
 
 
@@ -14,6 +15,15 @@ def brains() -> torch.Tensor:
     x, y, z = torch.meshgrid(*axes, indexing="ij")
     ball = (x**2 + y**2 + z**2 < 0.6) * (100 + 30 * x + 20 * torch.sin(6 * y))
     return ball.repeat(6, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_processes_change_their_parts_as_one_changes_the_joint_batch(brains, name) -> None:
+    whole = augment(brains, (name,), (4,))
+    shares = [Share(6, rank, 4) for rank in range(4)]
+    parts = [augment(brains[share.own], (name,), (4,), share) for share in shares]
+    assert [len(part) for part in parts] == [1, 2, 1, 2]
+    torch.testing.assert_close(torch.cat(parts), whole)
 
 
 def test_flip_mirrors_half_of_the_volumes() -> None:

@@ -43,12 +43,37 @@ def test_an_epoch_goes_on_where_it_stopped() -> None:
     assert list(at(batches, 5, start=3)) == whole[3:]
 
 
-def test_processes_share_an_epoch_evenly() -> None:
-    parts = [list(EpochBatches(ages_of(23), 4, 0, rank=rank, world_size=3)) for rank in range(3)]
-    assert len({len(part) for part in parts}) == 1
-    indices = sum((sum(part, []) for part in parts), [])
-    assert len(set(indices)) == len(indices) == 21
-    assert all(len(batch) == 4 for batch in EpochBatches(ages_of(23), 4, 0, drop_last=True))
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("size", [23, 24, 25, 14])
+def test_processes_divide_the_batches_of_one(size, stratified) -> None:
+    """In order, evenly, the incomplete last batch included, even if it has fewer subjects than there are processes."""
+    one = EpochBatches(ages_of(size), 12, 3, stratified=stratified)
+    parts = [EpochBatches(ages_of(size), 4, 3, stratified=stratified, rank=rank, world_size=3) for rank in range(3)]
+    for epoch in (0, 1):
+        for batches in (one, *parts):
+            batches.epoch = epoch
+        assert [len(batches) for batches in parts] == [len(one)] * 3
+        together = [sum(own, []) for own in zip(*parts, strict=True)]
+        assert together == list(one)
+        assert [sum(own, []) for own in zip(*(batches.even() for batches in parts), strict=True)] == one.even()
+        for index, own in enumerate(zip(*parts, strict=True)):
+            assert [len(part) for part in own] == parts[0].share(index).sizes
+            assert max(map(len, own)) - min(map(len, own)) <= 1
+
+
+def test_a_small_last_batch_may_be_left_out() -> None:
+    sizes = {least: [len(batch) for batch in EpochBatches(ages_of(23), 5, 0, least=least)] for least in (1, 3, 4, 5)}
+    assert sizes == {1: [5, 5, 5, 5, 3], 3: [5, 5, 5, 5, 3], 4: [5] * 4, 5: [5] * 4}
+    assert [len(part) for part in EpochBatches(ages_of(23), 5, 0, least=3).even()] == [5, 5, 5, 4, 4]
+    assert [len(part) for part in EpochBatches(ages_of(9), 4, 0, least=4).even()] == [4, 4]
+
+
+def test_a_process_without_a_part_gets_an_empty_batch(synthetic_cohort) -> None:
+    paths = sorted((synthetic_cohort / "valid").iterdir())
+    dataset = ScanDataset([Subject(p.name, p, 50.0, 0) for p in paths], ScanStore(VOXEL_SIZE, "brain"))
+    batch = to_device(next(iter(make_loader(dataset, [[]], 0, torch.device("cpu")))), torch.device("cpu"), ["flip"])
+    assert batch["volume"].shape == (0, 1, 23, 27, 23)
+    assert batch["subject_id"] == []
 
 
 def test_items_become_normalized_volumes(synthetic_cohort) -> None:

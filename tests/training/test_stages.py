@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model.scaledense import NetworkConfig, ScaleDense
+from utils.common.distributed import Share
 from utils.training.stages import FirstStage, SecondStage
 
 
@@ -66,6 +67,10 @@ def test_the_age_jitter_leaves_out_of_fold_ages_alone() -> None:
     assert changed[1::2].std() == pytest.approx(np.hypot(6.0, 5 / np.sqrt(12)), rel=0.15)
     assert torch.equal(changed, SecondStage(5.0, 6.0).perturb(batch, (0, 1))["discretized_age"])
     assert SecondStage(5.0).perturb(batch, (0, 1)) is batch
+    shares = [Share(400, rank, 3) for rank in range(3)]
+    own = [{key: values[share.own] for key, values in batch.items()} for share in shares]
+    parts = [SecondStage(5.0, 6.0).perturb(part, (0, 1), share) for part, share in zip(own, shares, strict=True)]
+    assert torch.equal(torch.cat([part["discretized_age"] for part in parts]), changed)
 
 
 def recalibrated(stage: int, slope: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

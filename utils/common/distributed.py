@@ -3,10 +3,14 @@
 import ctypes
 import gc
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.nn import functional
 
 from utils.common.errors import InputError
 
@@ -77,32 +81,70 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a process has of a joint batch: neighbouring subjects, in the order of the ranks.
+
+    Parameters
+    ----------
+    total : int
+        Subjects of the joint batch.
+    rank, world_size : int
+        Number of the process and of all.
+    """
+
+    total: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def ends(self) -> list[int]:
+        """Where the parts begin and end; their sizes differ by one at most, and may be 0."""
+        return [rank * self.total // self.world_size for rank in range(self.world_size + 1)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Subjects of each process."""
+        return [last - first for first, last in pairwise(self.ends)]
+
+    @property
+    def own(self) -> slice:
+        """The place of this process's subjects in the joint batch."""
+        return slice(*self.ends[self.rank : self.rank + 2])
+
+
 def wrap(network: nn.Module) -> nn.Module:
     """Average gradients over the processes in the backward pass."""
     if world_size() == 1:
         return network
-    return nn.parallel.DistributedDataParallel(network)
+    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Join the (N,) tensors of all processes; the gradient flows back to the own part only.
+def average_gradients(parallel: nn.Module, now: bool) -> None:
+    """Say whether the next backward pass of a wrapped network ends a sum of gradients, which is then averaged."""
+    parallel.require_backward_grad_sync = now  # type: ignore[assignment]  # as no_sync() of torch does
+
+
+def gather(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Join the tensors of all processes to that of the joint batch; the gradient flows back to the own part only.
 
     The mean over processes that `wrap` computes is therefore the gradient of
     the joint loss divided by `world_size`.
+
+    Parameters
+    ----------
+    tensor : (N,) tensor
+    sizes : sequence of int
+        N of each process; see `Share`.
     """
     if world_size() == 1:
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    distributed.all_gather(parts, tensor.detach().contiguous())
+    padded = functional.pad(tensor.detach(), (0, max(sizes) - len(tensor)))  # gloo takes equal sizes alone
+    parts = [torch.empty_like(padded) for _ in sizes]
+    distributed.all_gather(parts, padded)
+    parts = [part[:size] for part, size in zip(parts, sizes, strict=True)]
     parts[rank()] = tensor
     return torch.cat(parts)
-
-
-def share_buffers(network: nn.Module) -> None:
-    """Copy the first process's running statistics to all others; the first one saves the weights."""
-    if world_size() > 1:
-        for buffer in network.buffers():
-            distributed.broadcast(buffer, 0)
 
 
 def average_statistics(network: nn.Module) -> None:

@@ -7,6 +7,9 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
+from utils.common.distributed import Share
+from utils.data.draws import Draws
+
 CHANGED_SHARE = 0.5  # of the volumes whose intensities change: networks must know clean ones, too
 LARGEST_ROTATION = 5.0  # degrees, about each axis
 LARGEST_SCALING = 0.05  # logarithm of the stretch, along each axis
@@ -20,7 +23,9 @@ CURVE_SPREAD = 0.3  # of the logarithm of the slope of each step
 BRIGHT = 1.5  # bright tissue, in means of the brain
 
 
-def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) -> torch.Tensor:
+def augment(
+    volumes: torch.Tensor, names: Collection[str], seed: Sequence[int], share: Share | None = None
+) -> torch.Tensor:
     """Change each volume in its own way.
 
     Parameters
@@ -33,36 +38,38 @@ def augment(volumes: torch.Tensor, names: Collection[str], seed: Sequence[int]) 
         do; ``gain``, ``gamma``, ``contrast``, ``bias_field`` and ``noise``
         change the intensities. These leave half of the volumes as they are.
     seed : sequence of int
+    share : Share or None
+        What `volumes` are of a joint batch; None: all of it.
 
     Returns
     -------
     (B, D, H, W) float32 tensor
     """
-    rng = np.random.default_rng((*seed, 2))  # trailing zeros would count for nothing
+    draws = Draws((*seed, 2), share or Share(len(volumes)))  # trailing zeros would count for nothing
     if "flip" in names:
-        volumes = _flip(volumes, rng)
+        volumes = _flip(volumes, draws)
     if "rotation" in names or "scaling" in names:
-        volumes = _resample(volumes, "rotation" in names, "scaling" in names, rng)
+        volumes = _resample(volumes, "rotation" in names, "scaling" in names, draws)
     if set(names) - {"flip", "rotation", "scaling"}:
-        chosen = torch.from_numpy(rng.random(len(volumes)) < CHANGED_SHARE).to(volumes.device, non_blocking=True)
-        changed = _blur(volumes, rng) if "blur" in names else volumes
-        changed = _erode(changed, rng) if "erosion" in names else changed
-        changed = _change_intensities(changed, names, rng)
+        chosen = torch.from_numpy(draws.uniform(0, 1) < CHANGED_SHARE).to(volumes.device, non_blocking=True)
+        changed = _blur(volumes, draws) if "blur" in names else volumes
+        changed = _erode(changed, draws) if "erosion" in names else changed
+        changed = _change_intensities(changed, names, draws)
         volumes = torch.where(chosen[:, None, None, None], changed, volumes)
     return volumes
 
 
-def _flip(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def _flip(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Mirror half of the volumes left to right."""
-    flips = torch.from_numpy(rng.random(len(volumes)) < 0.5).to(volumes.device, non_blocking=True)
+    flips = torch.from_numpy(draws.uniform(0, 1) < 0.5).to(volumes.device, non_blocking=True)
     return torch.where(flips[:, None, None, None], volumes.flip(1), volumes)
 
 
-def _resample(volumes: torch.Tensor, rotate: bool, scale: bool, rng: np.random.Generator) -> torch.Tensor:
+def _resample(volumes: torch.Tensor, rotate: bool, scale: bool, draws: Draws) -> torch.Tensor:
     """Turn and stretch each volume about its centre."""
     count, sizes = len(volumes), np.array(volumes.shape[1:])
-    angles = rng.uniform(-LARGEST_ROTATION, LARGEST_ROTATION, (count, 3)) * rotate
-    stretches = np.exp(rng.uniform(-LARGEST_SCALING, LARGEST_SCALING, (count, 3)) * scale)
+    angles = draws.uniform(-LARGEST_ROTATION, LARGEST_ROTATION, 3) * rotate
+    stretches = np.exp(draws.uniform(-LARGEST_SCALING, LARGEST_SCALING, 3) * scale)
     matrices = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * stretches[:, None]
     # torch counts from -1 to 1 over each axis, and names the last axis first.
     matrices = (matrices * sizes / sizes[:, None])[:, ::-1, ::-1]
@@ -75,9 +82,9 @@ def _resample(volumes: torch.Tensor, rotate: bool, scale: bool, rng: np.random.G
     return functional.grid_sample(volumes[:, None], grid, align_corners=False)[:, 0]
 
 
-def _blur(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def _blur(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Smooth each volume along each axis by a Gaussian of a width of its own, as thick slices do."""
-    sigma = torch.from_numpy(rng.uniform(0.01, LARGEST_BLUR, (3, len(volumes), 1)).astype(np.float32))
+    sigma = torch.from_numpy(draws.uniform(0.01, LARGEST_BLUR, 3).astype(np.float32)).T[..., None]
     weights = torch.softmax(-0.5 * (torch.arange(-2.0, 3.0) / sigma) ** 2, 2).to(volumes.device, non_blocking=True)
     for axis, kernels in enumerate(weights, 1):
         moved = functional.pad(volumes.movedim(axis, -1), (2, 2))
@@ -87,18 +94,18 @@ def _blur(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return volumes
 
 
-def _erode(volumes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def _erode(volumes: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Darken the outermost voxels of each brain by a factor of its own."""
-    factors = rng.random(len(volumes)).astype(np.float32)
+    factors = draws.uniform(0, 1).astype(np.float32)
     brain = (volumes > 0).float()
     core = -functional.max_pool3d(-brain[:, None], 3, 1, 1)[:, 0]
     darker = volumes * torch.from_numpy(factors).to(volumes.device, non_blocking=True)[:, None, None, None]
     return torch.where(core < brain, darker, volumes)
 
 
-def _bend(volumes: torch.Tensor, mean: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def _bend(volumes: torch.Tensor, mean: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Change the contrast by a rising curve of straight pieces through 0 and bright tissue."""
-    slopes = np.exp(rng.normal(0, CURVE_SPREAD, (len(volumes), CURVE_STEPS + 2)))
+    slopes = np.exp(draws.normal(CURVE_SPREAD, CURVE_STEPS + 2))
     heights = np.concatenate([np.zeros((len(volumes), 1)), np.cumsum(slopes, 1)], 1)
     curve = torch.from_numpy((heights / heights[:, CURVE_STEPS, None]).astype(np.float32)).to(
         volumes.device, non_blocking=True
@@ -110,12 +117,12 @@ def _bend(volumes: torch.Tensor, mean: torch.Tensor, rng: np.random.Generator) -
     return bright * (low + (high - low) * (place - step))
 
 
-def _change_intensities(volumes: torch.Tensor, names: Collection[str], rng: np.random.Generator) -> torch.Tensor:
+def _change_intensities(volumes: torch.Tensor, names: Collection[str], draws: Draws) -> torch.Tensor:
     """Change the contrast, the brightness, and add noise inside the brain."""
-    count, device = len(volumes), volumes.device
+    device = volumes.device
 
     def draw(largest: float, terms: int = 1) -> torch.Tensor:
-        return torch.from_numpy(rng.uniform(-largest, largest, (count, terms)).astype(np.float32)).to(
+        return torch.from_numpy(draws.uniform(-largest, largest, terms).astype(np.float32)).to(
             device, non_blocking=True
         )
 
@@ -124,7 +131,7 @@ def _change_intensities(volumes: torch.Tensor, names: Collection[str], rng: np.r
     exponent = torch.exp(draw(LARGEST_GAMMA))[..., None, None] if "gamma" in names else 1.0
     changed = mean * (volumes.clamp_min(0) / mean) ** exponent
     if "contrast" in names:
-        changed = _bend(changed, mean, rng)
+        changed = _bend(changed, mean, draws)
     if "gain" in names:
         changed = changed * torch.exp(draw(LARGEST_GAIN))[..., None, None]
     if "bias_field" in names:
@@ -133,8 +140,9 @@ def _change_intensities(volumes: torch.Tensor, names: Collection[str], rng: np.r
         terms = terms - terms.mean((1, 2, 3), keepdim=True)
         changed = changed * torch.exp(torch.einsum("bt,tdhw->bdhw", draw(LARGEST_BIAS, len(terms)), terms))
     if "noise" in names:
-        generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
-        noise = torch.randn(volumes.shape, generator=generator, device=device)
+        generator, noise = torch.Generator(device), torch.empty_like(volumes)
+        for one, seed in zip(noise, draws.integers(2**31), strict=True):
+            one.normal_(generator=generator.manual_seed(int(seed)))
         changed = changed + LARGEST_NOISE * draw(1.0).abs()[..., None, None] * mean * noise
     # What was brain stays brain: `utils.data.dataset.normalize` takes voxels above 0 for it.
     return torch.where(brain, changed.clamp_min(1e-6 * mean), volumes)

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from utils.common.distributed import Share
 from utils.data.augmentation import augment
 from utils.data.loading import WorkerLoader
 from utils.data.scans import ScanStore
@@ -60,7 +62,8 @@ class ScanDataset(Dataset[dict[str, Any]]):
 class EpochBatches:
     """Batches of indices: every subject once an epoch, in an order that depends on the seed.
 
-    Several processes leave out the few subjects that do not divide evenly.
+    Several processes divide the batches that one process with all their
+    subjects would have; see `utils.common.distributed.Share`.
 
     Parameters
     ----------
@@ -70,8 +73,8 @@ class EpochBatches:
     seed : int
     stratified : bool
         Whether every joint batch of the processes covers the range of ages.
-    drop_last : bool
-        Leave out an incomplete last batch.
+    least : int
+        Leave out a last joint batch of fewer subjects.
     rank, world_size : int
         Number of this process and of all; each process gets the same number of batches.
 
@@ -88,33 +91,48 @@ class EpochBatches:
         seed: int,
         *,
         stratified: bool = False,
-        drop_last: bool = False,
+        least: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.ages = np.asarray(ages)
         self.size = len(ages)
-        self.batch_size = batch_size
+        self.joint = batch_size * world_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.drop_last = drop_last
+        self.least = least
         self.stratified = stratified
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
-        own = self.size // self.world_size
-        return own // self.batch_size if self.drop_last else -(-own // self.batch_size)
+        full, rest = divmod(self.size, self.joint)
+        return full + (rest >= self.least)
 
     def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
+        for index in range(self.start, len(self)):
+            yield self._own(order[index * self.joint : (index + 1) * self.joint])
+
+    def even(self) -> list[list[int]]:
+        """Return this process's part of the epoch's subjects in batches of equal sizes, give or take one."""
+        order = self._order()[: len(self) * self.joint]
+        return [self._own(part) for part in np.array_split(order, min(len(self), len(order) // self.least))]
+
+    def share(self, index: int) -> Share:
+        """Return how the processes divide a joint batch of the epoch."""
+        return Share(min(self.joint, self.size - index * self.joint), self.rank, self.world_size)
+
+    def _order(self) -> np.ndarray:
+        """Return the subjects of the epoch, joint batch after joint batch."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.size)
-        if self.stratified:
-            order = stratify(order, self.ages, min(self.batch_size * self.world_size, self.size), rng)
-        own = order[self.rank :: self.world_size][: self.size // self.world_size]
-        for index in range(self.start, len(self)):
-            yield own[index * self.batch_size : (index + 1) * self.batch_size].tolist()
+        return stratify(order, self.ages, min(self.joint, self.size), rng) if self.stratified else order
+
+    def _own(self, batch: np.ndarray) -> list[int]:
+        """Return this process's part of a joint batch."""
+        return batch[Share(len(batch), self.rank, self.world_size).own].tolist()
 
 
 def stratify(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
@@ -148,7 +166,7 @@ def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: to
     return WorkerLoader(
         dataset,
         num_workers,
-        collate,
+        _Collation(dataset),
         batch_sampler=batches,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
@@ -164,8 +182,23 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return default_collate(items)
 
 
+@dataclass(frozen=True)
+class _Collation:
+    """Joins subjects to a batch; one without subjects, of a process that has no part in it, is of the same form."""
+
+    dataset: ScanDataset
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = collate(items or [self.dataset[0]])
+        return batch if items else {key: values[:0] for key, values in batch.items()}
+
+
 def to_device(
-    batch: dict[str, Any], device: torch.device, augmentation: Collection[str] = (), seed: Sequence[int] = ()
+    batch: dict[str, Any],
+    device: torch.device,
+    augmentation: Collection[str] = (),
+    seed: Sequence[int] = (),
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Move a batch to the device, and turn its voxels into normalized volumes there.
 
@@ -177,6 +210,8 @@ def to_device(
         Random changes; see `utils.data.augmentation.augment`.
     seed : sequence of int
         Of these changes.
+    share : Share or None
+        What `batch` is of a joint batch; None: all of it.
 
     Returns
     -------
@@ -190,8 +225,8 @@ def to_device(
     }
     slope, intercept, inverse_deviation, offset = moved.pop("scaling")[:, :, None, None, None].unbind(1)
     volumes = moved.pop("voxels") * slope + intercept
-    if augmentation:
-        volumes = augment(volumes, augmentation, seed)
+    if augmentation and len(volumes):
+        volumes = augment(volumes, augmentation, seed, share)
     volumes = normalize(volumes, inverse_deviation, offset)
     # Channels-last strides, which .contiguous() would not give to a single channel.
     moved["volume"] = volumes[..., None].permute(0, 4, 1, 2, 3)

@@ -9,7 +9,9 @@ import torch
 from model.building import scale_output
 from model.conventions import discretize_age
 from utils.common import distributed
+from utils.common.distributed import Share
 from utils.common.errors import InputError
+from utils.data.draws import Draws
 from utils.evaluation.metrics import Predictions, residual_sd_within_bins
 
 Batch = Mapping[str, torch.Tensor]
@@ -24,7 +26,7 @@ class Stage(Protocol):
     def predict(self, network: Callable[..., torch.Tensor], batch: Any) -> dict[str, torch.Tensor]:
         """Turn a batch into predictions, with ``brain_age`` among them."""
 
-    def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+    def perturb(self, batch: dict[str, Any], seed: Sequence[int], share: Share | None = None) -> dict[str, Any]:
         """Perturb what a training batch tells the network besides the volume."""
 
     def recalibrate(self, network: Any, predictions: Predictions) -> None:
@@ -85,7 +87,7 @@ class FirstStage:
         """Return ``brain_age``, (B,) float32 tensor, years."""
         return {"brain_age": network(batch["volume"], batch["sex"])}
 
-    def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+    def perturb(self, batch: dict[str, Any], seed: Sequence[int], share: Share | None = None) -> dict[str, Any]:
         """Return the batch as it is."""
         return batch
 
@@ -160,7 +162,7 @@ class SecondStage:
             "brain_age": batch["discretized_age"] + residual_age,
         }
 
-    def perturb(self, batch: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+    def perturb(self, batch: dict[str, Any], seed: Sequence[int], share: Share | None = None) -> dict[str, Any]:
         """Add an error to the first stage's ages, so that they err as much as on new subjects.
 
         Parameters
@@ -169,6 +171,8 @@ class SecondStage:
             With ``first_stage_age``, (B,) float tensor, years, and
             ``out_of_fold``, (B,) bool tensor; out-of-fold ages stay as they are.
         seed : sequence of int
+        share : Share or None
+            What `batch` is of a joint batch; None: all of it.
 
         Returns
         -------
@@ -183,7 +187,7 @@ class SecondStage:
         if not self.age_jitter:
             return batch
         ages = batch["first_stage_age"].numpy()
-        error = np.random.default_rng((*seed, 1)).normal(0, self.age_jitter, len(ages))
+        error = Draws((*seed, 1), share or Share(len(ages))).normal(self.age_jitter)
         ages = np.where(batch["out_of_fold"].numpy(), ages, ages + error)
         discretized = torch.from_numpy(discretize_age(ages, self.age_interval).astype(np.float32))
         return batch | {"discretized_age": discretized}

@@ -93,7 +93,7 @@ class Trainer:
             settings.batch_size,
             settings.seed,
             stratified=settings.batches == "stratified",
-            drop_last=criterion.batch_size is not None,
+            least=criterion.batch_size or distributed.world_size(),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
@@ -181,7 +181,7 @@ class Trainer:
                 if progress.step % self.settings.accumulation_steps == 0 or progress.step == len(self.batches):
                     self._stop_if_asked(save=True)
             self._read_scalars()
-        distributed.share_buffers(self.network)
+        distributed.average_statistics(self.network)
         seconds, total = time.perf_counter() - started, progress.sums["subjects"]
         row = {"epoch": float(progress.epoch), "learning_rate": self.optimizer.param_groups[0]["lr"]}
         row |= {f"train/{key}": value / total for key, value in progress.sums.items() if key != "subjects"}
@@ -201,15 +201,17 @@ class Trainer:
     def train_step(self, batch: dict[str, Any]) -> Step:
         """Learn from a batch; do not wait for the device."""
         settings, progress = self.settings, self.progress
-        seed = settings.seed, progress.epoch, progress.step, distributed.rank()
-        batch = to_device(self.stage.perturb(batch, seed), self.device, settings.augmentation, seed)
-        with autocast(self.device, settings.precision):
-            brain_age = self.stage.predict(self.parallel, batch)["brain_age"]
-        brain_age = distributed.gather(brain_age)
-        age = distributed.gather(batch["chronological_age"])
-        losses = self.criterion(brain_age, age, self.generator)
+        seed, share = (settings.seed, progress.epoch, progress.step), self.batches.share(progress.step)
+        batch = self.stage.perturb(batch, seed, share)
+        batch = to_device(batch, self.device, settings.augmentation, seed, share)
         part = progress.step % settings.accumulation_steps
         parts = min(settings.accumulation_steps, len(self.batches) - progress.step + part)
+        distributed.average_gradients(self.parallel, part + 1 == parts)
+        with autocast(self.device, settings.precision):
+            brain_age = self.stage.predict(self.parallel, batch)["brain_age"]
+        brain_age = distributed.gather(brain_age, share.sizes)
+        age = distributed.gather(batch["chronological_age"], share.sizes)
+        losses = self.criterion(brain_age, age, self.generator)
         if part == 0:
             self.optimizer.zero_grad(set_to_none=True)
         (losses["loss"] * distributed.world_size() / parts).backward()  # processes average their gradients
@@ -273,10 +275,8 @@ class Trainer:
 
     def _every_scan(self) -> Iterator[torch.Tensor]:
         """Yield this process's training volumes in batches of equal size, give or take one scan."""
-        self.batches.start = 0  # a resumed epoch, too, is recalibrated on all scans
-        order = np.concatenate(list(self.batches))
-        even = [part.tolist() for part in np.array_split(order, len(self.batches))]  # each counts the same
-        for batch in make_loader(self.train_set, even, min(self.settings.num_workers, 2), self.device):
+        loader = make_loader(self.train_set, self.batches.even(), min(self.settings.num_workers, 2), self.device)
+        for batch in loader:  # each counts the same
             yield to_device(batch, self.device)["volume"]
 
     def validate(self, row: dict[str, float]) -> tuple[Predictions, str, str]:
