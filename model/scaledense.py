@@ -241,7 +241,8 @@ class ScaleDense(nn.Module):
             self.sex_layer = nn.Sequential(nn.Linear(2, 16), nn.Linear(16, 8), nn.ELU())
             width += 8
         self.output_layer = nn.Sequential(nn.Linear(width, 16), nn.Linear(16, 1))
-        self.reset_parameters()
+        if not self.output_layer[0].weight.is_meta:  # weights without values need none; drawing them takes 1.5 s there
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw new weights as the authors do: Kaiming, Xavier, biases zero.

@@ -1,5 +1,7 @@
 """Networks and losses: new ones, second stages from first ones, and checkpoints that are refused."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,7 @@ from model.building import (
 )
 from model.ranking import SoftRank
 from model.scaledense import NetworkConfig, ScaleDense
+from tests.conftest import ROOT
 
 SHAPE = (20, 20, 20)
 
@@ -152,3 +155,20 @@ def test_make_loss() -> None:
         make_loss("mse", "sodeep", None, 1.0, 10.0, 1.0)
     with pytest.raises(ValueError, match="positive"):
         make_loss("mse", "soft", None, 0.0, 10.0, 1.0)
+
+
+LOAD = """
+import sys
+from model.building import load_network, make_network
+from model.scaledense import NetworkConfig
+
+network = make_network(NetworkConfig(1, "scaledense", True, (20, 20, 20), 2, 4), 0)
+load_network({"state_dict": network.state_dict(), "network": network.config.to_dict()}, 1).folded()
+print(*sys.modules)
+"""
+
+
+def test_a_network_is_loaded_without_the_compiler_of_torch() -> None:
+    """Whose import takes one and a half seconds; drawing weights on the device ``meta`` needs it."""
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"torch._dynamo", "sympy"}.intersection(done.stdout.split())
