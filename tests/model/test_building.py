@@ -171,4 +171,4 @@ print(*sys.modules)
 def test_a_network_is_loaded_without_the_compiler_of_torch() -> None:
     """Whose import takes one and a half seconds; drawing weights on the device ``meta`` needs it."""
     done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert not {"torch._dynamo", "sympy"}.intersection(done.stdout.split())
+    assert "torch._dynamo" not in done.stdout.split()
