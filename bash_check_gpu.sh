@@ -7,7 +7,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 export GPU_CHECK="${GPU_CHECK:-runs/gpu_check.json}"  # file for what the checks find
 OUTPUT="${OUTPUT:-runs/throughput_gpu.json}"          # file for the speeds
 export OVERWRITE="${OVERWRITE:-false}"                # true: replace results of an earlier call
-ROUNDS="${ROUNDS:-2}"                                 # how often each variant is measured
+export MODEL="${MODEL:-scaledense}"                   # whose speed to measure: scaledense, scaledense_paper or both
+export BATCH_SIZE="${BATCH_SIZE:-16}"                 # scans in a batch
+export ROUNDS="${ROUNDS:-1}"                          # how often each variant is measured
 
 for file in "$GPU_CHECK" "$OUTPUT"; do
   if [[ -e "$file" && "$OVERWRITE" != true ]]; then
@@ -17,4 +19,4 @@ for file in "$GPU_CHECK" "$OUTPUT"; do
 done
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 "$PYTHON" -m pytest --rootdir "$HERE" -p no:cacheprovider -m gpu -s "$HERE/tests/gpu"
-OUTPUT="$OUTPUT" ROUNDS="$ROUNDS" bash "$HERE/bash_throughput.sh"
+OUTPUT="$OUTPUT" bash "$HERE/bash_throughput.sh"

@@ -11,7 +11,7 @@ from model.building import freeze
 from model.ranking import CascadeLoss
 from tests.training.helpers import CPU, flags, make_trainer, same, small_network, states, train
 from utils.common.errors import InputError
-from utils.data.dataset import ScanDataset, collate, make_loader, to_device
+from utils.data.dataset import ScanDataset, collate, to_device
 from utils.training.stages import FirstStage
 from utils.training.state import RunState
 
@@ -86,7 +86,7 @@ def test_nothing_is_saved_while_gradients_are_half_accumulated(datasets, tmp_pat
     trainer = make_trainer(datasets, tmp_path, args)
     saved = []
     monkeypatch.setattr(RunState, "save", lambda state: saved.append(state.progress.step))
-    trainer.train_epoch(make_loader(datasets[0], trainer.batches, 0, CPU))
+    trainer.train_epoch()
     assert saved == [2, 4]
 
 

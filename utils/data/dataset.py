@@ -78,6 +78,13 @@ class EpochBatches:
     rank, world_size : int
         Number of this process and of all; each process gets the same number of batches.
 
+    Attributes
+    ----------
+    epoch, start : int
+        Which epoch, and from which of its batches on.
+    evenly : bool
+        Whether to give the batches of `even` instead.
+
     Notes
     -----
     Batch norm subtracts what a batch has in common. In a small random batch
@@ -105,12 +112,16 @@ class EpochBatches:
         self.stratified = stratified
         self.epoch = 0
         self.start = 0
+        self.evenly = False
 
     def __len__(self) -> int:
         full, rest = divmod(self.size, self.joint)
         return full + (rest >= self.least)
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.evenly:
+            yield from self.even()
+            return
         order = self._order()
         for index in range(self.start, len(self)):
             yield self._own(order[index * self.joint : (index + 1) * self.joint])

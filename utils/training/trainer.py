@@ -100,6 +100,7 @@ class Trainer:
         joint = settings.batch_size * distributed.world_size()
         check_batches(criterion, self.batches, len(train_set), len(valid_set), joint)
         speed_up(self.network, settings, settings.epochs * len(self.batches), device)
+        self.loader = make_loader(train_set, self.batches, settings.num_workers, device)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress = Progress()
         self.state = RunState(
@@ -138,10 +139,9 @@ class Trainer:
         """Train the epochs that remain, and write the log."""
         if not self.state.path.exists():
             self.state.save()  # from now on the folder holds a run that can be continued
-        loader = make_loader(self.train_set, self.batches, self.settings.num_workers, self.device)
         log = RunLog(self.folder, self.flags, self.device, self.progress.epoch)
         while not self.finished:
-            row = self.train_epoch(loader)
+            row = self.train_epoch()
             if self.settings.recalibrate and (self.valid_set or self.progress.epoch + 1 >= self.settings.epochs):
                 self.recalibrate()
             predictions, warning, notes = self.validate(row)
@@ -158,7 +158,7 @@ class Trainer:
             distributed.barrier()
             raise Interruption(number, f"{self.state.kept}: {CONTINUE}")
 
-    def train_epoch(self, loader: Any) -> dict[str, float]:
+    def train_epoch(self) -> dict[str, float]:
         """Take the steps that remain of the epoch under way; return its scalars."""
         progress = self.progress
         self.network.train()
@@ -169,7 +169,7 @@ class Trainer:
             unit="batch", disable=None if distributed.rank() == 0 else True, leave=False,
         )  # fmt: skip
         with bar:
-            for batch in self._measure_waiting(loader):
+            for batch in self._measure_waiting():
                 step = self.train_step(batch)
                 values = self._read_scalars()  # of the step before, while the device works on this one
                 self.unread = step
@@ -187,9 +187,9 @@ class Trainer:
         row |= {f"train/{key}": value / total for key, value in progress.sums.items() if key != "subjects"}
         return row | {"scans_per_second": (total - done) / seconds, "waiting_for_data": self.waited / seconds}
 
-    def _measure_waiting(self, loader: Any) -> Iterator[dict[str, Any]]:
-        """Yield the batches of a loader, and add up the seconds that it takes to give them."""
-        batches = iter(loader)
+    def _measure_waiting(self) -> Iterator[dict[str, Any]]:
+        """Yield the batches of the epoch, and add up the seconds that it takes to read them."""
+        batches = iter(self.loader)
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -275,9 +275,10 @@ class Trainer:
 
     def _every_scan(self) -> Iterator[torch.Tensor]:
         """Yield this process's training volumes in batches of equal size, give or take one scan."""
-        loader = make_loader(self.train_set, self.batches.even(), min(self.settings.num_workers, 2), self.device)
-        for batch in loader:  # each counts the same
+        self.batches.evenly = True  # each batch counts the same
+        for batch in self.loader:
             yield to_device(batch, self.device)["volume"]
+        self.batches.evenly = False
 
     def validate(self, row: dict[str, float]) -> tuple[Predictions, str, str]:
         """Estimate the validation subjects; add losses, MAE and the stage's scalars to `row`.
