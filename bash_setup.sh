@@ -36,8 +36,8 @@ choose_launcher() {
   fi
   launcher=("$PYTHON")
   if ((PROCESSES > 1)); then
-    launcher=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES"
-      --signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGUSR1")
+    launcher=(env "PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m utils.common.launch
+      --standalone --nproc_per_node "$PROCESSES")
   fi
 }
 

@@ -43,19 +43,21 @@ def main() -> None:
     dataset = ScanDataset(subjects, scans)
     stage = FirstStage()
     predictions = predict(network.to(device), stage, dataset, device, label="first stage", **options)
-    metrics = write_report(
-        args.output_dir, subjects, predictions, "First stage", (), args.npz_name, args.plot_name, stage.report
-    )
-    write_discretized_ages(
-        args.output_dir / table,
-        [subject.subject_id for subject in subjects],
-        predictions["brain_age"],
-        age_interval,
-        sha256_of(args.checkpoint),
-        out_of_fold=~seen,
-    )
-    announce_report(args.output_dir, "first stage", metrics)
+    if distributed.rank() == 0:
+        metrics = write_report(
+            args.output_dir, subjects, predictions, "First stage", (), args.npz_name, args.plot_name, stage.report
+        )
+        write_discretized_ages(
+            args.output_dir / table,
+            [subject.subject_id for subject in subjects],
+            predictions["brain_age"],
+            age_interval,
+            sha256_of(args.checkpoint),
+            out_of_fold=~seen,
+        )
+        announce_report(args.output_dir, "first stage", metrics)
+    distributed.stop()
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

@@ -67,11 +67,14 @@ def main() -> None:
     stage = SecondStage(age_interval)
     dataset = ScanDataset(subjects, scans)
     predictions = predict(networks[2].to(device), stage, dataset, device, label="second stage", **options)
-    metrics = write_report(
-        args.output_dir, subjects, predictions, "Cascade", stage.columns, args.npz_name, args.plot_name, stage.report
-    )
-    announce_report(args.output_dir, "cascade", metrics)
+    if distributed.rank() == 0:
+        metrics = write_report(
+            args.output_dir, subjects, predictions, "Cascade", stage.columns, args.npz_name, args.plot_name,
+            stage.report,
+        )  # fmt: skip
+        announce_report(args.output_dir, "cascade", metrics)
+    distributed.stop()
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

@@ -43,7 +43,7 @@ def main() -> None:
         )
     check_run_folder(args.output_dir, args.resume, args.train_folder, args.valid_folder, args.test_folder)
     device = distributed.start(args.device)
-    if device.type == "cpu" and voxel_size == 2 and distributed.rank() == 0:
+    if device.type == "cpu" and voxel_size == 2:
         print("note: training at 2 mm on a CPU takes minutes for a hundred scans; try RECIPE=recipes/small_cohort.sh")
     scans = ScanStore(voxel_size, normalization, args.cache_folder, args.num_workers)
     folders = {"train": args.train_folder, "valid": args.valid_folder, "test": args.test_folder}
@@ -78,8 +78,7 @@ def main() -> None:
     best = train(cohort["train"], args.output_dir, args.seed)
     ages = {split: estimate(best, subjects, split) for split, subjects in cohort.items()}
     for number, (rest, part) in enumerate(folds, 1):
-        if distributed.rank() == 0:
-            print(f"fold {number} of {args.folds}: {len(rest)} subjects to train on, {len(part)} to estimate")
+        print(f"fold {number} of {args.folds}: {len(rest)} subjects to train on, {len(part)} to estimate")
         fold = train([cohort["train"][i] for i in rest], args.output_dir / f"fold_{number}", args.seed + number)
         ages["train"][part] = estimate(fold, [cohort["train"][i] for i in part], f"fold {number}")
     if distributed.rank() == 0:
@@ -95,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

@@ -77,10 +77,9 @@ def main() -> None:
             valid_subjects if settings.chooses_by_validation else [], sha256, initial.subjects if initial else [],
         ),
     ).fit()  # fmt: skip
-    if distributed.rank() == 0:
-        print(f"weights of the {args.keep} epoch: {best}")
+    print(f"weights of the {args.keep} epoch: {best}")
     distributed.stop()
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

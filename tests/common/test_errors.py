@@ -84,11 +84,6 @@ def test_anything_else_keeps_its_traceback(error) -> None:
         run_command(main)
 
 
-def test_the_first_of_several_processes_reports(capsys, monkeypatch) -> None:
-    monkeypatch.setitem(os.environ, "RANK", "1")
-    assert fails_with(InputError("wrong"), capsys) == (2, [])
-
-
 def test_user_errors_name_the_place() -> None:
     with pytest.raises(InputError, match=r"^best\.pt: is broken$"), user_errors("best.pt"):
         raise ValueError("is broken")

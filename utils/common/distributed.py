@@ -13,6 +13,7 @@ from torch import distributed, nn
 from torch.nn import functional
 
 from utils.common.errors import InputError
+from utils.common.first_failure import started_by_torchrun
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ def start(device: str) -> torch.device:
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     else:
         keep_freed_memory()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+    if started_by_torchrun() and not distributed.is_initialized():
         distributed.init_process_group("nccl" if use_cuda else "gloo")
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 

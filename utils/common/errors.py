@@ -4,14 +4,19 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import NoReturn
 
-from utils.common.interruption import Interruption, interrupt, on_stop_signals
+from utils.common.first_failure import claim, end_with_the_first, leave, rank, started_by_torchrun
+from utils.common.interruption import Interruption, interrupt, on_stop_signals, outlive_signals
 
 MOST_PROBLEMS_SHOWN = 20
 CONTROL = r"[\x00-\x09\x0b-\x1f\x7f-\x9f]"  # a file's name may hold them; a terminal obeys
 MOST_NAMES_SHOWN = 10
+LOST_PROCESS = r"^Dist(Backend|Network|Store)?Error: |gloo.*(closed|reset|timed out|refused)"  # errors of torch
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
@@ -56,26 +61,56 @@ def user_errors(where: str = "") -> Iterator[None]:
         raise InputError(f"{where}: {error}" if where else str(error)) from error
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None], several: bool = False) -> None:
     """Run an entry point; report a problem that the user can solve, and exit with status 2.
 
     A signal that ends it gives the status 128 plus its number.
+
+    Parameters
+    ----------
+    main : callable
+    several : bool
+        Whether several processes may run it together, started by torchrun.
+        The first one prints what is to be printed.
     """
+    if started_by_torchrun():
+        end_with_the_first()
     try:
-        with on_stop_signals(interrupt):
-            main()
+        with on_stop_signals(interrupt), open(os.devnull, "w") as nowhere:
+            if started_by_torchrun() and not several:
+                raise InputError(f"{Path(sys.argv[0]).name} runs in one process; start it without torchrun")
+            with redirect_stdout(nowhere if rank() else sys.stdout):
+                main()
     except Interruption as stop:
-        if os.environ.get("RANK", "0") == "0":
-            print(stop, file=sys.stderr)
-        sys.exit(stop.status)
+        fail([str(stop)], stop.status)
     except Exception as error:
         lines = _explain(error)
-        if not lines:
+        if lines:
+            fail(lines)
+        if not started_by_torchrun():
             raise
-        if os.environ.get("RANK", "0") == "0":  # the first of several processes reports
-            text = "\n".join(lines)
-            print(re.sub(CONTROL, lambda found: repr(found[0])[1:-1], text), file=sys.stderr)
-        sys.exit(2)
+        fail([f"rank {rank()}:", *traceback.format_exc().splitlines()], status=1)
+
+
+def fail(lines: Sequence[str], status: int = 2) -> NoReturn:
+    """Print why the command fails, and end it; of several processes, the first that fails does, and ends all.
+
+    Parameters
+    ----------
+    lines : sequence of str
+        If they begin with ``error:``, the number of the process is added.
+    status : int
+    """
+    if started_by_torchrun():
+        outlive_signals()  # torchrun sends one to the others as soon as one process has ended
+        earlier = claim(status)
+        if earlier is not None:
+            leave(earlier)
+        lines = [re.sub("^error: ", f"error: rank {rank()}: ", lines[0]), *lines[1:]]
+    print(re.sub(CONTROL, lambda found: repr(found[0])[1:-1], "\n".join(lines)), file=sys.stderr)
+    if started_by_torchrun():
+        leave(status)
+    sys.exit(status)
 
 
 def _explain(error: Exception) -> list[str]:
@@ -98,6 +133,8 @@ def _explain(error: Exception) -> list[str]:
             "error: the GPU has too little memory; lower BATCH_SIZE (--batch_size) or set "
             "ACTIVATION_CHECKPOINTING=true (--activation_checkpointing true)"
         ]
+    if re.search(LOST_PROCESS, f"{type(error).__name__}: {error}"):
+        return ["error: the connection to another process is lost; it was killed, or its machine cannot be reached"]
     if isinstance(error, MemoryError):
         return ["error: this machine has too little memory for that; use fewer subjects at a time"]
     if isinstance(error, OSError) and error.errno in UNWRITABLE:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from utils.common.first_failure import rank
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Ctrl-C, kill, a lost terminal, Slurm
 SAME_SIGNAL = 2.0  # s within which a terminal, torchrun or Slurm may send the same request twice
 CONTINUE = "go on with the same command, a training with --resume"
@@ -58,8 +60,9 @@ def remembered_signals() -> Iterator[list[int]]:
             interrupt(number, frame)
         if not received:
             received.append(number)
-            name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saves after this step and stops; send it again to stop at once\n".encode())
+            if rank() == 0:
+                name = signal.Signals(number).name
+                os.write(2, f"\n{name}: saves after this step and stops; send it again to stop at once\n".encode())
 
     with on_stop_signals(remember):
         yield received

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from model.conventions import UNKNOWN_SEX
-from utils.common import distributed
 from utils.common.errors import InputError, list_some, shortened
 from utils.data.image_files import file_name_of, list_prepared
 from utils.data.names import scan_name, unusable_name
@@ -88,8 +87,7 @@ def load_cohort(
     visits = suspected_visits(subject.person for subjects in cohort.values() for subject in subjects)
     if visits:
         notes.append(f"WARNING: {visits}")
-    if distributed.rank() == 0:
-        print(*notes, sep="\n", end="\n" * bool(notes))
+    print(*notes, sep="\n", end="\n" * bool(notes))
     return cohort
 
 

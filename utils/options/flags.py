@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from model.conventions import NORMALIZATIONS
+from utils.common.errors import fail
 from utils.common.files import PROJECT
 
 EPILOGUE = "The bash script of the same name sets these flags from variables; docs/variables.md explains each."
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read flags; those of the command line come with the environment, whose misspelt variables are named."""
         parsed = super().parse_args(args, namespace)
-        if args is None and os.environ.get("RANK", "0") == "0":
+        if args is None:
             scripts = "".join(path.read_text() for path in PROJECT.glob("bash_*.sh"))
             known = {name.removeprefix("--").upper() for name in self._option_string_actions}
             known |= set(re.findall(r"^(?:export )?([A-Z_]+)=", scripts, re.M))
@@ -55,7 +56,7 @@ class Parser(argparse.ArgumentParser):
             name = message.split()[1].rstrip(":").partition("/")[0]
             is_path = self._option_string_actions[name].type in (Path, optional_path, paths)
             message += "; put ./ before a path that begins with a dash" if is_path else ""
-        self.exit(2, f"error: {message} ({self.prog} --help explains every flag)\n")
+        fail([f"error: {message} ({self.prog} --help explains every flag)"])
 
 
 def flag(group: Any, names: str, default: Any, kind: Callable[[str], Any], meaning: str, **options: Any) -> None:

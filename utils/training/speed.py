@@ -7,7 +7,6 @@ import torch
 
 from model.cpu_layers import use_cpu_layers
 from model.gpu_layers import use_gpu_layers
-from utils.common import distributed
 from utils.training.settings import TrainingSettings
 
 FUSED_STEPS = 5000  # from which on torch.compile gains more time than it takes
@@ -35,7 +34,7 @@ def speed_up(network: Any, settings: TrainingSettings, steps: int, device: torch
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
     fuse = settings.fuse == "true" or (settings.fuse == "auto" and steps >= FUSED_STEPS and not settings.deterministic)
     problem = _problem_of_compiler(device) if fuse else ""
-    if problem and distributed.rank() == 0:
+    if problem:
         print(f"note: torch.compile does not work here, which --fuse false does without: {problem}")
     use_gpu_layers(network, fuse and not problem)
 

@@ -8,7 +8,6 @@ import torch
 
 from model.building import scale_output
 from model.conventions import discretize_age
-from utils.common import distributed
 from utils.common.distributed import Share
 from utils.common.errors import InputError
 from utils.data.draws import Draws
@@ -72,7 +71,7 @@ def check_batches(criterion: Criterion, batches: Sized, train_size: int, valid_s
             f"--batch_size: a step has {joint} subjects, but the sorter ranks {needed}; set BATCH_SIZE so "
             f"that all processes together have {needed}, or use --ranking soft"
         )
-    if needed is not None and 0 < valid_size < needed and distributed.rank() == 0:
+    if needed is not None and 0 < valid_size < needed:
         print(f"note: the sorter ranks {needed} subjects, so validation on {valid_size} has no losses")
     if len(batches) == 0:
         raise InputError(

@@ -1,0 +1,48 @@
+"""Start a script in several processes: torchrun without its traceback, and with the status of the script.
+
+python -m utils.common.launch [flags of torchrun] script [flags of the script]
+"""
+
+import logging
+import os
+import signal
+import sys
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stack of C++ where another machine ends first
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from utils.common.interruption import STOP_SIGNALS
+
+HINTS = {
+    signal.SIGKILL: ", perhaps for want of memory; lower BATCH_SIZE or NUM_WORKERS",
+    signal.SIGBUS: ", perhaps for want of shared memory; lower NUM_WORKERS, or give a container more by --shm-size",
+}
+
+
+def main() -> None:
+    args = run.parse_args(sys.argv[1:])
+    heard = [number.name for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores
+    args.signals_to_handle = ",".join(heard)
+    logging.disable(logging.ERROR)  # the processes say themselves why they end
+    try:
+        run.run(args)
+    except ChildFailedError as error:
+        rank, failure = min(error.failures.items(), key=lambda item: _order(item[1]))
+        if failure.exitcode < 0:  # otherwise the process has said why
+            number = signal.Signals(-failure.exitcode)
+            print(f"error: rank {rank}: was killed by {number.name}{HINTS.get(number, '')}", file=sys.stderr)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+
+
+def _order(failure: ProcessFailure) -> tuple[int, bool, int]:
+    """Put the cause before its effects: torchrun ends other processes by SIGTERM; they fail without a killed one."""
+    return failure.timestamp, failure.exitcode == -signal.SIGTERM, failure.exitcode
+
+
+if __name__ == "__main__":
+    main()
