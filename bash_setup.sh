@@ -12,6 +12,8 @@ if [[ -z "${PYTHON:-}" ]]; then
   fi
 fi
 
+JOIN_TIMEOUT=3600  # seconds that a machine waits for the others to start
+
 # Source the file that RECIPE names, if any; a recipe may ask for STAGE, first or second.
 source_recipe() {
   # shellcheck disable=SC2034
@@ -27,18 +29,50 @@ source_recipe() {
   source "$file"
 }
 
-# Set `launcher`, the command that starts a training: in one process, or in one for each GPU.
+# Print the address of this machine that the machine named $1 reaches.
+find_own_address() {
+  "$PYTHON" -c '
+import socket, sys
+try:
+    family, kind, protocol, _, address = socket.getaddrinfo(sys.argv[1], 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as route:
+        route.connect(address)  # of datagrams: nothing is sent
+        print(route.getsockname()[0])
+except OSError as error:
+    sys.exit(f"error: RENDEZVOUS: {sys.argv[1]} cannot be reached from here ({error}); give the address of machine 0")
+' "$1"
+}
+
+# Set `launcher`, the command that starts a training: one process, or PROCESSES on each of NODES machines.
 # shellcheck disable=SC2034
 choose_launcher() {
-  if [[ ! "$PROCESSES" =~ ^[1-9][0-9]{0,3}$ ]]; then    # arithmetic would run commands that stand in it
-    echo "error: PROCESSES=$PROCESSES: is no number of processes; give one for each GPU, such as 2" >&2
+  local name host
+  for name in PROCESSES NODES NODE_RANK MAX_RESTARTS; do
+    if [[ ! "${!name}" =~ ^(0|[1-9][0-9]{0,3})$ ]]; then    # arithmetic would run commands that stand in it
+      echo "error: $name=${!name}: is no whole number; docs/clusters.md explains it" >&2
+      exit 2
+    fi
+  done
+  if ((PROCESSES == 0 || NODES == 0 || NODE_RANK >= NODES)); then
+    echo "error: PROCESSES=$PROCESSES NODES=$NODES NODE_RANK=$NODE_RANK: PROCESSES and NODES are at least 1, and" \
+      "NODE_RANK is 0 on the first machine, 1 on the second, and so on" >&2
     exit 2
   fi
   launcher=("$PYTHON")
-  if ((PROCESSES > 1)); then
-    launcher=(env "PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m utils.common.launch
-      --standalone --nproc_per_node "$PROCESSES")
+  ((PROCESSES * NODES > 1 || MAX_RESTARTS > 0)) || return 0
+  launcher=(env "PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m utils.common.launch
+    --nproc_per_node "$PROCESSES" --max_restarts "$MAX_RESTARTS")
+  if ((NODES == 1)); then
+    launcher+=(--standalone)
+    return
   fi
+  if [[ ! "$RENDEZVOUS" =~ ^(.+):([0-9]+)$ ]]; then
+    echo "error: RENDEZVOUS=$RENDEZVOUS: is no address and port; give those of machine 0, such as gpu1:29500" >&2
+    exit 2
+  fi
+  host="$(find_own_address "${BASH_REMATCH[1]}")" || exit 2
+  launcher+=(--nnodes "$NODES" --local_addr "$host" --rdzv_backend c10d --rdzv_id tsan --rdzv_endpoint "$RENDEZVOUS"
+    --rdzv_conf "is_host=$((NODE_RANK == 0)),join_timeout=$JOIN_TIMEOUT")
 }
 
 # Make .venv here unless a virtual environment is active, and install the named requirements files.

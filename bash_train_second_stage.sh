@@ -55,7 +55,11 @@ DETERMINISTIC="${DETERMINISTIC:-false}"               # on CUDA, whether equal r
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
 CACHE_FOLDER="${CACHE_FOLDER-$DATA/cache}"            # decoded scans; empty: decode them each time
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPUs; empty: the CPU
-PROCESSES="${PROCESSES:-1}"                             # one for each GPU in CUDA_VISIBLE_DEVICES
+PROCESSES="${PROCESSES:-1}"                           # on this machine: one for each GPU in CUDA_VISIBLE_DEVICES
+NODES="${NODES:-1}"                                   # machines; docs/clusters.md explains the use of several
+NODE_RANK="${NODE_RANK:-0}"                           # which of them this is: 0, 1, ...
+RENDEZVOUS="${RENDEZVOUS:-}"                          # address and port of machine 0, such as gpu1:29500; empty: none
+MAX_RESTARTS="${MAX_RESTARTS:-0}"                     # how often to go on from last.pt after a process has died
 
 choose_launcher
 exec "${launcher[@]}" "$HERE/train_second_stage.py" \

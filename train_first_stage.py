@@ -41,8 +41,8 @@ def main() -> None:
         criterion = make_loss(
             args.loss, args.ranking, args.sorter, args.rank_temperature, args.ranking_weight, args.age_difference_weight
         )
-    check_run_folder(args.output_dir, args.resume, args.train_folder, args.valid_folder, args.test_folder)
     device = distributed.start(args.device)
+    check_run_folder(args.output_dir, args.resume, args.train_folder, args.valid_folder, args.test_folder)
     if device.type == "cpu" and voxel_size == 2:
         print("note: training at 2 mm on a CPU takes minutes for a hundred scans; try RECIPE=recipes/small_cohort.sh")
     scans = ScanStore(voxel_size, normalization, args.cache_folder, args.num_workers)

@@ -36,8 +36,8 @@ def main() -> None:
         criterion = make_loss(
             args.loss, args.ranking, args.sorter, args.rank_temperature, args.ranking_weight, args.age_difference_weight
         )
-    check_run_folder(args.output_dir, args.resume, args.train_folder, args.valid_folder)
     device = distributed.start(args.device)
+    check_run_folder(args.output_dir, args.resume, args.train_folder, args.valid_folder)
     scans = ScanStore(voxel_size, normalization, args.cache_folder, args.num_workers)
     folders = {"train": args.train_folder, "valid": args.valid_folder}
     folders = {split: folder for split, folder in folders.items() if folder}

@@ -33,8 +33,12 @@ BASH_SCRIPTS = {path.stem.removeprefix("bash_"): path for path in sorted(ROOT.gl
 NO_FLAGS = {
     "DATA",
     "RECIPE",
-    "PROCESSES",
     "CUDA_VISIBLE_DEVICES",
+    "PROCESSES",
+    "NODES",
+    "NODE_RANK",
+    "RENDEZVOUS",
+    "MAX_RESTARTS",
 }  # what other variables are made of, and how scripts are run
 
 

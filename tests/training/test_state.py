@@ -106,3 +106,26 @@ def test_two_trainings_never_share_a_folder_and_leftovers_are_removed(datasets, 
     other.join()
     assert {path.name for path in tmp_path.iterdir()} == {".lock", ".mine"}
     train(datasets, tmp_path, flags("--epochs", 1))
+
+
+def run_of_two_processes(path, step: int = 0) -> None:
+    """Make a saved run of one process look as if two had made it, each with half of the batch."""
+    state = torch.load(path, weights_only=True)
+    assert (state["flags"]["processes"], state["flags"]["batch_size"]) == (1, 4)
+    torch.save({**state, "flags": {**state["flags"], "processes": 2, "batch_size": 2}, "step": step}, path)
+
+
+def test_a_run_goes_on_with_another_number_of_processes_if_the_joint_batch_stays(datasets, tmp_path, capsys) -> None:
+    constant = ("--scheduler", "constant", "--recalibrate", "false")
+    train(datasets, tmp_path / "whole", flags("--epochs", 2, *constant))
+    train(datasets, tmp_path / "cut", flags("--epochs", 1, *constant))
+    last = tmp_path / "cut" / "last.pt"
+    run_of_two_processes(last)
+    with pytest.raises(InputError, match="--batch_size was 2, is 3; --processes was 2, is 1"):
+        train(datasets, tmp_path / "cut", flags("--epochs", 2, *constant, "--resume", "--batch_size", 3))
+    train(datasets, tmp_path / "cut", flags("--epochs", 2, *constant, "--resume"))
+    assert "goes on in 1 processes instead of 2; the joint batch stays at 4 scans" in capsys.readouterr().out
+    assert same(states(tmp_path / "cut"), states(tmp_path / "whole"))
+    run_of_two_processes(last, step=1)
+    with pytest.raises(InputError, match="within an epoch of 2 processes"):
+        train(datasets, tmp_path / "cut", flags("--epochs", 2, *constant, "--resume"))

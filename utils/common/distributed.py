@@ -5,17 +5,21 @@ import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.nn import functional
 
 from utils.common.errors import InputError
-from utils.common.first_failure import started_by_torchrun
+from utils.common.first_failure import own_store, started_by_torchrun
 
 T = TypeVar("T")
+CONNECTING = timedelta(minutes=10)  # within which all processes must have found each other
+PATIENCE = timedelta(hours=12)  # for which they then wait for each other: one may have 100,000 scans to decode
 
 
 def start(device: str) -> torch.device:
@@ -47,7 +51,11 @@ def start(device: str) -> torch.device:
     else:
         keep_freed_memory()
     if started_by_torchrun() and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if use_cuda else "gloo")
+        distributed.init_process_group(
+            "nccl" if use_cuda else "gloo", timeout=CONNECTING, store=own_store(), rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )  # fmt: skip
+        _set_pg_timeout(PATIENCE)
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 FOREVER = timedelta(days=3650)
+KEY = "first failure"  # in the store
 
 
 def started_by_torchrun() -> bool:
@@ -20,10 +21,26 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def own_store() -> Any:
+    """Connect to torchrun's store, which lives before and after the group of processes; None without torchrun.
+
+    Each attempt has names of its own there. Otherwise processes that torchrun
+    starts anew, because one has died, would find the addresses of the dead.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    from torch import distributed  # imported here, so that --help answers at once
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
+    return distributed.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
+
+
 def end_with_the_first() -> None:
     """From now on, end this process as soon as another one fails: it may wait for that one in a collective for ever."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        threading.Thread(target=_wait_and_end, args=(_connect(),), daemon=True).start()
+    store = own_store()
+    if store is not None:
+        threading.Thread(target=_wait_and_end, args=(store,), daemon=True).start()
 
 
 def claim(status: int) -> int | None:
@@ -40,9 +57,10 @@ def claim(status: int) -> int | None:
         The status of the one that failed before; None if this process is
         the first, or if the others cannot be asked.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        with suppress(RuntimeError):  # the store ends with the process of torchrun that holds it
-            first, its_status = _connect().compare_set(_key(), "", f"{rank()} {status}").decode().split()
+    with suppress(RuntimeError):  # the store ends with the process of torchrun that holds it
+        store = own_store()
+        if store is not None:
+            first, its_status = store.compare_set(KEY, "", f"{rank()} {status}").decode().split()
             return None if int(first) == rank() else int(its_status)
     return None
 
@@ -56,19 +74,7 @@ def leave(status: int) -> NoReturn:
 
 def _wait_and_end(store: Any) -> None:
     with suppress(RuntimeError):
-        store.wait([_key()], FOREVER)
-        first, status = store.get(_key()).decode().split()
+        store.wait([KEY], FOREVER)
+        first, status = store.get(KEY).decode().split()
         if int(first) != rank():
             leave(int(status))
-
-
-def _connect() -> Any:
-    """Connect to torchrun's store, which lives before and after the group of processes."""
-    from torch import distributed  # imported here, so that --help answers at once
-
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return distributed.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
-
-
-def _key() -> str:
-    return f"first failure of attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"

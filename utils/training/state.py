@@ -18,6 +18,7 @@ from utils.common.files import check_writable, remove_leftovers
 from utils.common.interruption import CONTINUE
 from utils.data.preparations import preparations_of
 from utils.data.subjects import Subject, person_of
+from utils.training.agreement import restarted
 
 # Flags that may differ between a run and its continuation, and what depends on the folders that they name.
 FREE_ON_RESUME = (
@@ -143,14 +144,21 @@ class RunState:
                 f"{self.path}: does not say how far a run is (it lacks a usable {lacking[0]}); start a new run in "
                 "another OUTPUT_DIR (--output_dir)"
             )
-        flags = self._all_flags()
-        lowered = state["flags"].get("epochs") != flags["epochs"] <= state["epoch"]
+        flags, before = self._all_flags(), state["flags"]
+        lowered = before.get("epochs") != flags["epochs"] <= state["epoch"]
         if flags["keep"] == "last" and lowered:
             raise InputError(f"{self.path}: has {state['epoch']} epochs already; raise EPOCHS (--epochs) to that")
         free = {*FREE_ON_RESUME, *(["epochs"] if flags["scheduler"] != "cosine" else [])}
+        if before.get("processes") != flags["processes"] and _joint_batch(before) == _joint_batch(flags):
+            if state["step"]:
+                raise InputError(
+                    f"{self.path}: was saved within an epoch of {before['processes']} processes; go on with as many, "
+                    "and change their number after an epoch's end"
+                )
+            free |= {"processes", "batch_size"}
         changed = [
             f"--{name} was {value}, is {flags.get(name)}"
-            for name, value in state["flags"].items()
+            for name, value in before.items()
             if name not in free and value != flags.get(name)
         ]
         if changed or any(
@@ -169,6 +177,11 @@ class RunState:
             )
         try:
             self._restore(state)
+            if "processes" in free and distributed.rank() == 0:
+                print(
+                    f"note: {self.path}: goes on in {flags['processes']} processes instead of {before['processes']}; "
+                    f"the joint batch stays at {_joint_batch(flags)} scans"
+                )
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # of states of another form
             raise InputError(
                 f"{self.path}: holds a state that does not fit this run ({type(error).__name__}); start a new run in "
@@ -209,8 +222,16 @@ class RunState:
         return {**self.flags, "processes": distributed.world_size()}
 
 
+def _joint_batch(flags: Mapping[str, Any]) -> Any:
+    """Return the scans in a batch of all processes together; None where the flags do not tell."""
+    counts = [flags.get(name) for name in ("processes", "batch_size")]
+    return math.prod(counts) if all(map(_is_count, counts)) else None
+
+
 def check_run_folder(folder: Path, resume: bool, *sources: Path | None) -> None:
     """Refuse a folder that cannot be written, holds scans, or holds results that the run would replace.
+
+    Processes that torchrun has started anew go on with their run.
 
     Raises
     ------
@@ -218,6 +239,7 @@ def check_run_folder(folder: Path, resume: bool, *sources: Path | None) -> None:
         If the folder holds a run and `resume` is off, or there is no ``last.pt`` to go on from.
     """
     check_writable(folder, *sources)
+    resume = restarted() or resume
     held = [path.name for pattern in RESULTS for path in sorted(folder.glob(pattern))]
     if held and resume and held[0] != LAST:
         raise InputError(

@@ -19,6 +19,7 @@ from utils.common.interruption import CONTINUE, Interruption, remembered_signals
 from utils.data.dataset import EpochBatches, ScanDataset, make_loader, to_device
 from utils.evaluation.metrics import Predictions
 from utils.evaluation.predicting import autocast, predict
+from utils.training.agreement import check_agreement, exists_for_all
 from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.recalibration import recompute_statistics
 from utils.training.run_log import RunLog
@@ -26,7 +27,7 @@ from utils.training.scalars import ScalarCopy
 from utils.training.settings import TrainingSettings
 from utils.training.speed import speed_up
 from utils.training.stages import Criterion, Stage, check_batches
-from utils.training.state import BEST, LAST, Progress, RunState, check_run_folder, claimed
+from utils.training.state import BEST, FREE_ON_RESUME, LAST, Progress, RunState, check_run_folder, claimed
 from utils.training.validation import JUDGED_EPOCHS, validation_losses, warn_of_mean_age
 
 
@@ -79,6 +80,8 @@ class Trainer:
         device: torch.device,
         identity: Mapping[str, Any],
     ) -> None:
+        shared = {f"--{name}": value for name, value in flags.items() if name not in FREE_ON_RESUME}
+        check_agreement({**shared, **identity})
         self.network = network.to(device, memory_format=torch.channels_last_3d)
         self.parallel = distributed.wrap(self.network)
         self.stage, self.criterion = stage, criterion
@@ -111,8 +114,9 @@ class Trainer:
         self.waited = 0.0  # seconds of the epoch spent waiting for data
         self.signals: list[int] = []  # that ask the run to stop
         check_run_folder(folder, settings.resume)
-        if self.state.path.exists():
+        if exists_for_all(self.state.path):
             self.state.resume()
+            check_agreement({f"the progress in {LAST}": [self.progress.epoch, self.progress.step]})
 
     @property
     def finished(self) -> bool:
@@ -132,13 +136,14 @@ class Trainer:
         with remembered_signals() as self.signals, self.state.explained_failures(), claimed(self.folder):
             if not self.finished:
                 self._train()
-        distributed.barrier()
+        exists_for_all(self.best_path)
         return self.best_path
 
     def _train(self) -> None:
         """Train the epochs that remain, and write the log."""
         if not self.state.path.exists():
             self.state.save()  # from now on the folder holds a run that can be continued
+        exists_for_all(self.state.path)
         log = RunLog(self.folder, self.flags, self.device, self.progress.epoch)
         while not self.finished:
             row = self.train_epoch()
