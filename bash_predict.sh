@@ -14,8 +14,9 @@ WEIGHTS_DIR="${WEIGHTS_DIR:-$HERE/weights}"           # folder of weights that b
 CALIBRATION_TABLE="${CALIBRATION_TABLE:-}"            # ages of 10 or more healthy people among the scans; empty: none
 SCANNER="${SCANNER:-}"                                # training site whose scanner was used; empty: none of them
 EXPLAIN="${EXPLAIN:-none}"                            # maps of what looks older: occlusion or integrated_gradients
+PICTURES="${PICTURES:-true}"                           # false: no picture of each scan
 BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, not to extract again: auto, true, false
-NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read prepared scans
+NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read and check scans, at most one a core
 
 if (($#)) && [[ "$1" != -* ]]; then
   INPUT="$1"
@@ -31,6 +32,7 @@ exec "$PYTHON" "$HERE/predict.py" \
   --calibration_table "$CALIBRATION_TABLE" \
   --scanner "$SCANNER" \
   --explain "$EXPLAIN" \
+  --pictures "$PICTURES" \
   --brain_extracted "$BRAIN_EXTRACTED" \
   --num_workers "$NUM_WORKERS" \
   "$@"

@@ -181,8 +181,8 @@ def compare_damaged(preprocessed: Path, damaged: Path) -> list[dict[str, Any]]:
         for name in group["name"]:
             file = damaged / f"{name}.nii.gz"
             if file.exists():
-                one = read_image(preprocessed / f"{name.split(SEPARATOR)[0]}.nii.gz", 2)[0]
-                other = read_image(file, 2)[0]
+                one = read_image(preprocessed / f"{name.split(SEPARATOR)[0]}.nii.gz", 2)
+                other = read_image(file, 2)
                 correlations.append(_correlation(one, other))
                 mirrored.append(_correlation(one, other[::-1]))
         verdicts = group["verdict"].value_counts()

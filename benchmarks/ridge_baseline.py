@@ -75,7 +75,7 @@ def voxels_of(paths: Sequence[Path], scaling: str) -> np.ndarray:
     inside = coarsen_volume(load_template().brain.astype(float), 2) > 0.5
     rows = []
     for path in tqdm(paths, "reading", leave=False, disable=None):
-        volume = SCALINGS[scaling](read_image(path, 2)[0])
+        volume = SCALINGS[scaling](read_image(path, 2))
         rows.append(coarsen_volume(ndimage.gaussian_filter(volume, SMOOTHING), 2)[inside])
     return np.stack(rows).astype(np.float64)
 

@@ -60,7 +60,7 @@ def test_every_form_of_a_scan_is_read(
     content = saved.to_bytes()
     path = folder / name
     path.write_bytes(gzip.compress(content, 1) if compressed else content)
-    read = read_image(path, VOXEL_SIZE)[0]
+    read = read_image(path, VOXEL_SIZE)
     path.unlink()
     np.testing.assert_allclose(read, volume * slope, rtol=1e-6)
 
@@ -71,7 +71,7 @@ def test_a_slope_that_means_nothing_scales_nothing(volume, tmp_path, slope) -> N
     content = bytearray(nibabel.Nifti1Image(volume, AFFINE).to_bytes())
     content[112:116] = struct.pack("<f", slope)
     (tmp_path / "a.nii").write_bytes(content)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.nii", VOXEL_SIZE)[0], volume)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii", VOXEL_SIZE), volume)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz"])

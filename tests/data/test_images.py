@@ -26,6 +26,7 @@ from utils.data.images import (
     read_image,
     scale_by_tissue,
 )
+from utils.data.scans import TISSUE_LEVELS, ScanStore
 from utils.preparation.template import load_template
 
 
@@ -40,34 +41,35 @@ def test_all_48_axis_orders_and_flips_come_back_unchanged(volume, mni_affine, tm
         for flips in product((1, -1), repeat=3):
             other = image.as_reoriented(np.column_stack([axes, flips]))
             nibabel.save(other, tmp_path / "scan.nii")
-            np.testing.assert_array_equal(read_image(tmp_path / "scan.nii", 2)[0], volume)
+            np.testing.assert_array_equal(read_image(tmp_path / "scan.nii", 2), volume)
 
 
 def test_one_volume_of_four_dimensions_is_taken(volume, mni_affine, tmp_path) -> None:
     save_scan(tmp_path / "scan.nii.gz", volume[..., None], mni_affine)
-    loaded = read_image(tmp_path / "scan.nii.gz", 2)[0]
+    loaded = read_image(tmp_path / "scan.nii.gz", 2)
     assert loaded.shape == volume.shape
     assert loaded.dtype == np.float32
 
 
 def test_coarser_grid_averages_and_keeps_its_place(volume, mni_affine, tmp_path) -> None:
     save_scan(tmp_path / "fine.nii", volume, mni_affine)
-    coarse = read_image(tmp_path / "fine.nii", 4)[0]
+    coarse = read_image(tmp_path / "fine.nii", 4)
     assert coarse.shape == model_grid(4).shape == (45, 55, 45)
     weights = np.array([0.25, 0.5, 0.25])  # the voxels on the border of a cell belong half to the next one
     around = volume[46:49, 47:50, 40:43]  # those around (47, 48, 41)
     assert coarse[23, 24, 20] == pytest.approx(np.einsum("ijk,i,j,k", around, weights, weights, weights))
     np.testing.assert_allclose(model_grid(4).affine @ [23, 24, 20, 1], MNI152_T1_2MM.affine @ [47, 48, 41, 1])
     save_scan(tmp_path / "coarse.nii", coarse, model_grid(4).affine)
-    np.testing.assert_allclose(read_image(tmp_path / "coarse.nii", 4)[0], coarse)
+    np.testing.assert_allclose(read_image(tmp_path / "coarse.nii", 4), coarse)
     with pytest.raises(InputError, match="VOXEL_SIZE=4"):
-        read_image(tmp_path / "coarse.nii", 2)[0]
+        read_image(tmp_path / "coarse.nii", 2)
 
 
 def test_intensities_are_rescaled_before_they_are_averaged(volume, mni_affine, tmp_path) -> None:
     save_scan(tmp_path / "a.nii", volume, mni_affine)
-    squares = read_image(tmp_path / "a.nii", 4, np.square)[0]
-    np.testing.assert_array_equal(squares, coarsen_volume(np.square(volume.astype(np.float32)), 2))
+    voxels = ScanStore(4, "tissue").read_file(tmp_path / "a.nii").voxels
+    expected = coarsen_volume(scale_by_tissue(volume.astype(np.float32)), 2)
+    np.testing.assert_array_equal(voxels, np.rint(expected * TISSUE_LEVELS))
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
@@ -141,7 +143,7 @@ def test_unusable_scans_are_named(volume, mni_affine, tmp_path, change, message)
     path = tmp_path / "sub-7.nii.gz"
     save_scan(path, *change(volume, mni_affine))
     with pytest.raises(InputError, match=message) as caught:
-        read_image(path, 2)[0]
+        read_image(path, 2)
     assert str(path) in str(caught.value)
     assert len(caught.value.problems) == 1
 
@@ -151,10 +153,10 @@ def test_broken_files_are_named(volume, mni_affine, tmp_path) -> None:
     save_scan(path, volume, mni_affine)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match="sub-7.nii.gz: is a damaged or cut off gzip file"):
-        read_image(path, 2)[0]
+        read_image(path, 2)
     path.write_bytes(b"no image")
     with pytest.raises(InputError, match="not a readable NIfTI or MGH image"):
-        read_image(path, 2)[0]
+        read_image(path, 2)
 
 
 def normalized(volume: np.ndarray, normalization: str = "brain") -> np.ndarray:
@@ -268,7 +270,7 @@ def test_a_volume_of_hardly_any_voxel_has_no_tissues(mni_affine, tmp_path) -> No
     volume[40, 40, 40:60] = np.arange(1, 21)
     save_scan(tmp_path / "a.nii", volume, mni_affine)
     with pytest.raises(InputError, match=r"a\.nii: has only 20 voxels above 0"):
-        read_image(tmp_path / "a.nii", 2, scale_by_tissue)
+        ScanStore(2, "tissue").read_file(tmp_path / "a.nii")
 
 
 def test_the_unit_of_the_intensities_does_not_matter(tissues, brain) -> None:

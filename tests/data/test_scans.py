@@ -112,9 +112,9 @@ def unfinished(folder: Path) -> list[Path]:
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
     """The names of the scans that are decoded."""
-    decoded, read_image = [], utils.data.scans.read_image
+    decoded, read_brain = [], utils.data.scans.read_brain
     monkeypatch.setattr(
-        utils.data.scans, "read_image", lambda path, *how: (decoded.append(path.name), read_image(path, *how))[1]
+        utils.data.scans, "read_brain", lambda path, size: (decoded.append(path.name), read_brain(path, size))[1]
     )
     return decoded
 
@@ -351,7 +351,7 @@ def test_volumes_scaled_by_tissue_reach_the_network_as_they_are(folder, cached) 
     dataset = ScanDataset([Subject(path.name, path) for path in paths], scans)
     volumes = to_device(collate([dataset[i] for i in range(3)]), torch.device("cpu"))["volume"].numpy()
     for path, volume in zip(paths, volumes[:, 0], strict=True):
-        original = read_image(path, VOXEL_SIZE)[0]
+        original = read_image(path, VOXEL_SIZE)
         np.testing.assert_allclose(volume, scale_by_tissue(original), atol=0.51 / TISSUE_LEVELS)
         assert (volume[original == 0] == 0).all()
         assert 0.5 < volume.max() <= BRIGHTEST + 1 / TISSUE_LEVELS

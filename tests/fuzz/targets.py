@@ -30,7 +30,7 @@ from utils.data.scans import ScanStore, data_settings
 from utils.data.subjects import Subject
 from utils.data.tables import read_label_table
 from utils.evaluation.predicting import seen_in_training
-from utils.prediction.scan_preparation import prepared_voxel_size
+from utils.prediction.scan_preparation import check_scan
 from utils.preparation.label_formats import open_labels
 from utils.preparation.raw_scans import UnusableScanError, read_raw_scan
 from utils.training.state import describe_checkpoint
@@ -65,7 +65,7 @@ def fuzz_scan(data: bytes) -> None:
         with _refusals():
             ScanStore(VOXEL_SIZE, normalization).read_file(path)
     with _refusals():
-        prepared_voxel_size(path)
+        check_scan(path)
     with _refusals():
         read_raw_scan(path)
 

@@ -73,7 +73,7 @@ def test_prediction_of_prepared_scans(weights, tmp_path) -> None:
         assert values.any()
 
 
-def test_ages_are_calibrated_and_unlike_scans_are_marked(checkpoints, tmp_path, monkeypatch, run_here) -> None:
+def test_ages_are_calibrated_and_unlike_scans_are_marked(checkpoints, tmp_path, run_here) -> None:
     """Ten healthy people, on whose scans the weights were trained, and one with a much larger brain."""
     rows, healthy = ["subject_id,age"], []
     for number in range(10):
@@ -85,8 +85,8 @@ def test_ages_are_calibrated_and_unlike_scans_are_marked(checkpoints, tmp_path, 
     typical, limit = describe_training(ScanDataset(healthy, ScanStore(VOXEL_SIZE, "brain")), 0)
     manifest = {**MANIFEST_ENTRIES, "distance_limit": 1.2 * limit}
     save_weights(tmp_path / "weights", checkpoints[:1], manifest, "# Card\n", typical)
-    monkeypatch.setattr("utils.prediction.pictures.draw_scan", lambda *_: None)  # it is slow
     flags = ["--input", tmp_path / "in", "--weights_dir", tmp_path / "weights", "--num_workers", 0, "--device", "cpu"]
+    flags += ["--pictures", "false"]
     tables = []
     for name, more in (("plain", []), ("calibrated", ["--calibration_table", tmp_path / "healthy.csv"])):
         with pytest.raises(SystemExit) as stop:

@@ -17,7 +17,7 @@ from utils.data.images import MNI152_T1_2MM, find_tissue_means
 from utils.data.scans import ScanStore
 from utils.data.subjects import Subject
 from utils.evaluation.predicting import predict
-from utils.prediction.likeness import measure_distances
+from utils.prediction.likeness import measure_distance
 from utils.prediction.weights import load_typical_volumes, load_weights
 from utils.preparation.simulation import draw_subjects, simulate_volume
 from utils.training.stages import FirstStage
@@ -99,7 +99,7 @@ def test_distances_and_tissues_do_not_depend_on_the_threads(scans, shipped) -> N
     for threads in (1, 8):
         torch.set_num_threads(threads)
         with threadpool_limits(threads):
-            found.append((measure_distances(dataset, typical, 0).tolist(), find_tissue_means(volume)))
+            found.append(([measure_distance(item, typical) for item in dataset], find_tissue_means(volume)))
         torch.set_num_threads(1)
     assert found[0] == found[1]
 

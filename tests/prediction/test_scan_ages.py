@@ -14,7 +14,7 @@ from utils.prediction.calibration import FEWEST_PEOPLE, Calibration, fit_calibra
 from utils.prediction.scan_ages import (
     PredictedScan,
     add_age_warnings,
-    add_ages,
+    add_intervals,
     add_likeness,
     calibrate,
     describe,
@@ -40,12 +40,18 @@ def test_labels_come_from_the_table_and_sex_from_the_flag_where_it_is_silent(tmp
     assert [scan.warnings for scan in scans] == [[], [], [f"no row of {table} has the subject c or c_T1w; add one"]]
 
 
+def set_ages(scans: list[PredictedScan], *brain_ages: float) -> None:
+    for scan, brain_age in zip(scans, brain_ages, strict=True):
+        scan.brain_age = brain_age
+
+
 def test_training_subjects_and_ages_outside_the_training_range_are_warned_of(tmp_path) -> None:
     scans = [
         PredictedScan(f"sub-{number}_ses-1", tmp_path, chronological_age=age) for number, age in enumerate([95, 50])
     ]
     add_training(scans, ["sub-1"])
-    add_ages(scans, np.array([70.0, 15.0]), {**WITHOUT_SITES, "out_of_fold_errors": [8.0] * 20}, "")
+    set_ages(scans, 70.0, 15.0)
+    add_intervals(scans, {**WITHOUT_SITES, "out_of_fold_errors": [8.0] * 20}, "")
     add_age_warnings(scans, WITHOUT_SITES)
     assert scans[0].warnings == ["chronological age 95.0 is outside the training range, 20 to 80 years"]
     assert scans[1].warnings[0].startswith("is of a training subject")
@@ -72,7 +78,8 @@ def test_intervals_come_from_the_errors_on_such_scanners(manifest, scanner, erro
 
 def test_intervals_have_the_radius_of_these_errors_and_never_go_below_0(tmp_path) -> None:
     scans = [PredictedScan(name, tmp_path) for name in "ab"]
-    add_ages(scans, np.array([50.0, 3.0]), MANIFEST, "Rome")
+    set_ages(scans, 50.0, 3.0)
+    add_intervals(scans, MANIFEST, "Rome")
     radius = interval_radius(np.array(MANIFEST["out_of_fold_errors"]), INTERVAL_COVERAGE)
     assert [scan.interval for scan in scans] == [(50 - radius, 50 + radius), (0, 3 + radius)]
     assert [scan.interval_from for scan in scans] == ["training scanners"] * 2
@@ -83,7 +90,8 @@ def test_intervals_have_the_radius_of_these_errors_and_never_go_below_0(tmp_path
 )
 def test_ages_that_no_scanner_held_out_had_are_warned_of(tmp_path, manifest, scanner, warned) -> None:
     scans = [PredictedScan(name, tmp_path) for name in "ab"]
-    add_ages(scans, np.array([74.0, 78.0]), manifest, scanner)
+    set_ages(scans, 74.0, 78.0)
+    add_intervals(scans, manifest, scanner)
     add_age_warnings(scans, manifest)
     assert scans[0].warnings == []
     assert [line[:46] for line in scans[1].warnings] == ["no scanner that was held out had people of 78 "] * warned
@@ -188,9 +196,11 @@ def test_a_calibration_table_with_problems_is_refused(tmp_path, change, said) ->
 
 def test_scans_unlike_those_of_the_training_are_marked_and_their_intervals_widened(tmp_path) -> None:
     scans = [PredictedScan(name, tmp_path) for name in ("like", "unlike")]
-    add_ages(scans, np.array([50.0, 50.0]), MANIFEST, "Oslo")
+    set_ages(scans, 50.0, 50.0)
+    add_intervals(scans, MANIFEST, "Oslo")
     radius = scans[0].radius
-    add_likeness(scans, np.array([1.5, 3.0]), 1.5)
+    scans[0].distance, scans[1].distance = 1.5, 3.0
+    add_likeness(scans, 1.5)
     assert [scan.status for scan in scans] == ["ok", "unlike training scans"]
     assert [scan.radius for scan in scans] == [radius, 2 * radius]
     assert scans[0].warnings == []
@@ -199,6 +209,15 @@ def test_scans_unlike_those_of_the_training_are_marked_and_their_intervals_widen
     assert summary == ("2 scans: 2 with a brain age, 1 of them with a warning, 1 unlike the training scans, 0 failed")
     scans[1].failure = "no brain"
     assert scans[1].status == "failed"
+
+
+def test_of_many_scans_only_those_that_failed_are_described(tmp_path) -> None:
+    scans = [PredictedScan(str(number), tmp_path, failure="no brain" * (number < 25)) for number in range(100_000)]
+    lines = list(describe(scans))
+    assert lines[0] == "0   failed: no brain"
+    assert lines[-2] == "... and 5 more"
+    assert lines[-1].startswith("100000 scans: 99975 with a brain age")
+    assert len(lines) == 22
 
 
 def test_the_table_tells_where_intervals_come_from_and_ages_before_calibration(tmp_path) -> None:

@@ -14,7 +14,7 @@ from utils.data.image_files import FSL_PRODUCT, UnusableScanError
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
 from utils.data.preparations import DESCRIPTION
 from utils.prediction.scan_ages import PredictedScan
-from utils.prediction.scan_preparation import add_preparation, add_verdicts, find_scans
+from utils.prediction.scan_preparation import add_preparation, check_scan, find_scans
 from utils.preparation.raw_scans import find_raw_scans, read_raw_scan
 from utils.preparation.records import DOUBTFUL, FAIL
 from utils.preparation.template import load_template
@@ -31,13 +31,14 @@ def test_verdicts_and_misplacement_of_prepared_brains(tmp_path) -> None:
         write_json(tmp_path / "qc" / f"{name}.json", record)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "linked.nii.gz").symlink_to(tmp_path / "doubted.nii.gz")
-    scans = {scan.name: scan for folder in (tmp_path, tmp_path / "links") for scan in find_scans(folder)}
-    add_verdicts(list(scans.values()))
-    assert {name for name, scan in scans.items() if scan.failure} == {"bad"}
-    assert scans["bad"].failure == "noise is 9"
-    assert {name for name, scan in scans.items() if scan.warnings} == {"doubted", "linked", "away"}
-    assert "preprocessing is doubtful: noise is 9" in scans["linked"].warnings
-    assert "is about 6 mm off" in scans["away"].warnings[0]
+    paths = [scan.source for folder in (tmp_path, tmp_path / "links") for scan in find_scans(folder)]
+    checked = {path.name.removesuffix(".nii.gz"): check_scan(path) for path in paths}
+    assert {name for name, found in checked.items() if found.failure} == {"bad"}
+    assert checked["bad"].failure == "noise is 9"
+    assert {name for name, found in checked.items() if found.brain is None} == {"bad"}
+    assert {name for name, found in checked.items() if found.warnings} == {"doubted", "linked", "away"}
+    assert "preprocessing is doubtful: noise is 9" in checked["linked"].warnings
+    assert "is about 6 mm off" in checked["away"].warnings[0]
 
 
 def test_brains_of_fsl_are_named_by_their_folders(tmp_path) -> None:
@@ -45,7 +46,7 @@ def test_brains_of_fsl_are_named_by_their_folders(tmp_path) -> None:
         prepared_scan(tmp_path / name / FSL_PRODUCT)
     assert [scan.name for scan in find_scans(tmp_path)] == ["sub-1", "sub-2"]
     (scan,) = find_scans(tmp_path / "sub-2.anat" / FSL_PRODUCT)
-    assert (scan.name, scan.prepared) == ("sub-2", tmp_path / "sub-2.anat" / FSL_PRODUCT)
+    assert (scan.name, scan.source) == ("sub-2", tmp_path / "sub-2.anat" / FSL_PRODUCT)
 
 
 def test_a_folder_of_fsl_means_its_brain_in_mni_space(tmp_path, monkeypatch) -> None:
@@ -55,7 +56,7 @@ def test_a_folder_of_fsl_means_its_brain_in_mni_space(tmp_path, monkeypatch) -> 
     for name in ("T1_biascorr", "T1_fast_pve_0", "T1_fast_seg", "T1_to_MNI_lin", "T1_to_MNI_nonlin", "mask"):
         shutil.copy(folder / FSL_PRODUCT, folder / f"{name}.nii.gz")
     for source in (folder, folder / FSL_PRODUCT, tmp_path):
-        assert [(scan.name, scan.prepared) for scan in find_scans(source)] == [("sub-1", folder / FSL_PRODUCT)]
+        assert [(scan.name, scan.source) for scan in find_scans(source)] == [("sub-1", folder / FSL_PRODUCT)]
     monkeypatch.chdir(folder)
     for source in (Path("."), Path(FSL_PRODUCT)):
         assert [scan.name for scan in find_scans(source)] == ["sub-1"]
@@ -85,11 +86,10 @@ def test_what_is_on_the_grid_but_no_t1_weighted_brain_gets_no_age(tmp_path) -> N
     other_contrast = np.where(template.brain, 150 - brain + rng.normal(0, 3, brain.shape), 0)
     for name, volume in {"t1": noisy, "t2": other_contrast, "mask": template.brain, "classes": brain // 40}.items():
         save_scan(tmp_path / f"{name}.nii.gz", volume.astype(np.float32), MNI152_T1_2MM.affine)
-    scans = {scan.name: scan for scan in find_scans(tmp_path)}
-    assert [scan.name for scan in scans.values() if scan.prepared] == ["t1", "t2"]  # the others are no prepared brains
-    add_verdicts(list(scans.values()))
-    assert [scan.name for scan in scans.values() if scan.failure] == ["t2"]
-    assert "does not look like a T1-weighted brain in MNI152 space: its correlation" in scans["t2"].failure
+    checked = {scan.name: check_scan(scan.source) for scan in find_scans(tmp_path)}
+    assert [name for name, found in checked.items() if found.brain] == ["t1"]
+    assert [name for name, found in checked.items() if found.failure] == ["t2"]  # the others are no prepared brains
+    assert "does not look like a T1-weighted brain in MNI152 space: its correlation" in checked["t2"].failure
     for name, said in (("mask", "is constant, every voxel above 0 is 1"), ("classes", "holds only 2 different")):
         with pytest.raises(UnusableScanError, match=said):
             read_raw_scan(tmp_path / f"{name}.nii.gz")
@@ -97,13 +97,14 @@ def test_what_is_on_the_grid_but_no_t1_weighted_brain_gets_no_age(tmp_path) -> N
 
 def test_raw_prepared_and_averaged_scans_are_told_apart(tmp_path) -> None:
     prepared_scan(tmp_path / "prepared.nii.gz")
-    volume = read_image(tmp_path / "prepared.nii.gz", 2)[0]
-    save_scan(tmp_path / "averaged.nii.gz", read_image(tmp_path / "prepared.nii.gz", 4)[0], model_grid(4).affine)
+    volume = read_image(tmp_path / "prepared.nii.gz", 2)
+    save_scan(tmp_path / "averaged.nii.gz", read_image(tmp_path / "prepared.nii.gz", 4), model_grid(4).affine)
     save_scan(tmp_path / "raw.nii.gz", volume + 1, MNI152_T1_2MM.affine)  # with a background: no brain extraction
-    averaged, prepared, raw = find_scans(tmp_path)
-    assert prepared.prepared == tmp_path / "prepared.nii.gz"
-    assert raw.prepared is None
-    assert not prepared.failure + raw.failure
+    averaged, prepared, raw = (check_scan(scan.source) for scan in find_scans(tmp_path))
+    np.testing.assert_array_equal(prepared.brain.volume, volume)
+    assert raw.brain is None
+    assert averaged.brain is None
+    assert not raw.failure
     assert "is a prepared brain averaged to 4 mm" in averaged.failure
 
 

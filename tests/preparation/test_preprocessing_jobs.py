@@ -80,7 +80,7 @@ def test_the_result_is_what_training_reads(run) -> None:
     np.testing.assert_array_equal(image.affine, MNI152_T1_2MM.affine)
     assert image.get_data_dtype() == np.int16
     assert (image.header["sform_code"], image.header["qform_code"]) == (4, 4)
-    volume = read_image(run / "out" / "sub-1.nii.gz", 2)[0]
+    volume = read_image(run / "out" / "sub-1.nii.gz", 2)
     assert volume.min() == 0
     assert (run / "out" / "sub-1.nii.gz").stat().st_size < 1e6
     mask = nibabel.load(run / "out" / "masks" / "sub-1.nii.gz")

@@ -83,7 +83,7 @@ def test_the_script_writes_a_cohort_that_says_what_it_is(tmp_path) -> None:
     for subject in table.itertuples():
         path = data / subject.split / f"{subject.subject_id}.nii.gz"
         assert b"SIMULATED" in nibabel.load(path).header["descrip"].item()
-        assert read_image(path, 4)[0].max() > 0
+        assert read_image(path, 4).max() > 0
     subjects = draw_subjects(3, 1)
     assert not write_cohort(data, subjects, 0, 4, 1)  # it is there already
     with pytest.raises(InputError, match="holds other files"):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 from utils.common.distributed import Share
 from utils.data.augmentation import augment
 from utils.data.loading import WorkerLoader
-from utils.data.scans import ScanStore
+from utils.data.scans import Scan, ScanStore
 from utils.data.subjects import Subject
 
 
@@ -33,30 +33,34 @@ class ScanDataset(Dataset[dict[str, Any]]):
         return len(self.subjects)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one subject and its scan.
-
-        Returns
-        -------
-        dict
-            ``voxels`` (D, H, W) tensor of a compact type; ``scaling`` (4,)
-            float32 array: slope, intercept, and the inverse of the brain's
-            deviation and its mean in deviations; ``sex`` int;
-            ``chronological_age``, ``first_stage_age``, ``discretized_age``, years, NaN where
-            unknown; ``subject_id`` str.
-        """
+        """Return one subject and its scan; see `item_of`."""
         subject = self.subjects[index]
-        scan = self.scans.read(subject.path)
-        scaling = scan.slope, scan.intercept, 1 / scan.deviation, scan.mean / scan.deviation
-        return {
-            "voxels": torch.from_numpy(scan.voxels),
-            "scaling": np.array(scaling, np.float32),
-            "sex": subject.sex,
-            "chronological_age": np.float32(subject.chronological_age),
-            "first_stage_age": np.float32(subject.first_stage_age),
-            "discretized_age": np.float32(subject.discretized_age),
-            "out_of_fold": subject.out_of_fold,
-            "subject_id": subject.subject_id,
-        }
+        return item_of(subject, self.scans.read(subject.path))
+
+
+def item_of(subject: Subject, scan: Scan) -> dict[str, Any]:
+    """Return what a batch is made of: one subject and its scan.
+
+    Returns
+    -------
+    dict
+        ``voxels`` (D, H, W) tensor of a compact type; ``scaling`` (4,)
+        float32 array: slope, intercept, and the inverse of the brain's
+        deviation and its mean in deviations; ``sex`` int;
+        ``chronological_age``, ``first_stage_age``, ``discretized_age``, years, NaN where
+        unknown; ``subject_id`` str.
+    """
+    scaling = scan.slope, scan.intercept, 1 / scan.deviation, scan.mean / scan.deviation
+    return {
+        "voxels": torch.from_numpy(scan.voxels),
+        "scaling": np.array(scaling, np.float32),
+        "sex": subject.sex,
+        "chronological_age": np.float32(subject.chronological_age),
+        "first_stage_age": np.float32(subject.first_stage_age),
+        "discretized_age": np.float32(subject.discretized_age),
+        "out_of_fold": subject.out_of_fold,
+        "subject_id": subject.subject_id,
+    }
 
 
 class EpochBatches:

@@ -1,6 +1,5 @@
 """Read NIfTI images onto the model's grid."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +91,7 @@ def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
     ----------
     volume : (D, H, W) float array
     factor : int
+        1 leaves the volume as it is.
 
     Returns
     -------
@@ -105,6 +105,8 @@ def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
     half a cube off their mirror images, because the grid of
     ``MNI152_T1_2mm`` has an odd number of voxels.
     """
+    if factor == 1:
+        return volume
     weights = np.ones(factor + 1 - factor % 2) / factor
     if factor % 2 == 0:
         weights[[0, -1]] /= 2
@@ -114,26 +116,34 @@ def coarsen_volume(volume: np.ndarray, factor: int) -> np.ndarray:
     return np.ascontiguousarray(volume)
 
 
-def read_image(
-    path: Path, voxel_size: int, rescale: Callable[[np.ndarray], np.ndarray] | None = None
-) -> tuple[np.ndarray, float, float]:
-    """Read a scan onto the model's grid.
+class Brain(NamedTuple):
+    """A scan that passed all checks, before it is averaged to a coarser grid.
 
-    Axes are reordered and flipped without resampling. A scan on the 2 mm
-    grid is averaged to a coarser model grid.
+    Parameters
+    ----------
+    path : Path
+    volume : (D, H, W) float32 array, in the axis order of FSL's ``MNI152_T1_2mm``
+    voxel_size : int, mm
+    slope, intercept : float
+        The file's scaling of its stored numbers.
+    """
+
+    path: Path
+    volume: np.ndarray
+    voxel_size: int
+    slope: float
+    intercept: float
+
+
+def read_brain(path: Path, voxel_size: int) -> Brain:
+    """Read a brain-extracted scan on the model's grid, or on that of 2 mm.
+
+    Axes are reordered and flipped without resampling.
 
     Parameters
     ----------
     path : Path to a ``.nii`` or ``.nii.gz`` file
-    voxel_size : int, mm
-    rescale : callable or None
-        Changes the intensities before they are averaged.
-
-    Returns
-    -------
-    volume : (D, H, W) float32 array, in the axis order of FSL's ``MNI152_T1_2mm``
-    slope, intercept : float
-        The file's scaling of its stored numbers.
+    voxel_size : int, mm, of the model's grid
 
     Raises
     ------
@@ -141,22 +151,28 @@ def read_image(
         If the file cannot be read, its grid is another one, or its voxels
         show no brain-extracted T1-weighted scan.
     """
-    grid = model_grid(voxel_size)
     try:
         with open_image(path) as image:
-            change, own = _place_on(grid, image.shape[:3], np.asarray(image.affine, dtype=np.float64))
+            affine = np.asarray(image.affine, dtype=np.float64)
+            change, grid = _place_on(model_grid(voxel_size), image.shape[:3], affine)
             data = read_voxels(image)
             slope, intercept = (float(getattr(image.dataobj, name)) for name in ("slope", "inter"))
         volume = np.ascontiguousarray(apply_orientation(data, change))
-        _check_brain(volume, own)
-        if rescale is not None:
-            volume = rescale(volume)
+        _check_brain(volume, grid)
     except UnusableScanError as error:
         raise InputError(f"{path}: {error}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; give a T1-weighted brain") from error
-    factor = round(grid.affine[1, 1] / own.affine[1, 1])
-    return coarsen_volume(volume, factor) if factor > 1 else volume, slope, intercept
+    return Brain(path, volume, round(grid.affine[1, 1]), slope, intercept)
+
+
+def read_image(path: Path, voxel_size: int) -> np.ndarray:
+    """Read a scan onto the model's grid; one of 2 mm is averaged. See `read_brain`.
+
+    Returns
+    -------
+    (D, H, W) float32 array
+    """
+    brain = read_brain(path, voxel_size)
+    return coarsen_volume(brain.volume, voxel_size // brain.voxel_size)
 
 
 def _check_brain(volume: np.ndarray, grid: Grid) -> None:
@@ -259,7 +275,10 @@ def find_tissue_means(volume: np.ndarray) -> tuple[float, float, float]:
 
     inside = volume[volume > 0].astype(np.float64)
     if inside.size < LEAST_MIXTURE_VOXELS:
-        raise ValueError(f"has only {inside.size} voxels above 0, too few to tell fluid, gray and white matter")
+        raise ValueError(
+            f"has only {inside.size} voxels above 0, too few to tell fluid, gray and white matter; "
+            "give a T1-weighted brain"
+        )
     unit = np.percentile(inside, 99)  # the mixture is not to depend on the unit
     some = inside[:: max(1, inside.size // MIXTURE_VOXELS), None] / unit
     some = some[some[:, 0] <= 1.2 * np.percentile(some, 99.5)]  # without vessels

@@ -15,9 +15,17 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from model.conventions import NORMALIZATIONS
-from utils.common.errors import InputError
+from utils.common.errors import InputError, user_errors
 from utils.common.files import replacing
-from utils.data.images import brain_statistics, encode_volume, model_grid, read_image, scale_by_tissue
+from utils.data.images import (
+    Brain,
+    brain_statistics,
+    coarsen_volume,
+    encode_volume,
+    model_grid,
+    read_brain,
+    scale_by_tissue,
+)
 from utils.data.loading import WorkerLoader
 
 TISSUE_LEVELS = 4096  # of normalized intensities between 0 and 1
@@ -170,12 +178,26 @@ class ScanStore:
 
     def read_file(self, path: Path) -> Scan:
         """Return a scan from its file, whatever the cache holds."""
+        return self.encode(read_brain(path, self.voxel_size))
+
+    def encode(self, brain: Brain) -> Scan:
+        """Average a brain to the model's grid, and make a `Scan` of it.
+
+        Raises
+        ------
+        InputError
+            If its intensities cannot be normalized.
+        """
+        factor = self.voxel_size // brain.voxel_size
         if self.normalization == "tissue":
-            volume, _, _ = read_image(path, self.voxel_size, scale_by_tissue)
+            with user_errors(str(brain.path)):
+                volume = coarsen_volume(scale_by_tissue(brain.volume), factor)
             voxels = np.rint(volume * TISSUE_LEVELS).astype(np.int16)
             return Scan(voxels, 1 / TISSUE_LEVELS, 0.0, 0.0, 1.0)  # is normalized already
-        volume, slope, intercept = read_image(path, self.voxel_size)
-        return Scan(*encode_volume(volume, slope, intercept), *brain_statistics(volume, self.normalization))
+        volume = coarsen_volume(brain.volume, factor)
+        return Scan(
+            *encode_volume(volume, brain.slope, brain.intercept), *brain_statistics(volume, self.normalization)
+        )  # fmt: skip
 
     def _cache_of(self, folder: Path) -> Path:
         """Return the folder of the entries of a folder of scans."""

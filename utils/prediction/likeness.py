@@ -1,12 +1,12 @@
 """Tell scans that are unlike the training scans by their intensities."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from utils.data.dataset import ScanDataset, make_loader, to_device
+from utils.data.dataset import ScanDataset, collate, make_loader, to_device
 
 LIMIT_SHARE = 0.99  # of the training scans that lie below the limit
 BATCH = 8
@@ -60,20 +60,25 @@ def _typical(total: torch.Tensor, squares: torch.Tensor, count: int) -> TypicalV
 
 
 def _distance(volume: torch.Tensor, typical: TypicalVolumes) -> float:
-    """Return the distance of a (1, D, H, W) volume; see `measure_distances`."""
+    """Return the distance of a (1, D, H, W) volume; see `measure_distance`."""
     mean, deviation = typical
     brain = deviation > LEAST_DEVIATION * deviation.max()
     differences = ((volume - mean)[brain] / deviation[brain]).numpy()
     return float(np.sqrt(np.mean(np.square(differences))))  # NumPy adds in one order; torch's depends on its threads
 
 
-def measure_distances(dataset: ScanDataset, typical: TypicalVolumes, num_workers: int) -> np.ndarray:
-    """Return how far each scan is from the training scans.
+def measure_distance(item: dict[str, Any], typical: TypicalVolumes) -> float:
+    """Return how far a scan is from the training scans.
+
+    Parameters
+    ----------
+    item : dict, of `utils.data.dataset.item_of`
+    typical : TypicalVolumes
 
     Returns
     -------
-    (N,) float array
+    float
         The root mean square over the brain of the difference to the mean
         training scan, in its standard deviations; about 1 for a training scan.
     """
-    return np.array([_distance(volume, typical) for volumes in _volumes(dataset, num_workers) for volume in volumes])
+    return _distance(to_device(collate([item]), CPU)["volume"][0], typical)

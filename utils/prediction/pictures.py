@@ -1,14 +1,21 @@
 """Pictures and maps of scans with brain ages."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
+from utils.common.errors import InputError
 from utils.common.figures import Figure
 from utils.common.files import replacing
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
+from utils.data.loading import WorkerLoader
 from utils.evaluation.metrics import INTERVAL_COVERAGE
 from utils.prediction.scan_ages import PredictedScan
 from utils.preparation.quality import TEMPLATE_COLOUR, slices
@@ -16,6 +23,40 @@ from utils.preparation.template import load_template
 
 MARGIN = 5.0  # years shown on either side of the training ages
 AGE_COLOUR, TRUTH_COLOUR = "#4c72b0", "#c44e52"
+
+
+def draw_scans(folder: Path, scans: Sequence[PredictedScan], num_workers: int) -> None:
+    """Draw a picture of each scan, in worker processes.
+
+    Raises
+    ------
+    InputError
+        If one cannot be written.
+    """
+    workers = min(num_workers, len(scans), len(os.sched_getaffinity(0)))
+    loader = WorkerLoader(_Drawing(folder, scans), workers, tuple, batch_size=None)
+    for _ in tqdm(loader, "pictures", len(scans), unit="scan", disable=None, leave=False):
+        pass
+
+
+class _Drawing(Dataset[Any]):
+    """Draws a scan wherever a loader asks for it, and gives nothing."""
+
+    def __init__(self, folder: Path, scans: Sequence[PredictedScan]) -> None:
+        self.folder, self.scans = folder, scans
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, index: int) -> tuple[()]:
+        path = self.folder / f"{self.scans[index].name}.png"
+        try:
+            draw_scan(path, self.scans[index])
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); make room, or set PICTURES=false"
+            ) from error
+        return ()
 
 
 def draw_scan(path: Path, scan: PredictedScan) -> None:
@@ -26,7 +67,7 @@ def draw_scan(path: Path, scan: PredictedScan) -> None:
     path : Path of the PNG file
     scan : PredictedScan with a brain age
     """
-    volume = read_image(scan.subject.path, 2)[0]
+    volume = read_image(scan.subject.path, 2)
     figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     picture, axis = figure.subplots(2, 1, height_ratios=[6, 1])
@@ -73,7 +114,7 @@ def write_map(folder: Path, scan: PredictedScan, values: np.ndarray, voxel_size:
         nibabel.save(image, temporary)
     figure = Figure(figsize=(11, 6), facecolor="white")
     FigureCanvasAgg(figure)
-    background = nibabel.Nifti1Image(read_image(scan.subject.path, 2)[0], MNI152_T1_2MM.affine)
+    background = nibabel.Nifti1Image(read_image(scan.subject.path, 2), MNI152_T1_2MM.affine)
     largest = float(np.percentile(np.abs(values[values != 0]), 99.5)) if values.any() else 1.0
     plot_stat_map(
         image, bg_img=background, display_mode="mosaic", cut_coords=5, figure=figure, vmax=largest,

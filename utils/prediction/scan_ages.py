@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from model.conventions import UNKNOWN_SEX
-from utils.common.errors import InputError
+from utils.common.errors import MOST_PROBLEMS_SHOWN, InputError, shortened
 from utils.common.files import replacing
 from utils.data.image_files import file_name_of, open_image
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject
@@ -44,6 +44,8 @@ class PredictedScan:
         The errors that the interval comes from.
     uncalibrated_age : float, years
         The brain age before calibration; NaN without one.
+    distance : float
+        From the training scans; see `utils.prediction.likeness.measure_distance`.
     unlike : bool
         Whether the scan is unlike the training scans.
     age_range : (low, high), years
@@ -62,6 +64,7 @@ class PredictedScan:
     radius: float = UNKNOWN_AGE
     interval_from: str = ""
     uncalibrated_age: float = UNKNOWN_AGE
+    distance: float = np.nan
     unlike: bool = False
     age_range: Sequence[float] = ()
 
@@ -94,13 +97,12 @@ class PredictedScan:
         return f"{age:.1f} years ({low:.0f} to {high:.0f}){gap}"
 
 
-def add_ages(scans: Sequence[PredictedScan], brain_ages: np.ndarray, manifest: Mapping[str, Any], scanner: str) -> None:
-    """Set brain ages and their intervals, in years.
+def add_intervals(scans: Sequence[PredictedScan], manifest: Mapping[str, Any], scanner: str) -> None:
+    """Set the intervals of the brain ages, years.
 
     Parameters
     ----------
-    scans : sequence of N PredictedScan, changed in place
-    brain_ages : (N,) float array, years
+    scans : sequence of PredictedScan with brain ages, changed in place
     manifest : mapping
         Of the weights.
     scanner : str
@@ -113,8 +115,8 @@ def add_ages(scans: Sequence[PredictedScan], brain_ages: np.ndarray, manifest: M
     """
     errors, source = interval_errors(manifest, scanner)
     radius = interval_radius(errors, INTERVAL_COVERAGE)
-    for scan, brain_age in zip(scans, brain_ages, strict=True):
-        scan.brain_age, scan.radius, scan.interval_from = float(brain_age), radius, source
+    for scan in scans:
+        scan.radius, scan.interval_from = radius, source
         scan.age_range = manifest["age_range"]
 
 
@@ -159,24 +161,22 @@ def calibrate(
     return calibration
 
 
-def add_likeness(scans: Sequence[PredictedScan], distances: np.ndarray, limit: float) -> None:
+def add_likeness(scans: Sequence[PredictedScan], limit: float) -> None:
     """Mark scans that are unlike the training scans, and widen their intervals.
 
     Parameters
     ----------
-    scans : sequence of N PredictedScan, changed in place
-    distances : (N,) float array
-        Of `utils.prediction.likeness.measure_distances`.
+    scans : sequence of PredictedScan with distances, changed in place
     limit : float
         What hardly any training scan exceeds.
     """
-    for scan, distance in zip(scans, distances, strict=True):
-        if distance > limit:
+    for scan in scans:
+        if scan.distance > limit:
             scan.unlike = True
-            scan.radius *= float(distance / limit)
+            scan.radius *= scan.distance / limit
             scan.warnings.append(
-                f"is unlike the training scans (distance {distance:.2f}, expected at most {limit:.2f}); the estimate "
-                "may be off by many years"
+                f"is unlike the training scans (distance {scan.distance:.2f}, expected at most {limit:.2f}); the "
+                "estimate may be off by many years"
             )
 
 
@@ -233,11 +233,14 @@ def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
 
 
 def describe(scans: Sequence[PredictedScan]) -> Iterator[str]:
-    """Yield a line for each scan and a summary."""
-    width = max(len(scan.name) for scan in scans)
-    for scan in scans:
+    """Yield a line for each scan, of many only for those that failed, and a summary."""
+    shown = scans if len(scans) <= MOST_PROBLEMS_SHOWN else [scan for scan in scans if scan.failure]
+    width = max((len(scan.name) for scan in shown), default=0)
+    lines = []
+    for scan in shown:
         outcome = [f"failed: {scan.failure}"] if scan.failure else [scan.estimate(), *scan.warnings]
-        yield f"{scan.name:<{width}}  {'; '.join(outcome)}"
+        lines.append(f"{scan.name:<{width}}  {'; '.join(outcome)}")
+    yield from shortened(lines)
     usable = [scan for scan in scans if not scan.failure]
     warned = sum(bool(scan.warnings) for scan in usable)
     unlike = sum(scan.unlike for scan in usable)

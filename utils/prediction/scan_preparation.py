@@ -1,8 +1,8 @@
-"""Find scans of any kind, tell raw from prepared ones, prepare and check them."""
+"""Find scans of any kind, tell raw from prepared ones, check and prepare them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +16,9 @@ from utils.data.image_files import (
     list_prepared,
     open_image,
 )
-from utils.data.images import VOXEL_SIZES, model_grid, read_image
+from utils.data.images import VOXEL_SIZES, Brain, model_grid, read_brain
 from utils.data.names import scan_name, unusable_name
 from utils.data.preparations import describe_preparation, preparation_of
-from utils.data.scans import ScanStore
 from utils.prediction.scan_ages import PredictedScan
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
 from utils.preparation.quality import brain_correlation, misplacement
@@ -35,7 +34,7 @@ LEAST_LIKENESS = 0.15
 
 
 def find_scans(source: Path) -> list[PredictedScan]:
-    """Find the scans in a file, a folder, a BIDS data set or folders of fsl_anat, and which are prepared.
+    """Find the scans in a file, a folder, a BIDS data set or folders of fsl_anat; they are not read.
 
     Raises
     ------
@@ -53,29 +52,75 @@ def find_scans(source: Path) -> list[PredictedScan]:
     problems = [f"{found[name]}: {wrong}" for name in found if (wrong := unusable_name(name))]
     if problems:
         raise InputError(problems)
-    return [_scan(name, path) for name, path in found.items()]
+    return [PredictedScan(name, path) for name, path in found.items()]
 
 
-def _scan(name: str, path: Path) -> PredictedScan:
-    """Tell whether a scan is raw or prepared; averages of a prepared one are of no use."""
-    voxel_size = prepared_voxel_size(path)
-    if voxel_size in (None, 2):
-        return PredictedScan(name, path, path if voxel_size else None)
-    reason = f"is a prepared brain averaged to {voxel_size} mm; give the brain at 2 mm, or the raw scan"
-    return PredictedScan(name, path, path, failure=reason)
+class Checked(NamedTuple):
+    """What the check of a scan has found.
+
+    Parameters
+    ----------
+    brain : Brain or None
+        On the 2 mm grid; None if the scan is raw or cannot be used.
+    failure : str
+        Why it cannot be used; empty otherwise.
+    warnings : tuple of str
+    """
+
+    brain: Brain | None = None
+    failure: str = ""
+    warnings: tuple[str, ...] = ()
 
 
-def prepared_voxel_size(path: Path) -> int | None:
-    """Return the voxel size in mm of a brain-extracted scan on a model grid; None for any other file."""
+def check_scan(path: Path) -> Checked:
+    """Tell whether a scan is raw or prepared; check a prepared one by its verdict, or by the template."""
+    brain = _prepared_brain(path)
+    if brain is None:
+        return Checked()
+    if brain.voxel_size != 2:  # averages are of no use
+        return Checked(
+            failure=f"is a prepared brain averaged to {brain.voxel_size} mm; give the brain at 2 mm, or the raw scan"
+        )
+    record = record_of(path)
+    failure, warnings = _judge(record) if record else _compare_with_template(brain.volume)
+    return Checked(None if failure else brain, failure, warnings)
+
+
+def _prepared_brain(path: Path) -> Brain | None:
+    """Read a brain-extracted scan on a model grid; None for any other file, which preprocessing may report."""
     try:
         with open_image(path) as image:
             shape = sorted(image.shape[:3])
         voxel_size = next((size for size in VOXEL_SIZES if sorted(model_grid(size).shape) == shape), None)
-        if voxel_size:
-            read_image(path, voxel_size)
-    except (InputError, UnusableScanError):  # what is no such brain is raw; preprocessing reports what is no scan
+        return read_brain(path, voxel_size) if voxel_size else None
+    except (InputError, UnusableScanError):
         return None
-    return voxel_size
+
+
+def _compare_with_template(volume: np.ndarray) -> tuple[str, tuple[str, ...]]:
+    """Return a failure, and warnings, if a (91, 109, 91) volume is not aligned with the template."""
+    template = load_template()
+    shift = misplacement(volume, template)
+    likeness = max(brain_correlation(own, template) for own in (volume, np.roll(volume, -shift, (0, 1, 2))))
+    if likeness < LEAST_LIKENESS:
+        return (
+            f"does not look like a T1-weighted brain in MNI152 space: its correlation with the template is "
+            f"{likeness:.2f}, that of such brains 0.43 and more; give a T1-weighted scan, or the raw one"
+        ), ()
+    if (off := int(np.abs(shift).max())) >= LARGEST_SHIFT:
+        return "", (
+            f"is about {2 * off} mm off the MNI152 template, or rotated; the estimate may be off by many years: "
+            "register it, or give the raw scan",
+        )
+    return "", ()
+
+
+def _judge(record: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Turn a verdict into a failure or a warning."""
+    reasons = "; ".join(record["reasons"])
+    if record["verdict"] == FAIL:
+        return reasons, ()
+    return "", (f"preprocessing is doubtful: {reasons}",) * (record["verdict"] == DOUBTFUL)
 
 
 def add_preparation(scans: Sequence[PredictedScan], expected: Sequence[Mapping[str, str] | None]) -> None:
@@ -94,7 +139,7 @@ def registration_of(expected: Sequence[Mapping[str, str] | None]) -> str:
 
 
 def preprocess(scans: Sequence[PredictedScan], settings: Settings, timeout: float) -> None:
-    """Preprocess the raw scans among `scans`.
+    """Preprocess the scans that are not prepared yet.
 
     Parameters
     ----------
@@ -110,47 +155,7 @@ def preprocess(scans: Sequence[PredictedScan], settings: Settings, timeout: floa
     files = [RawFile(scan.name, scan.source) for scan in raw.values()]
     for record in preprocess_all(files, settings, 0, timeout):
         scan = raw[record["name"]]
-        _add_verdict(scan, record)
+        scan.failure, warnings = _judge(record)
+        scan.warnings += warnings
         if not scan.failure:
             scan.prepared = settings.output_dir / f"{scan.name}.nii.gz"
-
-
-def add_verdicts(scans: Sequence[PredictedScan]) -> None:
-    """Set the quality verdicts of prepared scans; without one, check that the brain is aligned with the template."""
-    for scan in scans:
-        if scan.prepared is None or scan.failure:
-            continue
-        record = record_of(scan.prepared)
-        if record:
-            _add_verdict(scan, record)
-            continue
-        volume, template = read_image(scan.prepared, 2)[0], load_template()
-        shift = misplacement(volume, template)
-        likeness = max(brain_correlation(own, template) for own in (volume, np.roll(volume, -shift, (0, 1, 2))))
-        if likeness < LEAST_LIKENESS:
-            scan.failure = (
-                f"does not look like a T1-weighted brain in MNI152 space: its correlation with the template is "
-                f"{likeness:.2f}, that of such brains 0.43 and more; give a T1-weighted scan, or the raw one"
-            )
-        elif (off := int(np.abs(shift).max())) >= LARGEST_SHIFT:
-            scan.warnings.append(
-                f"is about {2 * off} mm off the MNI152 template, or rotated; the estimate may be off by many years: "
-                "register it, or give the raw scan"
-            )
-
-
-def _add_verdict(scan: PredictedScan, record: Mapping[str, Any]) -> None:
-    """Turn a verdict into a failure or a warning."""
-    reasons = "; ".join(record["reasons"])
-    if record["verdict"] == FAIL:
-        scan.failure = reasons
-    elif record["verdict"] == DOUBTFUL:
-        scan.warnings.append(f"preprocessing is doubtful: {reasons}")
-
-
-def check_scans(scans: Sequence[PredictedScan], store: ScanStore) -> list[PredictedScan]:
-    """Return the scans that can be read; set the failure of the others."""
-    for scan in scans:
-        if scan.prepared and not scan.failure:
-            scan.failure = "; ".join(store.prepare([scan.prepared]))
-    return [scan for scan in scans if not scan.failure]
