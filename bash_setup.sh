@@ -2,13 +2,17 @@
 # shellcheck shell=bash
 
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-# The Python that runs everything: the active virtual environment's, or that of .venv here.
+# The Python that runs everything: the one given, that of the active virtual or conda environment, or of .venv here.
 if [[ -z "${PYTHON:-}" ]]; then
-  PYTHON=python3
   if [[ -n "${VIRTUAL_ENV:-}" ]]; then
     PYTHON="$VIRTUAL_ENV/bin/python"
+  elif [[ -n "${CONDA_PREFIX:-}" && "${CONDA_DEFAULT_ENV:-}" != base ]]; then  # base is active in every conda shell
+    PYTHON="$CONDA_PREFIX/bin/python"
   elif [[ -x "$HERE/.venv/bin/python" ]]; then
     PYTHON="$HERE/.venv/bin/python"
+  else
+    PYTHON=python3
+    no_environment=true
   fi
 fi
 
@@ -75,23 +79,27 @@ choose_launcher() {
     --rdzv_conf "is_host=$((NODE_RANK == 0)),join_timeout=$JOIN_TIMEOUT")
 }
 
-# Make .venv here unless a virtual environment is active, and install the named requirements files.
+# Install what the named requirements files pin and PYTHON lacks; make .venv here if no environment was given or active.
 set_up_environment() {
-  if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+  if [[ "${no_environment:-}" == true ]]; then
     local base
     for base in python3.12 python3.11 python3; do
       "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && break
       base=""
     done
     if [[ -z "$base" ]]; then
-      echo "error: Python 3.11 or 3.12 is needed; install one, or activate a virtual environment that has it" >&2
+      echo "error: Python 3.11 or 3.12 is needed; install one, or activate an environment that has it" >&2
       exit 2
     fi
-    [[ -x "$HERE/.venv/bin/python" ]] || "$base" -m venv "$HERE/.venv"
+    "$base" -m venv "$HERE/.venv"
     PYTHON="$HERE/.venv/bin/python"
   fi
-  local file
-  for file in "$@"; do
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$HERE/$file"
-  done
+  local status=0 file files=()
+  for file in "$@"; do files+=(-r "$HERE/$file"); done
+  "$PYTHON" "$HERE/utils/common/installed.py" "${files[@]}" || status=$?
+  case $status in
+    0) ;;
+    3) "$PYTHON" -m pip install --quiet --disable-pip-version-check "${files[@]}" ;;
+    *) exit 2 ;;
+  esac
 }

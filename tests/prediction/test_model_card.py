@@ -52,8 +52,10 @@ def test_manifest_and_card_say_what_was_trained_and_how_well(subjects) -> None:
 def test_a_remark_stands_at_the_top(subjects) -> None:
     manifest, card = made(subjects, "These weights are interim.")
     assert manifest["remark"] == "These weights are interim."
-    assert card.splitlines()[:3] == ["# Model card: brain age from a T1-weighted MRI", "", "These weights are interim."]
-    assert made(subjects)[1].splitlines()[2].startswith("The mean of 3 cascades")
+    front, _, text = card.removeprefix("---\n").partition("\n---\n\n")
+    assert "metrics: [mae, pearsonr]" in front.splitlines()
+    assert text.splitlines()[:3] == ["# Model card: brain age from a T1-weighted MRI", "", "These weights are interim."]
+    assert "\n\nThe mean of 3 cascades" in made(subjects)[1]
 
 
 def test_the_card_tells_the_errors_on_sites_that_were_held_out(subjects) -> None:

@@ -11,7 +11,13 @@ from utils.data.preparations import preparations_of
 from utils.data.subjects import Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, Predictions, interval_radius
 
-CARD = """# Model card: brain age from a T1-weighted MRI
+CARD = """---
+library_name: pytorch
+tags: [brain-age, mri, t1-weighted, regression]
+metrics: [mae, pearsonr]
+---
+
+# Model card: brain age from a T1-weighted MRI
 
 {remark}{cascades} of two stages: {network}, {voxel_size} mm, normalization `{normalization}`.
 
