@@ -18,6 +18,7 @@ FIRST_EPOCHS="${FIRST_EPOCHS:-30}"                    # passes over the training
 SECOND_EPOCHS="${SECOND_EPOCHS:-10}"                  # passes over the training people in the second stage
 NARROW="${NARROW:-40,60}"                             # range of ages, years, for the rows with a narrow one
 SORTER="${SORTER:-runs/sorter_16.pt}"                 # of bash_train_sorter.sh, of the length of a batch
+SHARD="${SHARD:-1/1}"                                 # I/N: the I-th of N parts of the trainings, as a job array
 JOBS="${JOBS:-1}"                                     # trainings side by side; they share the GPUs, or the cores
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans, of each training
 CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # decoded scans; empty: decode them each time
@@ -34,6 +35,7 @@ exec "$PYTHON" "$HERE/benchmarks/ablation.py" \
   --second_epochs "$SECOND_EPOCHS" \
   --narrow "$NARROW" \
   --sorter "$SORTER" \
+  --shard "$SHARD" \
   --jobs "$JOBS" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \

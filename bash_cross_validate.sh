@@ -20,6 +20,7 @@ SEED="${SEED:-0}"                                     # of the folds, and of the
 WEIGHTS_DIR="${WEIGHTS_DIR:-}"                        # folder for weights trained on all subjects; empty: none
 DATA_NOTICE="${DATA_NOTICE:-}"                        # name, source and licence of the data, for the model card
 REMARK="${REMARK:-}"                                  # paragraph for the top of the model card; empty: none
+SHARD="${SHARD:-1/1}"                                 # I/N: the I-th of N parts of the networks, as a job array
 JOBS="${JOBS:-1}"                                     # networks that are trained side by side
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read scans
 CACHE_FOLDER="${CACHE_FOLDER-runs/cache}"             # decoded scans; empty: decode them each time
@@ -37,6 +38,7 @@ exec "$PYTHON" "$HERE/cross_validate.py" \
   --weights_dir "$WEIGHTS_DIR" \
   --data_notice "$DATA_NOTICE" \
   --remark "$REMARK" \
+  --shard "$SHARD" \
   --jobs "$JOBS" \
   --num_workers "$NUM_WORKERS" \
   --cache_folder "$CACHE_FOLDER" \

@@ -9,6 +9,7 @@ OUTPUT_DIR="${OUTPUT_DIR:-preprocessed}"              # folder for the brains, q
 OVERWRITE="${OVERWRITE:-false}"                       # true: make scans again that were made with other parameters
 REGISTRATION="${REGISTRATION:-affine}"                # affine, as the weights that ship, or nonlinear, as the paper
 BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, not to extract again: auto, true, false
+SHARD="${SHARD:-1/1}"                                 # I/N: the I-th of N parts, as a job array does them
 NUM_WORKERS="${NUM_WORKERS:-0}"                       # scans at a time; 0: as many as cores and memory allow
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
@@ -18,5 +19,6 @@ exec "$PYTHON" "$HERE/preprocess.py" \
   --overwrite "$OVERWRITE" \
   --registration "$REGISTRATION" \
   --brain_extracted "$BRAIN_EXTRACTED" \
+  --shard "$SHARD" \
   --num_workers "$NUM_WORKERS" \
   "$@"

@@ -55,7 +55,10 @@ def main() -> None:
             )
     folds = cross_validation.assign_folds(subjects, settings)
     check_recorded(args.output_dir / "settings.json", args.label_table, [flags_of(training) for training in trainings])
-    cross_validation.run_all(subjects, folds, settings)
+    left = cross_validation.run_all(subjects, folds, settings)
+    if left:
+        print(f"left to other shards: {len(left)} scripts, such as {left[0]}; the last shard reports, or another call")
+        return
     name, own = ("Cascade", SecondStage.columns[:1]) if args.stages == 2 else ("First stage", ())
     columns = ["interval_low", "interval_high", *own]
     predictions, metrics = {}, {}

@@ -15,8 +15,7 @@ def main() -> None:
     from utils.preparation.raw_scans import find_raw_scans
 
     check_writable(args.output_dir, args.input)
-    part, parts = args.shard
-    scans = find_raw_scans(args.input)[part - 1 :: parts]
+    scans = args.shard.of(find_raw_scans(args.input))
     settings = Settings(
         args.output_dir,
         args.registration,

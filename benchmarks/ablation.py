@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.ablation_rows import PAPER, Row, make_rows
@@ -16,6 +16,7 @@ from utils.common.errors import InputError, run_command
 from utils.options.flags import (
     Parser,
     add_label_table,
+    add_shard,
     count,
     flag,
     flags_of,
@@ -27,6 +28,8 @@ from utils.options.flags import (
     whole,
 )
 from utils.options.training import parse_training_flags
+
+TABLE = "train_discretized_age.npy"  # the last file that a first stage writes
 
 if TYPE_CHECKING:
     from utils.data.subjects import Subject
@@ -51,6 +54,7 @@ def ablation_parser() -> Parser:
     flag(parser, "--second_epochs", "10", count, "passes over the training people in the second stage")
     flag(parser, "--narrow", "40,60", _range, "range of ages, years, for the rows with a narrow one")
     flag(parser, "--sorter", "runs/sorter_16.pt", Path, "of bash_train_sorter.sh, of the length of a batch; for SoDeep")
+    add_shard(parser, "rows that build on another one wait for a second call")
     flag(parser, "--jobs", "1", count, "trainings side by side; they share the GPUs, or the cores")
     flag(parser, "--num_workers", "8", whole, "processes that read scans, of each training")
     flag(parser, "--cache_folder", "runs/cache", optional_path, "where decoded scans are kept; '': nowhere")
@@ -75,6 +79,10 @@ class Place:
         """Return the folder of a row."""
         return self.root / row / self.fold / f"seed_{self.seed}"
 
+    def first_stage(self, row: str) -> Path:
+        """Return the folder of a row's first stage."""
+        return self.folder(row) / "first_stage"
+
     def scans(self, part: str, row: Row) -> Path:
         """Return the folder of links to the people of a part, such as ``train``, for a row."""
         ages = f"_{row.age_range[0]:g}-{row.age_range[1]:g}" if row.age_range else ""
@@ -98,7 +106,7 @@ def steps(row: Row, place: Place, shared: Mapping[str, object], epochs: tuple[in
     from utils.prediction.script_runs import Step, run_script
 
     own = place.folder(row.name)
-    first = (own if row.first is not None else place.folder(PAPER)) / "first_stage"
+    first = place.first_stage(row.name if row.first is not None else PAPER)
     parts = ("half_1", "half_2") if row.halves else ("train", "train")
     train_folders = [place.scans(part, row) for part in parts]
     test = {
@@ -119,7 +127,7 @@ def steps(row: Row, place: Place, shared: Mapping[str, object], epochs: tuple[in
 
     if row.first is not None:
         variables = {**train, "EPOCHS": epochs[0], "TRAIN_FOLDER": train_folders[0], "OUTPUT_DIR": first, **row.first}
-        yield step(first / "train_discretized_age.npy", "bash_train_first_stage.sh", "--resume", **variables)
+        yield step(first / TABLE, "bash_train_first_stage.sh", "--resume", **variables)
         folder = own / "first_stage_test"
         variables = {**test, "CHECKPOINT": first / "best.pt", "OUTPUT_DIR": folder}
         yield step(folder / "predictions.csv", "bash_test_first_stage.sh", **variables)
@@ -129,9 +137,9 @@ def steps(row: Row, place: Place, shared: Mapping[str, object], epochs: tuple[in
     if row.halves:
         tables = own / "ages"
         variables = {**test, "TEST_FOLDER": train_folders[1], "CHECKPOINT": first / "best.pt", "OUTPUT_DIR": tables}
-        yield step(tables / "train_discretized_age.npy", "bash_test_first_stage.sh", SPLIT="train", **variables)
+        yield step(tables / TABLE, "bash_test_first_stage.sh", SPLIT="train", **variables)
     if "AGE_INTERVAL" in row.second:
-        source, age_interval = tables / "train_discretized_age.npy", float(str(row.second["AGE_INTERVAL"]))
+        source, age_interval = tables / TABLE, float(str(row.second["AGE_INTERVAL"]))
         tables = own / "ages"
         target = tables / source.name
         yield Step(f"{row.name}: ages", target, lambda _: discretize_anew(source, target, age_interval))
@@ -221,7 +229,7 @@ def main() -> None:
     from utils.common.errors import user_errors
     from utils.common.files import check_writable
     from utils.data.cohort import load_cohort
-    from utils.prediction.script_runs import arguments_of_training, check_recorded, run_chains
+    from utils.prediction.script_runs import arguments_of_training, check_recorded, run_chains, unfinished
 
     check_writable(args.output_dir, *args.scan_folder)
     epochs = args.first_epochs, args.second_epochs
@@ -262,16 +270,22 @@ def main() -> None:
         check_recorded(args.output_dir / row.name / "settings.json", args.label_table, flags[row.name],
                        {**others, "range of ages": row.age_range})  # fmt: skip
     shared = {"LABEL_TABLE": args.label_table, "NUM_WORKERS": args.num_workers, "CACHE_FOLDER": args.cache_folder or ""}
+    left = []
     try:
         for seed in range(args.seeds):
             for second in (False, True):  # second stages build on finished first ones
                 chosen = [row for row in rows if (row.second is not None) == second]
                 places = [Place(args.output_dir, name, seed) for name in names]
-                chains = [[*steps(row, place, shared, epochs, args.jobs)] for row in chosen for place in places]
-                run_chains(chains, args.jobs)
+                work = [(row, place) for row in chosen for place in places]
+                chains = [[*steps(row, place, shared, epochs, args.jobs)] for row, place in work]
+                ready = [row.first is not None or (place.first_stage(PAPER) / TABLE).exists() for row, place in work]
+                run_chains([*compress(args.shard.of(chains), args.shard.of(ready))], args.jobs)
+                left += unfinished(chains)
     finally:
         write_results(args.output_dir, every_row, subjects, args.label_table, args.folds, args.cache_folder)
         print(f"tables and figures: {args.output_dir}")
+    if left:
+        print(f"left to other shards, or to this command again: {len(left)} scripts, such as {left[0]}")
 
 
 def choose_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

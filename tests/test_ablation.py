@@ -196,6 +196,32 @@ def test_wrong_choices_end_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_shards_divide_the_trainings_and_leave_second_stages_whose_first_is_missing(
+    synthetic_cohort, tmp_path, monkeypatch, capsys
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr("utils.prediction.script_runs.run_script", recorder)
+    monkeypatch.setattr(ablation, "discretize_anew", lambda source, target, step: touch(target))
+    monkeypatch.setattr(ablation_report, "write_results", lambda *_: None)
+    given = ["--scan_folder", str(synthetic_cohort / "train"), "--label_table", str(synthetic_cohort / "labels.csv")]
+    given += ["--output_dir", str(tmp_path / "run"), "--rows", "continuous", "--folds", "2"]
+
+    def places(part: int) -> list[str]:
+        recorder.runs.clear()
+        monkeypatch.setattr(sys, "argv", ["ablation.py", *given, "--shard", f"{part}/3"])
+        ablation.main()
+        trained = [variables["OUTPUT_DIR"] for script, variables in recorder.runs if "train" in script]
+        return [str(folder.relative_to(tmp_path / "run").parents[1]) for folder in trained]
+
+    assert places(1) == [f"{MSE}/fold_1", f"{PAPER}/fold_2"]  # continuous/fold_1 needs paper/fold_1
+    assert "left to other shards, or to this command again: 10 scripts" in capsys.readouterr().out
+    assert places(2) == [f"{MSE}/fold_2", "continuous/fold_2"]
+    assert places(3) == [f"{PAPER}/fold_1"]
+    capsys.readouterr()
+    assert places(1) == ["continuous/fold_1"]
+    assert "left" not in capsys.readouterr().out
+
+
 def test_the_script_trains_compares_and_goes_on(synthetic_cohort, tmp_path) -> None:
     variables = {
         "DATA": synthetic_cohort, "OUTPUT_DIR": tmp_path / "run", "ROWS": "continuous", "FOLDS": 2, "JOBS": 2,

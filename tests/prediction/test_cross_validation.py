@@ -17,10 +17,11 @@ import torch
 import cross_validate
 from tests.conftest import ROOT, VOXEL_SIZE, save_scan
 from utils.common.checkpoints import load_checkpoint
+from utils.common.choices import Shard
 from utils.common.errors import InputError
 from utils.data.subjects import Subject, person_of
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
-from utils.prediction.cross_validation import CrossValidation, assign_folds, pool, training_arguments
+from utils.prediction.cross_validation import CrossValidation, assign_folds, pool, run_all, training_arguments
 from utils.prediction.site_figures import EVERYBODY, describe_sites, seen_ages
 from utils.prediction.weights import STAGES, load_typical_volumes, load_weights
 
@@ -317,7 +318,7 @@ def test_the_end_of_the_log_of_a_failed_script_is_shown(variables, tmp_path, mon
 def settings_of(folder: Path, **more: object) -> CrossValidation:
     given = {
         "output_dir": folder, "label_table": folder / "labels.csv", "folds": 2, "hold_out": "people", "site_column": "",
-        "members": 2, "stages": 2, "seed": 0, "weights_dir": None, "data_notice": "", "remark": "", "jobs": 1,
+        "members": 2, "stages": 2, "seed": 0, "weights_dir": None, "data_notice": "", "remark": "", "jobs": 1, "shard": Shard(),
         "num_workers": 0, "cache_folder": None,
     }  # fmt: skip
     return CrossValidation(**{**given, **more})
@@ -352,6 +353,31 @@ def test_folds_divide_persons_not_scans(tmp_path) -> None:
     assert (assign_folds(subjects, settings)["people"] == folds["people"]).all()
     with pytest.raises(InputError, match="other subjects or folds"):
         assign_folds(subjects[:-3], settings)
+
+
+def test_shards_divide_the_members_of_the_folds_and_the_last_one_finds_nothing_left(tmp_path, monkeypatch) -> None:
+    ran: list[tuple[str, str]] = []
+
+    def run_script(log: Path, _: str, flags: list[str], _devices: object, jobs: int) -> None:
+        ran.append((log.parent.parent.name, log.parent.name))
+        product = {"t": "predictions.csv", "f": "train_discretized_age.npy", "s": "best.pt"}
+        folder = Path(flags[flags.index("--output_dir") + 1])
+        folder.mkdir(parents=True)
+        (folder / product[folder.name[0]]).touch()
+
+    monkeypatch.setattr("utils.prediction.cross_validation.run_script", run_script)
+    subjects = [Subject(f"sub-{age}", tmp_path / f"sub-{age}.nii", float(age), 0) for age in range(20, 30)]
+    folds = assign_folds(subjects, settings_of(tmp_path))
+    members = [(f"fold_{fold}", f"member_{member}") for fold in (1, 2) for member in (1, 2)]
+    done: list[tuple[str, str]] = []
+    for part in (3, 1, 2):
+        left = run_all(subjects, folds, settings_of(tmp_path, shard=Shard(part, 3)))
+        own = members[part - 1 :: 3]
+        assert ran == [member for member in own for _ in range(3)]
+        ran.clear()
+        done += own
+        assert len(left) == 3 * (len(members) - len(done))
+    assert sorted(done) == members
 
 
 @pytest.mark.parametrize(("hold_out", "kinds"), [("sites", ["sites"]), ("both", ["people", "sites"])])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from model.conventions import NORMALIZATIONS
+from utils.common.choices import Shard
 from utils.common.errors import fail
 from utils.common.files import PROJECT
 
@@ -193,6 +194,14 @@ def labels(text: str) -> list[str]:
     return [label.strip() for label in text.split(",") if label.strip()]
 
 
+def shard(text: str) -> Shard:
+    """Read which share of how many, such as ``2/8``."""
+    parts = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not parts or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part such as 1/8, 2/8, ... 8/8")
+    return Shard(int(parts[1]), int(parts[2]))
+
+
 # ---- flags of the authors' scripts without a use here ----
 
 
@@ -270,6 +279,11 @@ def add_machine_flags(group: Any, cache_folder: str | None, batch_size: str | No
             group, "--cache_folder", cache_folder, optional_path,
             "where decoded scans are kept, at most 3.6 MB each; '': decode them each time",
         )  # fmt: skip
+
+
+def add_shard(group: Any, meaning: str) -> None:
+    """Add which share of the work is done, as by an element of a job array."""
+    flag(group, "--shard", "1/1", shard, f"I/N: do the I-th of N parts, as a job array does; {meaning}", metavar="I/N")
 
 
 def add_brain_extracted(group: Any) -> None:

@@ -9,6 +9,7 @@ from utils.options.flags import (
     add_label_table,
     add_machine_flags,
     add_overwrite,
+    add_shard,
     add_timeout,
     boolean,
     count,
@@ -90,6 +91,7 @@ def cross_validation_parser() -> Parser:
         parser, "--jobs", "1", count,
         "networks that are trained side by side, on one machine; small ones leave cores and a GPU idle",
     )  # fmt: skip
+    add_shard(parser, "the call that finds all of them done reports")
     flag(parser, "--data_notice", "", str, "name, source and licence of the data, for the model card")
     flag(parser, "--remark", "", str, "a paragraph for the top of the model card, such as a warning; '': none")
     flag(

@@ -1,7 +1,6 @@
 """The flags of preprocessing, of making data sets, and of simulated cohorts."""
 
 import argparse
-import re
 from pathlib import Path
 
 from utils.common.choices import PATIENT_GAPS
@@ -9,6 +8,7 @@ from utils.options.flags import (
     Parser,
     add_brain_extracted,
     add_device,
+    add_shard,
     add_timeout,
     boolean,
     count,
@@ -44,11 +44,7 @@ def preprocessing_parser() -> Parser:
     )  # fmt: skip
     add_brain_extracted(parser)
     flag(parser, "--num_workers", "0", whole, "scans at a time; 0: one a core, with 2 GiB of memory each")
-    flag(
-        parser, "--shard", "1/1", _shard,
-        "do the I-th of N parts of the scans, as a job array does; all write to one output folder",
-        metavar="I/N",
-    )  # fmt: skip
+    add_shard(parser, "all write to one output folder")
     flag(parser, "--keep_failed", "false", boolean, "write the brain of a failed scan, too, if there is one")
     flag(
         parser,
@@ -60,14 +56,6 @@ def preprocessing_parser() -> Parser:
     add_timeout(parser)
     add_device(parser)
     return parser
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """Read which part of how many, such as ``2/8``."""
-    parts = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not parts or not 1 <= int(parts[1]) <= int(parts[2]):
-        raise argparse.ArgumentTypeError(f"'{text}' is no part such as 1/8, 2/8, ... 8/8")
-    return int(parts[1]), int(parts[2])
 
 
 def dataset_parser() -> Parser:

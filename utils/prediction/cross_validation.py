@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from utils.common.checkpoints import load_checkpoint
+from utils.common.choices import Shard
 from utils.common.errors import InputError, list_some
 from utils.common.files import replacing
 from utils.data.cohort import split_into_folds
@@ -25,7 +26,7 @@ from utils.evaluation.metrics import (
 )
 from utils.prediction.likeness import describe_training
 from utils.prediction.model_card import make_card, make_manifest
-from utils.prediction.script_runs import Step, arguments_of_training, link_scans, run_chains, run_script
+from utils.prediction.script_runs import Step, arguments_of_training, link_scans, run_chains, run_script, unfinished
 from utils.prediction.site_figures import Folds, describe_sites, seen_ages
 from utils.prediction.weights import STAGES, save_weights
 from utils.training.stages import FirstStage, SecondStage
@@ -60,6 +61,7 @@ class CrossValidation:
     weights_dir: Path | None
     data_notice: str
     remark: str
+    shard: Shard
     jobs: int
     num_workers: int
     cache_folder: Path | None
@@ -168,8 +170,8 @@ def _steps(fold: str, member: int, tested: bool, settings: CrossValidation) -> I
         yield Step(f"{fold}, {own.name}: {script}", product, run)
 
 
-def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation) -> None:
-    """Train and test every member of every fold that is not finished yet, some side by side.
+def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation) -> list[str]:
+    """Train and test this shard's members of the folds that are not finished yet, some side by side.
 
     Parameters
     ----------
@@ -177,6 +179,11 @@ def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation
     folds : dict of (N,) str arrays
         Of `assign_folds`.
     settings : CrossValidation
+
+    Returns
+    -------
+    list of str
+        What is left to other shards.
 
     Raises
     ------
@@ -194,7 +201,8 @@ def run_all(subjects: Sequence[Subject], folds: Folds, settings: CrossValidation
             link_scans(folder / "test", [s for s, own in zip(subjects, chosen, strict=True) if own])
         members = range(1, settings.members + 1)
         chains += [list(_steps(name, member, bool(chosen.any()), settings)) for member in members]
-    run_chains(chains, settings.jobs)
+    run_chains(settings.shard.of(chains), settings.jobs)
+    return unfinished(chains)
 
 
 def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidation) -> tuple[Predictions, Report]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -60,9 +61,9 @@ def link_scans(folder: Path, subjects: Sequence[Subject]) -> None:
         raise InputError(f"{folder}: holds {min(others)}, too, of other folds; set another OUTPUT_DIR (--output_dir)")
     for subject in subjects:
         link = folder / subject.path.name
-        if not link.is_symlink():
+        with suppress(FileExistsError):  # another shard may have made it
             link.symlink_to(subject.path.resolve())
-        elif link.resolve() != subject.path.resolve():
+        if not link.is_symlink() or link.resolve() != subject.path.resolve():
             raise InputError(f"{link}: is no link to {subject.path}; set another OUTPUT_DIR (--output_dir)")
 
 
@@ -121,8 +122,8 @@ def check_recorded(
         chosen = {name: value for name, value in flags.items() if name not in FREE_ON_RESUME}
         recorded |= {f"--{name} of the {STAGES[stage - 1].replace('_', ' ')}": value for name, value in chosen.items()}
     recorded = json.loads(json.dumps(recorded))
-    if not path.exists():
-        begun = sorted(part.name for part in path.parent.glob("*/")) if path.parent.is_dir() else []
+    begun = sorted(part.name for part in path.parent.glob("*/")) if path.parent.is_dir() else []
+    if not path.exists():  # looked for after the folders, which another shard makes after the record
         if begun:
             raise InputError(
                 f"{path.parent}: holds {begun[0]}, but no {path.name} that says how it was made; set another "
@@ -172,6 +173,8 @@ def run_script(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the script inherits it, so it outlives this process
         except BlockingIOError:
             raise InputError(f"{log}: another call is running this script; wait for it, or end it") from None
+        except OSError:  # a file system without locks
+            pass
         command = ["bash", str(PROJECT / script), *flags]
         environment = {**share, **_environment(variables or {})}
         with subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process:
@@ -181,6 +184,11 @@ def run_script(
     if status:
         lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
         raise InputError("\n  ".join([f"{script} failed with status {status}; the end of {log}:", *lines]))
+
+
+def unfinished(chains: Sequence[Sequence[Step]]) -> list[str]:
+    """Return the names of steps that are not done."""
+    return [step.name for chain in chains for step in chain if not step.product.exists()]
 
 
 def run_chains(chains: Sequence[Sequence[Step]], jobs: int) -> None:
