@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.network_speed import OURS, build, bytes_in, variants_of
+from utils.common.machine import usable_cores
 from utils.data.cohort import load_cohort
 from utils.data.dataset import EpochBatches, ScanDataset, make_loader
 from utils.data.scans import ScanStore
@@ -36,7 +37,7 @@ def measure_loader(args: Namespace, device: torch.device) -> dict[str, float]:
         store = ScanStore(args.voxel_size, "brain", Path(folder) / "cache")
         store.prepare(paths)
         result = measure_reading(paths, store, 4 * args.rounds)
-        ahead = 2 * min(args.num_workers, os.cpu_count() or 1)  # batches that the loader has ready
+        ahead = 2 * min(args.num_workers, usable_cores())  # batches that the loader has ready
         wanted = max(10, 4 * ahead)
         copies = -(-(ahead + wanted) * args.batch_size // len(paths))
         subjects = [Subject(path.name, path, 50.0 + index % 30, 0) for index, path in enumerate(paths * copies)]

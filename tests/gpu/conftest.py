@@ -11,6 +11,7 @@ import torch
 
 from tests.conftest import run_script
 from utils.common.files import PROJECT
+from utils.common.machine import usable_cores
 from utils.training.run_log import describe_run
 
 Figures = dict[str, Any]
@@ -57,6 +58,6 @@ def figures(device) -> Iterator[Figures]:
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 simulated brains at 2 mm: train/, valid/, test/ and labels.csv."""
     folder = tmp_path_factory.mktemp("simulated") / "data"
-    workers = min(16, os.cpu_count() or 1)
+    workers = min(16, usable_cores())
     run_script("make_demo_cohort.py", "--output_dir", folder, "--subjects", 24, "--num_workers", workers)
     return folder

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from utils.common.distributed import Share
+from utils.common.machine import usable_cores
 from utils.data.augmentation import augment
 from utils.data.loading import WorkerLoader
 from utils.data.scans import Scan, ScanStore
@@ -177,7 +178,8 @@ def stratify(order: np.ndarray, ages: np.ndarray, batch_size: int, rng: np.rando
 
 def make_loader(dataset: ScanDataset, batches: Any, num_workers: int, device: torch.device) -> WorkerLoader:
     """Make a loader that reads ahead in worker processes, which persist between epochs."""
-    num_workers = min(num_workers, os.cpu_count() or 1)
+    own_cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_workers = min(num_workers, max(1, own_cores))
     return WorkerLoader(
         dataset,
         num_workers,

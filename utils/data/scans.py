@@ -17,6 +17,7 @@ from tqdm import tqdm
 from model.conventions import NORMALIZATIONS
 from utils.common.errors import InputError, user_errors
 from utils.common.files import replacing
+from utils.common.machine import usable_cores
 from utils.data.images import (
     Brain,
     brain_statistics,
@@ -260,7 +261,7 @@ class ScanStore:
 
     def _read_all(self, paths: Sequence[Path]) -> "Iterator[tuple[Path, Scan | str]]":
         """Yield each path with its scan, or with what is wrong with it, read by several processes."""
-        workers = min(self.workers, len(paths), os.cpu_count() or 1)
+        workers = min(self.workers, len(paths), usable_cores())
         loader = WorkerLoader(_Reader(self, paths), workers, _as_it_is, batch_size=None)
         scans = tqdm(loader, "reading scans", len(paths), unit="scan", disable=None, leave=False)
         return zip(paths, scans, strict=True)

@@ -1,6 +1,5 @@
 """Estimate brain ages: worker processes check and read each scan, once, while the network works."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from model.cascade import Cascade
 from utils.common.errors import InputError
+from utils.common.machine import usable_cores
 from utils.data.dataset import collate, item_of
 from utils.data.images import read_brain
 from utils.data.loading import WorkerLoader
@@ -112,7 +112,7 @@ class Estimator:
             print(f"{len(waiting) - len(rest)} of {len(waiting)} scans have estimates of a call that was stopped")
         loader = WorkerLoader(
             _Examination(rest, self.store, self.typical),
-            min(self.num_workers, -(-len(rest) // self.batch_size), len(os.sched_getaffinity(0))),
+            min(self.num_workers, -(-len(rest) // self.batch_size), usable_cores()),
             _join,
             batch_size=self.batch_size,
             pin_memory=self.device.type == "cuda",

@@ -1,6 +1,5 @@
 """Pictures and maps of scans with brain ages."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from utils.common.errors import InputError
 from utils.common.figures import Figure
 from utils.common.files import replacing
+from utils.common.machine import usable_cores
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
 from utils.data.loading import WorkerLoader
 from utils.evaluation.metrics import INTERVAL_COVERAGE
@@ -33,7 +33,7 @@ def draw_scans(folder: Path, scans: Sequence[PredictedScan], num_workers: int) -
     InputError
         If one cannot be written.
     """
-    workers = min(num_workers, len(scans), len(os.sched_getaffinity(0)))
+    workers = min(num_workers, len(scans), usable_cores())
     loader = WorkerLoader(_Drawing(folder, scans), workers, tuple, batch_size=None)
     for _ in tqdm(loader, "pictures", len(scans), unit="scan", disable=None, leave=False):
         pass

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from utils.common.errors import InputError
 from utils.common.files import PROJECT, read_json, sha256_of, write_json
 from utils.common.interruption import Interruption
+from utils.common.machine import usable_cores
 from utils.data.subjects import Subject
 from utils.prediction.weights import STAGES
 from utils.training.state import FREE_ON_RESUME
@@ -167,7 +168,7 @@ def run_script(
         If it fails, with the end of its log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
+    share = {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))} if jobs > 1 else {}
     with log.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the script inherits it, so it outlives this process

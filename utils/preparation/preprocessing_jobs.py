@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from utils.common.errors import InputError
 from utils.common.files import check_writable, replacing, write_json
+from utils.common.machine import usable_cores
 from utils.data.image_files import UnusableScanError, open_image
 from utils.data.images import MNI152_T1_2MM
 from utils.data.preparations import DESCRIPTION
@@ -92,7 +93,7 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     waiting = [scan for scan in scans if records[scan.name] is None]
     if len(waiting) < len(scans):
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans are already finished")
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if not workers:
         room = [int(_main_memory() // _memory_needed(waiting))]
         if settings.device != "cpu" and _gpu_memory():

@@ -26,6 +26,7 @@ from utils.common.choices import PATIENT_GAPS
 from utils.common.errors import InputError
 from utils.common.files import check_writable, read_json, write_json
 from utils.common.interruption import ignore_interrupts
+from utils.common.machine import usable_cores
 from utils.data.images import MNI152_T1_2MM, coarsen_volume, model_grid
 from utils.data.subjects import SEX_NAMES
 from utils.preparation.template import load_template, on_model_grid
@@ -272,7 +273,9 @@ def write_cohort(folder: Path, subjects: Sequence[SimulatedSubject], seed: int, 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(dir=folder.parent, prefix=".") as temporary,
-        ProcessPoolExecutor(max(1, workers), get_context("spawn"), ignore_interrupts) as pool,  # safe beside torch
+        ProcessPoolExecutor(
+            max(1, min(workers, usable_cores())), get_context("spawn"), ignore_interrupts
+        ) as pool,  # safe beside torch
     ):
         partial = Path(temporary) / folder.name
         jobs = pool.map(write_scan, subjects, repeat(partial), repeat(seed), repeat(voxel_size), chunksize=4)
