@@ -57,7 +57,7 @@ RECALIBRATE="${RECALIBRATE:-true}"                    # recompute batch norm's s
 SEED="${SEED:-0}"                                     # of everything random
 
 # ---- machine ----
-PRECISION="${PRECISION:-auto}"                        # bfloat16, float32, or auto: bfloat16 on CUDA
+PRECISION="${PRECISION:-auto}"                        # bfloat16, float32, or auto: bfloat16 on GPUs from Ampere on
 ACTIVATION_CHECKPOINTING="${ACTIVATION_CHECKPOINTING:-false}"  # recompute blocks in the backward pass, to save memory
 FUSE="${FUSE:-auto}"                                   # torch.compile on CUDA: auto (from 5,000 steps on), true, false
 DETERMINISTIC="${DETERMINISTIC:-false}"               # on CUDA, whether equal runs give equal bits; slower

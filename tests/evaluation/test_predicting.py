@@ -17,6 +17,7 @@ from utils.data.scans import ScanStore
 from utils.data.subjects import Subject
 from utils.evaluation.predicting import autocast, predict, seen_in_training, warn_of_preparation
 from utils.options import testing
+from utils.options.prediction import prediction_parser
 from utils.options.training import parse_training_flags
 from utils.training.stages import FirstStage, SecondStage
 from utils.training.state import describe_checkpoint
@@ -55,6 +56,7 @@ def faked_gpu(monkeypatch) -> torch.device:
     """A CUDA device, as far as autocast asks."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     return torch.device("cuda")
 
 
@@ -69,12 +71,23 @@ def precision_on(device: torch.device, precision: str) -> torch.dtype:
 
 def test_training_uses_bfloat16_on_cuda_by_default_and_float32_elsewhere(faked_gpu) -> None:
     (default,) = {parse_training_flags(stage, []).precision for stage in (1, 2)}
-    assert {testing.testing_parser(stage).parse_args([]).precision for stage in (1, 2)} == {"float32"}
+    others = (testing.testing_parser(1), testing.testing_parser(2), prediction_parser())
+    assert {parser.parse_args([]).precision for parser in others} == {"float32"}
     assert precision_on(faked_gpu, default) == torch.bfloat16
     assert precision_on(CPU, default) == torch.float32
     for device in (faked_gpu, CPU):
         assert precision_on(device, "bfloat16") == torch.bfloat16
         assert precision_on(device, "float32") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind"), [((7, 5), torch.float32), ((8, 6), torch.bfloat16), ((12, 0), torch.bfloat16)]
+)
+def test_cards_before_ampere_train_in_float32(faked_gpu, monkeypatch, capability, kind) -> None:
+    """They emulate bfloat16; who asks for it still gets it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert precision_on(faked_gpu, "auto") == kind
+    assert precision_on(faked_gpu, "bfloat16") == torch.bfloat16
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
@@ -88,6 +101,22 @@ def test_the_network_runs_in_that_precision(dataset, monkeypatch, precision, kin
     ages = predict(network(1), FirstStage(), few, CPU, batch_size=2, num_workers=0, precision=precision, label="")
     assert seen[0] == kind
     assert ages["brain_age"].dtype == np.float32
+
+
+def test_prediction_after_training_is_without_its_search_for_algorithms(dataset, monkeypatch) -> None:
+    """A training in float32 lets cuDNN search; which algorithm is the fastest changes the last digits."""
+    cudnn, seen, one = torch.backends.cudnn, [], network(1)
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    monkeypatch.setattr(cudnn, "deterministic", False)
+    monkeypatch.setattr(cudnn, "allow_tf32", False)
+    monkeypatch.setattr(
+        type(one), "_head",
+        lambda self, x, *_: (seen.append((cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)), x[:, 0])[1],
+    )  # fmt: skip
+    few = ScanDataset(dataset.subjects[:1], dataset.scans)
+    predict(one, FirstStage(), few, CPU, batch_size=1, num_workers=0, precision="float32", label="")
+    assert seen == [(False, True, False)]
+    assert cudnn.benchmark
 
 
 def test_subjects_of_the_training_are_told(tmp_path, capsys) -> None:

@@ -102,6 +102,7 @@ def faked(watch: Watch) -> Iterator[None]:
     StorageWeakRef.__del__ = lambda self: None  # type: ignore[method-assign]  # it frees what is free already
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda: True  # type: ignore[assignment, misc]
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
 
     def numbers(tensor: torch.Tensor) -> Any:
         if tensor.device.type == "cuda":

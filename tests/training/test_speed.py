@@ -20,6 +20,7 @@ def faked_gpu(monkeypatch) -> None:
     monkeypatch.setattr(speed, "_problem_of_compiler", lambda device: "")
     for switch in ("benchmark", "deterministic"):
         monkeypatch.setattr(torch.backends.cudnn, switch, False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
 
 

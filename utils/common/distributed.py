@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from utils.common.errors import InputError
 from utils.common.first_failure import own_store, started_by_torchrun
+from utils.common.machine import use_gpu
 
 T = TypeVar("T")
 CONNECTING = timedelta(minutes=10)  # within which all processes must have found each other
@@ -33,12 +34,9 @@ def start(device: str) -> torch.device:
     Raises
     ------
     InputError
-        If CUDA is asked for and there is none.
+        If CUDA is asked for and there is none, or fewer GPUs than processes.
     """
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise InputError("--device cuda: no CUDA GPU is visible; check CUDA_VISIBLE_DEVICES, or use --device cpu")
-    use_cuda = available and device != "cpu"
+    use_cuda = use_gpu(device)
     if use_cuda:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
@@ -47,7 +45,8 @@ def start(device: str) -> torch.device:
                 "seen; name a GPU for each in CUDA_VISIBLE_DEVICES, or lower PROCESSES"
             )
         torch.cuda.set_device(local_rank)
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+        # float32 means float32, whatever the environment says of TF32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     else:
         keep_freed_memory()
     if started_by_torchrun() and not distributed.is_initialized():

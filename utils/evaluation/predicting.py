@@ -16,6 +16,7 @@ from utils.data.preparations import describe_preparation, preparation_of
 from utils.data.subjects import AGE_FIELDS, Subject, trained_persons
 from utils.evaluation.metrics import Predictions
 
+BFLOAT16_CAPABILITY = (8, 0)  # of NVIDIA's Ampere cards; older ones emulate bfloat16, slowly
 THREADS = 4  # of the network on a CPU, whatever the machine has
 
 
@@ -26,10 +27,16 @@ class Predictor(Protocol):
         """Turn a batch into predictions, (B,) tensors by name."""
 
 
+def uses_bfloat16(device: torch.device, precision: str) -> bool:
+    """Tell whether a network runs in bfloat16; ``auto`` means on GPUs that have it in their hardware."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Run the network in bfloat16 if asked to; ``auto`` means on CUDA."""
-    enabled = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """Run the network in bfloat16 where `uses_bfloat16` says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device, precision))
 
 
 @contextmanager

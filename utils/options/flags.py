@@ -270,8 +270,8 @@ def add_machine_flags(group: Any, cache_folder: str | None, batch_size: str | No
     add_device(group)
     flag(
         group, "--precision", precision, str,
-        "of the network; head and losses always use float32. auto: bfloat16 on CUDA, float32 on a CPU; bfloat16 moves "
-        "ages by up to a year",
+        "of the network; head and losses always use float32. auto: bfloat16 on NVIDIA GPUs from Ampere on, else "
+        "float32; bfloat16 moves ages by up to a year",
         choices=("auto", "bfloat16", "float32"),
     )  # fmt: skip
     if cache_folder is not None:

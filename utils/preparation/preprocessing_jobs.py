@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from utils.common.errors import InputError
 from utils.common.files import check_writable, replacing, write_json
-from utils.common.machine import usable_cores
+from utils.common.machine import usable_cores, use_gpu
 from utils.data.image_files import UnusableScanError, open_image
 from utils.data.images import MNI152_T1_2MM
 from utils.data.preparations import DESCRIPTION
@@ -85,8 +84,7 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     content = fingerprint(settings.registration)
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     _check_outputs(scans, settings, key)
-    if settings.device == "cuda" and not _gpu_memory():
-        raise InputError("--device cuda: no CUDA GPU is visible; use --device auto or cpu")
+    gpu_memory = _gpu_memory(settings.device)
     (folder / QC_FOLDER).mkdir(parents=True, exist_ok=True)
     _write_description(folder, content, key)
     records = {scan.name: _finished(scan, settings, key) for scan in scans}
@@ -96,8 +94,8 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     cores = usable_cores()
     if not workers:
         room = [int(_main_memory() // _memory_needed(waiting))]
-        if settings.device != "cpu" and _gpu_memory():
-            room.append(_gpu_memory() // GPU_MEMORY)
+        if gpu_memory:
+            room.append(gpu_memory // GPU_MEMORY)
         workers = max(1, min(cores, *room))
     workers = min(workers, max(1, len(waiting)))
     settings = replace(settings, threads=max(1, cores // workers))
@@ -147,14 +145,15 @@ def _main_memory() -> int:
         return machine
 
 
-@cache
-def _gpu_memory() -> int:
-    """Return the free bytes of the GPU's memory, 0 without a GPU."""
-    if not any(map(os.path.exists, GPU_FILES)):
+def _gpu_memory(device: str) -> int:
+    """Return the free bytes of the GPU's memory, 0 if none is used."""
+    if device == "auto" and not any(map(os.path.exists, GPU_FILES)):
+        return 0
+    if not use_gpu(device):
         return 0
     import torch  # takes a second, which a machine without GPU need not wait
 
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+    return torch.cuda.mem_get_info()[0]
 
 
 def _check_outputs(scans: Sequence[RawFile], settings: Settings, key: str) -> None:

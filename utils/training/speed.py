@@ -7,6 +7,7 @@ import torch
 
 from model.cpu_layers import use_cpu_layers
 from model.gpu_layers import use_gpu_layers
+from utils.evaluation.predicting import uses_bfloat16
 from utils.training.settings import TrainingSettings
 
 FUSED_STEPS = 5000  # from which on torch.compile gains more time than it takes
@@ -29,7 +30,8 @@ def speed_up(network: Any, settings: TrainingSettings, steps: int, device: torch
         return
     torch.backends.cudnn.deterministic = settings.deterministic
     # Searching takes 40 s for each size of a batch. In bfloat16 it gains nothing; in float32 a step takes a quarter.
-    torch.backends.cudnn.benchmark = settings.precision == "float32" and not settings.deterministic
+    in_bfloat16 = uses_bfloat16(device, settings.precision)
+    torch.backends.cudnn.benchmark = not in_bfloat16 and not settings.deterministic  # prediction switches it off
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
     fuse = settings.fuse == "true" or (settings.fuse == "auto" and steps >= FUSED_STEPS and not settings.deterministic)
