@@ -15,6 +15,7 @@ CALIBRATION_TABLE="${CALIBRATION_TABLE:-}"            # ages of 10 or more healt
 SCANNER="${SCANNER:-}"                                # training site whose scanner was used; empty: none of them
 EXPLAIN="${EXPLAIN:-none}"                            # maps of what looks older: occlusion or integrated_gradients
 PICTURES="${PICTURES:-true}"                           # false: no picture of each scan
+SHARD="${SHARD:-1/1}"                                 # I/N: the I-th of N parts, each with its own OUTPUT_DIR
 BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, not to extract again: auto, true, false
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read and check scans, at most one a core
 
@@ -32,6 +33,7 @@ exec "$PYTHON" "$HERE/predict.py" \
   --calibration_table "$CALIBRATION_TABLE" \
   --scanner "$SCANNER" \
   --explain "$EXPLAIN" \
+  --shard "$SHARD" \
   --pictures "$PICTURES" \
   --brain_extracted "$BRAIN_EXTRACTED" \
   --num_workers "$NUM_WORKERS" \

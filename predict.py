@@ -45,6 +45,9 @@ def main() -> None:
     if calibration:  # before the work; scans that fail later are left out then
         candidates = scan_labels.find_candidates(scans, calibration, manifest["training_persons"])
         scan_labels.calibration_people(candidates, args.calibration_table)
+    own = args.shard.of(scans)
+    names = {scan.name for scan in own}
+    scans = [*own, *(each.scan for each in candidates if each.scan.name not in names)]  # all shards calibrate alike
     prepare = PreprocessingSettings(
         args.output_dir / "preprocessed", scan_preparation.registration_of(manifest["preprocessing"]), args.device,
         keep_failed=False, save_masks=False, brain_extracted=args.brain_extracted, overwrite=args.overwrite,
@@ -73,7 +76,8 @@ def main() -> None:
         scan_ages.add_likeness(usable, manifest["distance_limit"])
         scan_ages.add_coarseness(usable)
         scan_ages.add_age_warnings(usable, manifest)
-        scan_ages.write_table(table, scans)
+        scan_ages.write_table(table, own)
+        usable = [scan for scan in own if not scan.failure]
         if args.pictures:
             draw_scans(args.output_dir / "pictures", usable, args.num_workers)
         if args.explain != "none":
@@ -81,9 +85,9 @@ def main() -> None:
 
             dataset = ScanDataset([scan.subject for scan in usable], store)
             write_maps(args.output_dir / "maps", network, usable, dataset, typical.mean.to(device), args.explain)
-    print("\n".join(scan_ages.describe(scans)))
+    print("\n".join(scan_ages.describe(own)))
     print(f"table: {table}" + f"   pictures: {args.output_dir / 'pictures'}" * args.pictures)
-    sys.exit(0 if len(usable) == len(scans) else 1)
+    sys.exit(0 if len(usable) == len(own) else 1)
 
 
 if __name__ == "__main__":

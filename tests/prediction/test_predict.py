@@ -104,6 +104,15 @@ def test_ages_are_calibrated_and_unlike_scans_are_marked(checkpoints, tmp_path, 
     gaps = [np.mean([float(row["brain_age"]) for row in table[:10]]) - 48 for table in tables]
     assert abs(gaps[1]) < abs(gaps[0]) - 1
 
+    shards = {}
+    for part in (1, 2):
+        folder = tmp_path / f"shard_{part}"
+        with pytest.raises(SystemExit):
+            run_here("predict.py", *flags, "--output_dir", folder, *more, "--shard", f"{part}/2")
+        with (folder / "predictions.csv").open() as file:
+            shards[part] = list(csv.DictReader(file))
+    assert (shards[1], shards[2]) == (calibrated[::2], calibrated[1::2])  # all calibrate by the same people
+
 
 def test_prediction_with_a_small_shm_ends_in_one_sentence(small_shm, weights, tmp_path) -> None:
     for number in range(3):

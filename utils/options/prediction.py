@@ -52,6 +52,7 @@ def prediction_parser() -> Parser:
         parser, "--scanner", "", str,
         "the training site whose scanner made the scans, by its name in the model card; '': training never saw it",
     )  # fmt: skip
+    add_shard(parser, "each into an output folder of its own, together with the calibration's people")
     flag(parser, "--pictures", "true", boolean, "draw a picture of each scan; false saves a quarter of a second a scan")
     add_machine_flags(parser.add_argument_group("machine"), None, "8")
     add_brain_extracted(parser)

@@ -49,6 +49,8 @@ class Journal:
             raise InputError(
                 f"{self.path.parent}: another call is estimating into it; wait for it, or set another OUTPUT_DIR"
             ) from None
+        except OSError:  # a file system without locks
+            pass
         self._file.seek(0)
         for line in self._file:
             with suppress(ValueError, KeyError, TypeError):
