@@ -45,6 +45,7 @@ SCHEDULER="${SCHEDULER:-cosine}"                      # cosine, plateau or const
 WARMUP_EPOCHS="${WARMUP_EPOCHS:-1}"                   # epochs of rising rate; 0 for plateau
 KEEP="${KEEP:-last}"                                  # weights of the last epoch, or the best by validation MAE
 RECALIBRATE="${RECALIBRATE:-true}"                    # recompute batch norm's statistics before evaluation
+SYNC_BATCH_NORM="${SYNC_BATCH_NORM:-true}"            # of several PROCESSES: statistics over the scans of all
 SEED="${SEED:-0}"                                     # of everything random
 
 # ---- machine ----
@@ -94,6 +95,7 @@ exec "${launcher[@]}" "$HERE/train_second_stage.py" \
   --warmup_epochs "$WARMUP_EPOCHS" \
   --keep "$KEEP" \
   --recalibrate "$RECALIBRATE" \
+  --sync_batch_norm "$SYNC_BATCH_NORM" \
   --seed "$SEED" \
   --precision "$PRECISION" \
   --fuse "$FUSE" \

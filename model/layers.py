@@ -74,7 +74,7 @@ class SqueezeExcitation(nn.Module):
         # Unlike a mean, a sum saves nothing for its backward pass, and its gradient stays channels last.
         # Autocast would turn the sum into float32.
         with torch.autocast(x.device.type, enabled=False):
-            mean = x.sum((2, 3, 4)) / x[0, 0].numel()
+            mean = x.sum((2, 3, 4)) / x.shape[2:].numel()
         weights = torch.sigmoid(self.expand(functional.relu(self.reduce(mean))))
         return weights[:, :, None, None, None]
 

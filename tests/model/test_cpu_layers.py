@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.cpu_layers import ImageBlock, WideBatchNorm3d, patch_moments, use_cpu_layers
+from model.batch_norm import WideBatchNorm3d
+from model.cpu_layers import ImageBlock, patch_moments, use_cpu_layers
 from model.layers import ScaleDenseBlock
 from model.scaledense import NetworkConfig, ScaleDense
 from tests.model.helpers import channels_last, randomized

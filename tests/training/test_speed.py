@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.cpu_layers import WideBatchNorm3d
+from model.batch_norm import WideBatchNorm3d
 from model.gpu_layers import FusedTrunk
 from tests.training.helpers import CPU, flags, small_network
 from utils.options.flags import settings_from

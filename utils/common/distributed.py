@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -125,7 +126,11 @@ def wrap(network: nn.Module) -> nn.Module:
     """Average gradients over the processes in the backward pass."""
     if world_size() == 1:
         return network
-    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Strides of axes of length 1, of which kernels have many, mean nothing.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    parallel = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+    parallel.broadcast_buffers = False  # after the start; as an argument it is deprecated
+    return parallel
 
 
 def average_gradients(parallel: nn.Module, now: bool) -> None:
@@ -161,7 +166,9 @@ def average_statistics(network: nn.Module) -> None:
         return
     for module in network.modules():
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-        if module.training and mean is not None and variance is not None:  # frozen ones stay
+        if not module.training or getattr(module, "synchronized", False):
+            continue  # frozen, or equal already
+        if mean is not None and variance is not None:
             variance += mean**2
             for statistic in (mean, variance):
                 distributed.all_reduce(statistic)

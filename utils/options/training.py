@@ -262,6 +262,10 @@ def _add_optimization_flags(group: argparse._ArgumentGroup, stage: int) -> None:
         group, "--recalibrate", "true", boolean,
         "recompute the running statistics of batch norm from the training scans before evaluation",
     )  # fmt: skip
+    flag(
+        group, "--sync_batch_norm", "true", boolean,
+        "with several processes, whether batch norm goes over the scans of all of them, as one process would compute it",
+    )  # fmt: skip
     flag(group, "--seed", "0", whole, "of the weights, the order, the pairs and the augmentation")
 
 

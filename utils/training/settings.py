@@ -30,6 +30,7 @@ class TrainingSettings:
     keep: str
     early_stopping_epochs: int
     recalibrate: bool
+    sync_batch_norm: bool
     seed: int
     save_every_steps: int
     precision: str

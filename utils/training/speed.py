@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from model.batch_norm import synchronize
 from model.cpu_layers import use_cpu_layers
 from model.gpu_layers import use_gpu_layers
+from utils.common import distributed
 from utils.evaluation.predicting import uses_bfloat16
 from utils.training.settings import TrainingSettings
 
@@ -25,6 +27,8 @@ def speed_up(network: Any, settings: TrainingSettings, steps: int, device: torch
         Of the whole training.
     device : torch.device
     """
+    if settings.sync_batch_norm and distributed.world_size() > 1:
+        synchronize(network)
     if device.type == "cpu":
         use_cpu_layers(network)
         return

@@ -96,7 +96,7 @@ class Trainer:
             settings.batch_size,
             settings.seed,
             stratified=settings.batches == "stratified",
-            least=criterion.batch_size or distributed.world_size(),
+            least=criterion.batch_size or (1 if settings.sync_batch_norm else distributed.world_size()),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
