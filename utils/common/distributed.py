@@ -1,4 +1,4 @@
-"""The same calls for one process and for many; most do nothing for one."""
+"""The same calls for one process and for many; most do nothing for one that torchrun has not started."""
 
 import ctypes
 import gc
@@ -52,8 +52,8 @@ def start(device: str) -> torch.device:
         keep_freed_memory()
     if started_by_torchrun() and not distributed.is_initialized():
         distributed.init_process_group(
-            "nccl" if use_cuda else "gloo", timeout=CONNECTING, store=own_store(), rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
+            "cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=CONNECTING, store=own_store(),
+            rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
         )  # fmt: skip
         _set_pg_timeout(PATIENCE)
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
@@ -124,7 +124,7 @@ class Share:
 
 def wrap(network: nn.Module) -> nn.Module:
     """Average gradients over the processes in the backward pass."""
-    if world_size() == 1:
+    if not distributed.is_initialized():
         return network
     # Strides of axes of length 1, of which kernels have many, mean nothing.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -150,7 +150,7 @@ def gather(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     sizes : sequence of int
         N of each process; see `Share`.
     """
-    if world_size() == 1:
+    if not distributed.is_initialized():
         return tensor
     padded = functional.pad(tensor.detach(), (0, max(sizes) - len(tensor)))  # gloo takes equal sizes alone
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -162,7 +162,7 @@ def gather(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
 
 def average_statistics(network: nn.Module) -> None:
     """Replace running means and variances by those over the scans of all processes."""
-    if world_size() == 1:
+    if not distributed.is_initialized():
         return
     for module in network.modules():
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
@@ -178,23 +178,23 @@ def average_statistics(network: nn.Module) -> None:
 
 def gather_objects(item: T) -> list[T]:
     """Collect one object of each process, in the order of their ranks."""
-    if world_size() == 1:
+    if not distributed.is_initialized():
         return [item]
     items: list[Any] = [None] * world_size()
     distributed.all_gather_object(items, item)
     return items
 
 
-def largest(number: int, device: torch.device) -> int:
-    """Return the largest number of all processes."""
-    if world_size() == 1:
+def largest(number: int) -> int:
+    """Return the largest number of all processes, without waiting for a GPU."""
+    if not distributed.is_initialized():
         return number
-    tensor = torch.tensor(number, device=device)
+    tensor = torch.tensor(number)
     distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
     return int(tensor)
 
 
 def barrier() -> None:
     """Wait for all processes."""
-    if world_size() > 1:
+    if distributed.is_initialized():
         distributed.barrier()

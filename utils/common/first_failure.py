@@ -12,8 +12,8 @@ KEY = "first failure"  # in the store
 
 
 def started_by_torchrun() -> bool:
-    """Tell whether this process is one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Tell whether this process belongs to a group, be it of one."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def rank() -> int:

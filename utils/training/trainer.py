@@ -156,7 +156,7 @@ class Trainer:
 
     def _stop_if_asked(self, save: bool = False) -> None:
         """End the run if a signal asked for it, in all processes at the same step; save first if told to."""
-        number = distributed.largest(self.signals[0] if self.signals else 0, self.device)
+        number = distributed.largest(self.signals[0] if self.signals else 0)
         if number:
             if save:
                 self._save_within_epoch()
