@@ -16,6 +16,7 @@ SCANNER="${SCANNER:-}"                                # training site whose scan
 EXPLAIN="${EXPLAIN:-none}"                            # maps of what looks older: occlusion or integrated_gradients
 PICTURES="${PICTURES:-true}"                           # false: no picture of each scan
 SHARD="${SHARD:-1/1}"                                 # I/N: the I-th of N parts, each with its own OUTPUT_DIR
+STRICT="${STRICT:-false}"                             # true: exit status 1 if a scan is unlike those of training, or failed
 BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, not to extract again: auto, true, false
 NUM_WORKERS="${NUM_WORKERS:-8}"                       # processes that read and check scans, at most one a core
 
@@ -34,6 +35,7 @@ exec "$PYTHON" "$HERE/predict.py" \
   --scanner "$SCANNER" \
   --explain "$EXPLAIN" \
   --shard "$SHARD" \
+  --strict "$STRICT" \
   --pictures "$PICTURES" \
   --brain_extracted "$BRAIN_EXTRACTED" \
   --num_workers "$NUM_WORKERS" \

@@ -10,6 +10,7 @@ OVERWRITE="${OVERWRITE:-false}"                       # true: make scans again t
 REGISTRATION="${REGISTRATION:-affine}"                # affine, as the weights that ship, or nonlinear, as the paper
 BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, not to extract again: auto, true, false
 SHARD="${SHARD:-1/1}"                                 # I/N: the I-th of N parts, as a job array does them
+STRICT="${STRICT:-false}"                             # true: exit status 1 if a scan is doubtful or failed
 NUM_WORKERS="${NUM_WORKERS:-0}"                       # scans at a time; 0: as many as cores and memory allow
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the CPU
 
@@ -20,5 +21,6 @@ exec "$PYTHON" "$HERE/preprocess.py" \
   --registration "$REGISTRATION" \
   --brain_extracted "$BRAIN_EXTRACTED" \
   --shard "$SHARD" \
+  --strict "$STRICT" \
   --num_workers "$NUM_WORKERS" \
   "$@"

@@ -2,7 +2,7 @@
 
 import sys
 
-from utils.common.errors import InputError, run_command, user_errors
+from utils.common.errors import InputError, run_command, status_of_scans, user_errors
 from utils.options.prediction import prediction_parser
 
 
@@ -87,7 +87,8 @@ def main() -> None:
             write_maps(args.output_dir / "maps", network, usable, dataset, typical.mean.to(device), args.explain)
     print("\n".join(scan_ages.describe(own)))
     print(f"table: {table}" + f"   pictures: {args.output_dir / 'pictures'}" * args.pictures)
-    sys.exit(0 if len(usable) == len(own) else 1)
+    unlike = sum(scan.unlike for scan in usable)
+    sys.exit(status_of_scans(len(own), unlike, len(own) - len(usable), args.strict, args.shard))
 
 
 if __name__ == "__main__":

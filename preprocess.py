@@ -2,7 +2,7 @@
 
 import sys
 
-from utils.common.errors import run_command
+from utils.common.errors import run_command, status_of_scans
 from utils.options.preparation import preprocessing_parser
 
 
@@ -13,6 +13,7 @@ def main() -> None:
     from utils.preparation.overview import summarize
     from utils.preparation.preprocessing_jobs import Settings, preprocess_all
     from utils.preparation.raw_scans import find_raw_scans
+    from utils.preparation.records import DOUBTFUL, FAIL
 
     check_writable(args.output_dir, args.input)
     scans = args.shard.of(find_raw_scans(args.input))
@@ -26,7 +27,8 @@ def main() -> None:
         args.overwrite,
     )
     records = preprocess_all(scans, settings, args.num_workers, args.timeout)
-    sys.exit(summarize(records, args.output_dir))
+    counts = summarize(records, args.output_dir)
+    sys.exit(status_of_scans(len(records), counts[DOUBTFUL], counts[FAIL], args.strict, args.shard))
 
 
 if __name__ == "__main__":

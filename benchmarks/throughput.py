@@ -43,7 +43,7 @@ def main() -> None:
     from benchmarks.network_speed import config_of, measure_all, measure_rates, variants_of
     from utils.common import distributed
     from utils.common.files import check_results, write_json
-    from utils.training.run_log import describe_run
+    from utils.common.provenance import describe_run
 
     check_results(args.output.parent, [args.output.name], args.overwrite, variable="OUTPUT")
     with user_errors():

@@ -7,7 +7,8 @@ import signal
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from utils.common.errors import InputError, run_command, user_errors
+from utils.common.choices import Shard
+from utils.common.errors import InputError, run_command, status_of_scans, user_errors
 from utils.common.interruption import STOP_SIGNALS
 
 
@@ -49,6 +50,18 @@ def test_no_room_for_locks_between_processes_is_told(capsys) -> None:
     _, (line,) = fails_with(OSError(errno.ENOSPC, "No space left on device"), capsys)
     assert "in /dev/shm" in line
     assert "--shm-size" in line
+
+
+def test_one_bad_scan_stops_a_study_only_if_asked_to() -> None:
+    """What waits for a job, or for all parts of an array, goes on if the exit status is 0."""
+    whole, part = Shard(), Shard(2, 8)
+    for doubtful, failed in ((0, 0), (1, 0), (0, 1), (2, 2)):
+        assert status_of_scans(5, doubtful, failed, False, whole) == 0
+        assert status_of_scans(5, doubtful, failed, True, whole) == (doubtful + failed > 0)
+    assert status_of_scans(3, 0, 3, False, whole) == 1
+    assert status_of_scans(1, 0, 1, False, part) == 0
+    assert status_of_scans(1, 0, 1, True, part) == 1
+    assert status_of_scans(0, 0, 0, True, part) == 0  # fewer scans than parts
 
 
 def test_an_interruption_has_a_status_of_its_own(capsys) -> None:

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import run_script
 from utils.common.files import PROJECT
 from utils.common.machine import usable_cores
-from utils.training.run_log import describe_run
+from utils.common.provenance import describe_run
 
 Figures = dict[str, Any]
 OUTPUT = Path(os.environ.get("GPU_CHECK", PROJECT / "runs/gpu_check.json"))

@@ -91,8 +91,9 @@ def test_workers_find_the_same(folder, predict) -> None:
     save_scan(
         folder / "averaged.nii.gz", read_image(folder / "sub-1.nii.gz", 4), utils.data.images.model_grid(4).affine
     )
-    alone = predict(status=1)
-    assert predict("workers", workers=2, pictures="true", status=1) == alone
+    alone = predict()
+    assert predict("strict", "--strict", "true", status=1) == alone
+    assert predict("workers", workers=2, pictures="true") == alone
     assert "is a prepared brain averaged to 4 mm" in alone
     pictures = folder.parent / "workers" / "pictures"
     assert sorted(path.name for path in pictures.iterdir()) == [f"sub-{number}.png" for number in range(SCANS)]

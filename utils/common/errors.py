@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import NoReturn
 
+from utils.common.choices import Shard
 from utils.common.first_failure import claim, end_with_the_first, leave, rank, started_by_torchrun
 from utils.common.interruption import Interruption, interrupt, on_stop_signals, outlive_signals
 
@@ -90,6 +91,28 @@ def run_command(main: Callable[[], None], several: bool = False) -> None:
         if not started_by_torchrun():
             raise
         fail([f"rank {rank()}:", *traceback.format_exc().splitlines()], status=1)
+
+
+def status_of_scans(count: int, doubtful: int, failed: int, strict: bool, shard: Shard) -> int:
+    """Return the exit status of a command that has done its work, and tells in a table what became of each scan.
+
+    Parameters
+    ----------
+    count, doubtful, failed : int
+        Scans in all, and of each kind.
+    strict : bool
+        Whether a doubtful or failed scan gives 1, too.
+    shard : Shard
+        Which part of the scans they are.
+
+    Returns
+    -------
+    int
+        0: what depends on the results can go on. 1: no scan has a result; one of several parts may have only
+        a bad scan, which must not stop what waits for all of them.
+    """
+    nothing = count > 0 and failed == count and shard.parts == 1
+    return int(nothing or (strict and doubtful + failed > 0))
 
 
 def fail(lines: Sequence[str], status: int = 2) -> NoReturn:

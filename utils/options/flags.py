@@ -16,6 +16,7 @@ from model.conventions import NORMALIZATIONS
 from utils.common.choices import Shard
 from utils.common.errors import fail
 from utils.common.files import PROJECT
+from utils.common.provenance import software_version
 
 EPILOGUE = "The bash script of the same name sets these flags from variables; docs/variables.md explains each."
 HIGHEST = 2**32 - 1  # of whole numbers, such as seeds
@@ -34,6 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, epilog=EPILOGUE, formatter_class=_Formatter, allow_abbrev=False)
+        meaning = "tell the version of this project, and exit"
+        self.add_argument("--version", action="version", version=f"TSAN {software_version()}", help=meaning)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read flags; those of the command line come with the environment, whose misspelt variables are named."""
@@ -284,6 +287,11 @@ def add_machine_flags(group: Any, cache_folder: str | None, batch_size: str | No
 def add_shard(group: Any, meaning: str) -> None:
     """Add which share of the work is done, as by an element of a job array."""
     flag(group, "--shard", "1/1", shard, f"I/N: do the I-th of N parts, as a job array does; {meaning}", metavar="I/N")
+
+
+def add_strict(group: Any, doubtful: str) -> None:
+    """Add whether bad scans show in the exit status."""
+    flag(group, "--strict", "false", boolean, f"end with status 1 if any scan {doubtful} or failed")
 
 
 def add_brain_extracted(group: Any) -> None:

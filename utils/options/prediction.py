@@ -10,6 +10,7 @@ from utils.options.flags import (
     add_machine_flags,
     add_overwrite,
     add_shard,
+    add_strict,
     add_timeout,
     boolean,
     count,
@@ -26,7 +27,8 @@ def prediction_parser() -> Parser:
         "Estimate brain ages of T1-weighted scans, raw or prepared, with trained weights.\n\n"
         "Writes predictions.csv (brain age, 90 % interval, gap where the age is known, warnings) and a\n"
         "picture of each scan. A scan that fails is reported and does not stop the others.\n"
-        "The exit status is 0 if every scan got an age, 1 if some did not, 2 for wrong input."
+        "The exit status is 0 where the scans were done, whatever predictions.csv says of each; 1 if all failed,\n"
+        "or with --strict true if any is unlike the training scans or failed; 2 for wrong input."
     )
     flag(
         parser, "--input", "raw", Path,
@@ -53,6 +55,7 @@ def prediction_parser() -> Parser:
         "the training site whose scanner made the scans, by its name in the model card; '': training never saw it",
     )  # fmt: skip
     add_shard(parser, "each into an output folder of its own, together with the calibration's people")
+    add_strict(parser, "is unlike the training scans")
     flag(parser, "--pictures", "true", boolean, "draw a picture of each scan; false saves a quarter of a second a scan")
     add_machine_flags(parser.add_argument_group("machine"), None, "8")
     add_brain_extracted(parser)

@@ -9,6 +9,7 @@ from utils.options.flags import (
     add_brain_extracted,
     add_device,
     add_shard,
+    add_strict,
     add_timeout,
     boolean,
     count,
@@ -26,7 +27,8 @@ def preprocessing_parser() -> Parser:
         "space on the grid of FSL's MNI152_T1_2mm.\n\n"
         "Writes <subject>[_<session>].nii.gz for each scan that did not fail, qc.csv, index.html with a\n"
         "picture of each, and dataset_description.json. Finished scans are not done again.\n"
-        "The exit status is 0 if all passed, 1 if some are doubtful or failed, 2 for wrong input."
+        "The exit status is 0 where the scans were done, whatever qc.csv says of each; 1 if all failed, or with\n"
+        "--strict true if any is doubtful or failed; 2 for wrong input."
     )
     flag(
         parser, "--input", "raw", Path,
@@ -45,6 +47,7 @@ def preprocessing_parser() -> Parser:
     add_brain_extracted(parser)
     flag(parser, "--num_workers", "0", whole, "scans at a time; 0: one a core, with 2 GiB of memory each")
     add_shard(parser, "all write to one output folder")
+    add_strict(parser, "is doubtful")
     flag(parser, "--keep_failed", "false", boolean, "write the brain of a failed scan, too, if there is one")
     flag(
         parser,

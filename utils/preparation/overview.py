@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from utils.common.files import replacing
 from utils.preparation.parameters import LIMITS
-from utils.preparation.records import DOUBTFUL, FAIL, PASS, QC_FOLDER, VERDICTS, Record, read_records
+from utils.preparation.records import DOUBTFUL, FAIL, QC_FOLDER, VERDICTS, Record, read_records
 
 MOST_SHOWN = 20  # scans in the summary
 PICTURE_SIZE = (1224, 936)  # pixels, of `utils.preparation.quality.draw_picture`
@@ -54,8 +54,8 @@ def _row(record: Record) -> dict[str, Any]:
     return record | quality | {"reasons": "; ".join(record["reasons"]), "versions": versions}
 
 
-def summarize(records: Sequence[Record], folder: Path) -> int:
-    """Print the verdicts, and the reasons where a scan did not pass; return the exit status, 0 if every scan passed."""
+def summarize(records: Sequence[Record], folder: Path) -> Counter[str]:
+    """Print the verdicts, and the reasons where a scan did not pass; return how many scans have each verdict."""
     counts = Counter(record["verdict"] for record in records)
     seconds = [record["seconds"] for record in records if record.get("quality")]
     print(f"\n{len(records)} scans: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS))
@@ -75,4 +75,4 @@ def summarize(records: Sequence[Record], folder: Path) -> int:
     if {record["fingerprint"] for record in rest} - {record["fingerprint"] for record in records}:
         print(f"WARNING: {folder} also holds scans made with other parameters; see the fingerprint in qc.csv")
     print(f"  brains: {folder}   table: {folder / 'qc.csv'}   pictures: {folder / 'index.html'}")
-    return 0 if counts[PASS] == len(records) else 1
+    return counts

@@ -1,13 +1,8 @@
 """What a run writes for people: hyperparameters, metrics.csv, TensorBoard curves, a line an epoch."""
 
 import csv
-import platform
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +11,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.common import distributed
-from utils.common.files import PROJECT, replacing, write_json
+from utils.common.files import replacing, write_json
+from utils.common.provenance import describe_run
 from utils.evaluation.metrics import Predictions
 from utils.evaluation.reports import plot_ages
 
 SPEEDS = ("scans_per_second", "waiting_for_data")  # scalars that differ between equal runs
-PACKAGES = ("torch", "numpy", "scipy", "nibabel", "pandas", "tensorboard")
 Row = dict[str, float]
 
 
@@ -96,31 +91,6 @@ def _leave_to_the_writer(failure: threading.ExceptHookArgs) -> None:
     """Print no traceback of a failed write in TensorBoard's thread; the writer raises it again in the main thread."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
-
-
-def describe_run(device: torch.device) -> dict[str, Any]:
-    """Return versions, device, command and git commit."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "missing"
-    commit = None
-    if (PROJECT / ".git").exists():
-        with suppress(OSError):  # git may be missing
-            found = subprocess.run(
-                ["git", "-C", str(PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-            )
-            commit = found.stdout.strip() if found.returncode == 0 else None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "versions": versions,
-        "device_name": name,
-        "world_size": distributed.world_size(),
-        "command": sys.argv,
-        "git_commit": commit,
-    }
 
 
 def _describe_epoch(row: Row, epochs: int, best: bool) -> str:
