@@ -29,6 +29,7 @@ from model.conventions import MODELS
 from model.ranking import CascadeLoss, SoftRank
 from model.scaledense import NetworkConfig, ScaleDense
 from utils.common import distributed
+from utils.common.torch_errors import is_out_of_gpu_memory
 from utils.data.dataset import to_device
 from utils.data.images import model_grid
 from utils.evaluation.predicting import autocast
@@ -249,7 +250,9 @@ def measure(variant: Variant, task: str, args: Namespace) -> tuple[float, float]
         step = partial(build(variant, task, args, device), random_batch(variant, args, device))
         step()  # allocates and chooses algorithms, as does the first step of `median_seconds`
         seconds = median_seconds(step, device, args.steps) / args.batch_size
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_gpu_memory(error):
+            raise
         return None
     return seconds, peak_memory(device) - before
 

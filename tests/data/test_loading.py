@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import QUICK, SHORT, SMALL_NETWORK, VOXEL_SIZE, data_flags, save_scan, small_volume
-from utils.common.errors import InputError
+from utils.common.errors import InputError, run_command
 from utils.data.dataset import ScanDataset, make_loader
 from utils.data.images import model_grid
 from utils.data.loading import WorkerLoader
@@ -67,16 +67,23 @@ def test_where_no_process_can_be_started_it_is_told(folder, monkeypatch) -> None
 class _Deadly(torch.utils.data.Dataset):
     """Kills the process that reads it."""
 
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, index: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.number)
 
 
-def test_a_killed_worker_is_told() -> None:
-    with pytest.raises(InputError, match=r"a worker process was killed, .*; set NUM_WORKERS=0"):
-        list(WorkerLoader(_Deadly(), 1, lambda item: item, batch_size=None))
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])  # want of memory, of /dev/shm
+def test_a_killed_worker_is_told(number, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run_command(lambda: list(WorkerLoader(_Deadly(number), 1, lambda item: item, batch_size=None)))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "a worker process was killed" in line
+    assert told(line)
 
 
 def test_errors_of_the_program_stay_what_they_are(folder) -> None:

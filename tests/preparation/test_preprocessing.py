@@ -10,8 +10,9 @@ from SimpleITK import ProcessObject
 from threadpoolctl import threadpool_limits
 
 from utils.data.images import MNI152_T1_2MM
+from utils.preparation import preprocessing
 from utils.preparation.parameters import fingerprint
-from utils.preparation.preprocessing import PreparedScan, correct_bias_field, preprocess_scan
+from utils.preparation.preprocessing import PreparedScan, correct_bias_field, extract_brain, preprocess_scan
 from utils.preparation.quality import judge
 from utils.preparation.template import load_template
 
@@ -43,6 +44,25 @@ def test_a_known_bias_field_is_removed(simulated_head) -> None:
     after = np.log(np.maximum(corrected, 1) / np.maximum(plain, 1))[mask].std()
     assert before > 0.2
     assert after < 0.2 * before
+
+
+def test_the_cpu_extracts_the_brain_where_the_gpu_has_too_little_memory(monkeypatch) -> None:
+    """Other processes may share the GPU; cuDNN has its own word for it."""
+
+    class Extractor:
+        def __init__(self, device: str) -> None:
+            self.device = device
+
+        def run_model(self, volume: np.ndarray) -> np.ndarray:
+            if self.device == "cuda":
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")
+            return np.ones_like(volume)
+
+        def postprocess(self, mask: np.ndarray) -> np.ndarray:
+            return mask
+
+    monkeypatch.setattr(preprocessing, "_extractor", Extractor)
+    assert extract_brain(np.ones((100, 100, 100), np.float32), np.full(3, 2.0), "cuda").all()
 
 
 @pytest.fixture(scope="module")

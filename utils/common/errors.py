@@ -13,11 +13,11 @@ from typing import NoReturn
 from utils.common.choices import Shard
 from utils.common.first_failure import claim, end_with_the_first, leave, rank, started_by_torchrun
 from utils.common.interruption import Interruption, interrupt, on_stop_signals, outlive_signals
+from utils.common.torch_errors import explain
 
 MOST_PROBLEMS_SHOWN = 20
 CONTROL = r"[\x00-\x09\x0b-\x1f\x7f-\x9f]"  # a file's name may hold them; a terminal obeys
 MOST_NAMES_SHOWN = 10
-LOST_PROCESS = r"^Dist(Backend|Network|Store)?Error: |gloo.*(closed|reset|timed out|refused)"  # errors of torch
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
@@ -151,15 +151,8 @@ def _explain(error: Exception) -> list[str]:
             "(for preprocess.py requirements-preprocess.txt, too) with -m pip install -r, run bash bash_demo.sh, or "
             "activate the environment that has it"
         ]
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
-        return [
-            "error: the GPU has too little memory; lower BATCH_SIZE (--batch_size) or set "
-            "ACTIVATION_CHECKPOINTING=true (--activation_checkpointing true)"
-        ]
-    if re.search(LOST_PROCESS, f"{type(error).__name__}: {error}"):
-        return ["error: the connection to another process is lost; it was killed, or its machine cannot be reached"]
-    if isinstance(error, MemoryError):
-        return ["error: this machine has too little memory for that; use fewer subjects at a time"]
+    if meaning := explain(error):
+        return [f"error: {meaning}"]
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         if error.filename is None and error.errno == errno.ENOSPC:  # of a lock between processes, for instance
             return [f"error: {error.strerror}; free some space, also in /dev/shm (of a container, with --shm-size)"]

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from utils.common.errors import InputError
+from utils.common.torch_errors import GET_STARTED
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time in each period of so many
 NVIDIA_FILES = ("/dev/nvidia0", "/proc/driver/nvidia/version")
-GET_STARTED = "https://pytorch.org/get-started/locally"
 
 
 def usable_cores() -> int:

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from utils.common.errors import InputError
 from utils.common.interruption import outlive_signals
+from utils.common.torch_errors import SHM_REMEDY
 
-REMEDY = "set NUM_WORKERS=0 (--num_workers 0), or give a container more shared memory, such as --shm-size=8g"
-NO_ROOM = f"/dev/shm, through which worker processes hand over the scans that they read, is full; {REMEDY}"  # nosec B108
+NO_ROOM = f"/dev/shm, through which worker processes hand over the scans that they read, is full; {SHM_REMEDY}"  # nosec B108
 OTHER_QUEUES = 4  # of a loader, besides one for each worker
 
 
@@ -46,16 +46,16 @@ class WorkerLoader(DataLoader[Any]):
             try:
                 [multiprocessing.Queue() for _ in range(self.num_workers + OTHER_QUEUES)]
             except OSError as error:
-                raise InputError(f"worker processes cannot be started ({error}): is /dev/shm full? {REMEDY}") from error
+                raise InputError(
+                    f"worker processes cannot be started ({error}): is /dev/shm full? {SHM_REMEDY}"
+                ) from error
         batches: Any = super().__iter__()
         try:
             yield from batches
-        except Exception as error:
+        except Exception:
             if self.num_workers:
                 batches._shutdown_workers()  # otherwise the workers are waited for, 5 s each
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise InputError(f"a worker process was killed, perhaps for want of memory; {REMEDY}") from error
+            raise
 
 
 @dataclass(frozen=True)

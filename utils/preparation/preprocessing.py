@@ -13,6 +13,7 @@ from deepbet import BrainExtraction
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
+from utils.common.torch_errors import is_out_of_gpu_memory
 from utils.data.image_files import UnusableScanError
 from utils.preparation import registration
 from utils.preparation.parameters import BIAS_VOXEL, LIMITS, MASK_LEVEL, MASK_SIGMA, RESOLUTION
@@ -136,7 +137,10 @@ def extract_brain(volume: np.ndarray, voxel_size: np.ndarray, device: str) -> np
     try:
         try:
             probability = extractor.run_model(volume.copy())
-        except torch.cuda.OutOfMemoryError:  # other processes share the GPU
+        except RuntimeError as error:
+            if not is_out_of_gpu_memory(error):
+                raise
+            # Other processes share the GPU.
             extractor = _extractor("cpu")
             probability = extractor.run_model(volume.copy())
         finally:
