@@ -177,13 +177,17 @@ def test_resuming_after_sigkill_repeats_bit_for_bit(cohort, tmp_path, figures) -
 
 @pytest.mark.parametrize("processes", sorted({1, torch.cuda.device_count() or 1}))
 def test_the_cascade_under_torchrun(cohort, tmp_path, figures, processes) -> None:
-    """NCCL with one process, and with as many as there are cards: both stages, and their tests."""
+    """NCCL with one process, and with as many as there are cards: as without, in both stages and their tests."""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(processes)))}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     first, second = tmp_path / "first", tmp_path / "second"
     ends = {"check": True, "cwd": ROOT, "env": env}
     size = ["--batch_size", str(8 // processes)]
     subprocess.run([*launcher, "train_first_stage.py", *training(cohort, first, *size)], **ends)  # type: ignore[call-overload]
+    run_script("train_first_stage.py", *training(cohort, tmp_path / "alone"))
+    errors = [pd.read_csv(folder / "metrics.csv")["train/mae"] for folder in (first, tmp_path / "alone")]
+    figures[f"NCCL, {processes}, and no group: training MAE of epoch 2, years"] = abs(errors[0][1] - errors[1][1])
+    assert errors[0][1] == pytest.approx(errors[1][1], rel=0.05)
     after = ["--first_stage_checkpoint", str(first / "best.pt")]
     flags = [part for part in training(cohort, second, *size) if part not in ("--test_folder", str(cohort / "test"))]
     subprocess.run([*launcher, "train_second_stage.py", *flags, *after], **ends)  # type: ignore[call-overload]

@@ -80,14 +80,19 @@ def stop() -> None:
         gc.collect()  # joins the group's threads, which must not outlive the interpreter
 
 
+def grouped() -> bool:
+    """Tell whether this process belongs to a group, be it of one; torchrun makes one."""
+    return distributed.is_initialized()
+
+
 def world_size() -> int:
     """Return the number of processes."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if grouped() else 1
 
 
 def rank() -> int:
     """Return which process this is; 0 writes the files."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if grouped() else 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Share:
 
 def wrap(network: nn.Module) -> nn.Module:
     """Average gradients over the processes in the backward pass."""
-    if not distributed.is_initialized():
+    if not grouped():
         return network
     # Strides of axes of length 1, of which kernels have many, mean nothing.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -150,7 +155,7 @@ def gather(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     sizes : sequence of int
         N of each process; see `Share`.
     """
-    if not distributed.is_initialized():
+    if not grouped():
         return tensor
     padded = functional.pad(tensor.detach(), (0, max(sizes) - len(tensor)))  # gloo takes equal sizes alone
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -162,7 +167,7 @@ def gather(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
 
 def average_statistics(network: nn.Module) -> None:
     """Replace running means and variances by those over the scans of all processes."""
-    if not distributed.is_initialized():
+    if not grouped():
         return
     for module in network.modules():
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
@@ -178,7 +183,7 @@ def average_statistics(network: nn.Module) -> None:
 
 def gather_objects(item: T) -> list[T]:
     """Collect one object of each process, in the order of their ranks."""
-    if not distributed.is_initialized():
+    if not grouped():
         return [item]
     items: list[Any] = [None] * world_size()
     distributed.all_gather_object(items, item)
@@ -187,7 +192,7 @@ def gather_objects(item: T) -> list[T]:
 
 def largest(number: int) -> int:
     """Return the largest number of all processes, without waiting for a GPU."""
-    if not distributed.is_initialized():
+    if not grouped():
         return number
     tensor = torch.tensor(number)
     distributed.all_reduce(tensor, distributed.ReduceOp.MAX)

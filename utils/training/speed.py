@@ -27,7 +27,7 @@ def speed_up(network: Any, settings: TrainingSettings, steps: int, device: torch
         Of the whole training.
     device : torch.device
     """
-    if settings.sync_batch_norm and distributed.world_size() > 1:
+    if settings.sync_batch_norm and distributed.grouped():
         synchronize(network)
     if device.type == "cpu":
         use_cpu_layers(network)
