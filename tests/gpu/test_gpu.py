@@ -150,7 +150,7 @@ def test_memory_of_the_default_batch(device, figures) -> None:
 def training(cohort: Path, folder: Path, *flags: object) -> list[str]:
     """Return the command line of a short training on the simulated brains."""
     return [
-        *data_flags(cohort, "train", "valid", "test"), "--output_dir", str(folder), "--epochs", "4",
+        *data_flags(cohort, "train", "valid", "test"), "--output_dir", str(folder), "--epochs", "2",
         "--warmup_epochs", "1", "--batch_size", "8", "--num_workers", "2", "--cache_folder", "", *map(str, flags),
     ]  # fmt: skip
 
