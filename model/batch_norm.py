@@ -27,6 +27,11 @@ def synchronize(network: nn.Module) -> None:
         norm.synchronized = True
 
 
+def is_synchronized(network: nn.Module) -> bool:
+    """Tell whether a network's batch norms go over the scans of all processes."""
+    return any(getattr(part, "synchronized", False) for part in network.modules())
+
+
 class WideBatchNorm3d(nn.BatchNorm3d):
     """Batch norm that is faster than torch's in training, for few channels last, and may go over several processes.
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.batch_norm import WideBatchNorm3d, join_moments, track
+from model.batch_norm import WideBatchNorm3d, is_synchronized, join_moments, track
 from model.folding import merge
 from model.layers import ScaleDenseBlock
 
@@ -48,7 +48,7 @@ class ImageBlock(ScaleDenseBlock):
         with torch.autocast(x.device.type, enabled=False):
             mean, covariance = patch_moments(x)
             size: int | torch.Tensor = x[:, 0].numel()
-            if getattr(self.norm_1, "synchronized", False):
+            if is_synchronized(self):
                 mean, covariance, size = join_moments(mean, covariance, size)
 
             def of_the_batch(kernel: torch.Tensor, bias: torch.Tensor, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # which the first optimizer would import, in each process anew
 
 from model.ranking import CascadeLoss, SoftRank
 from model.scaledense import NetworkConfig, ScaleDense

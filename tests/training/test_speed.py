@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.batch_norm import WideBatchNorm3d
+from model.batch_norm import WideBatchNorm3d, synchronize
 from model.gpu_layers import FusedTrunk
 from tests.training.helpers import CPU, flags, small_network
 from utils.options.flags import settings_from
@@ -48,6 +48,14 @@ def test_a_missing_compiler_is_named_and_not_needed(monkeypatch, capsys) -> None
     monkeypatch.setattr(speed, "_problem_of_compiler", lambda device: "InvalidCxxCompiler: no C++ compiler")
     assert type(sped_up(10**6).trunk) is not FusedTrunk
     assert "no C++ compiler" in capsys.readouterr().out
+
+
+def test_synchronized_batch_norm_is_not_fused(capsys) -> None:
+    network = small_network()
+    synchronize(network)
+    speed_up(network, settings_from(TrainingSettings, flags("--fuse", "true")), 1, GPU)
+    assert type(network.trunk) is not FusedTrunk
+    assert "batch norm goes over several processes (--sync_batch_norm)" in capsys.readouterr().out
 
 
 def test_the_compiler_is_tried(monkeypatch) -> None:

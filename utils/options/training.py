@@ -273,7 +273,7 @@ def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
     flag(
         group, "--fuse", "auto", str.lower,
         "on CUDA, whether torch.compile fuses the layers between the convolutions, which takes about a minute at the start. "
-        "auto: if there are at least 5,000 steps to take and --deterministic is off",
+        "auto: if there are at least 5,000 steps to take and --deterministic is off. Not with synchronized batch norm",
         choices=("auto", "true", "false"),
     )  # fmt: skip
     flag(

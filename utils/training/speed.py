@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from model.batch_norm import synchronize
+from model.batch_norm import is_synchronized, synchronize
 from model.cpu_layers import use_cpu_layers
 from model.gpu_layers import use_gpu_layers
 from utils.common import distributed
@@ -39,7 +39,11 @@ def speed_up(network: Any, settings: TrainingSettings, steps: int, device: torch
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
     fuse = settings.fuse == "true" or (settings.fuse == "auto" and steps >= FUSED_STEPS and not settings.deterministic)
-    problem = _problem_of_compiler(device) if fuse else ""
+    problem = ""
+    if fuse and is_synchronized(network):  # compiled or not, processes would have to sum in the same order
+        problem = "batch norm goes over several processes (--sync_batch_norm)"
+    elif fuse:
+        problem = _problem_of_compiler(device)
     if problem:
         print(f"note: torch.compile does not work here, which --fuse false does without: {problem}")
     use_gpu_layers(network, fuse and not problem)
