@@ -17,6 +17,7 @@ if [[ -z "${PYTHON:-}" ]]; then
 fi
 
 JOIN_TIMEOUT=3600  # seconds that a machine waits for the others to start
+SAVE_TIMEOUT=100   # seconds that processes have to save after a signal; slurm/ sends it 120 seconds before the end
 
 # Source the file that RECIPE names, if any; a recipe may ask for STAGE, first or second.
 source_recipe() {
@@ -65,7 +66,7 @@ choose_launcher() {
   launcher=("$PYTHON")
   ((PROCESSES * NODES > 1 || MAX_RESTARTS > 0)) || return 0
   launcher=(env "PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m utils.common.launch
-    --nproc_per_node "$PROCESSES" --max_restarts "$MAX_RESTARTS")
+    --nproc_per_node "$PROCESSES" --max_restarts "$MAX_RESTARTS" --shutdown_timeout "$SAVE_TIMEOUT")
   if ((NODES == 1)); then
     launcher+=(--standalone)
     return
