@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from pebble import ProcessExpired
 
+import utils.preparation.records
 from tests.conftest import ROOT, run_script
 from utils.common.errors import InputError
 from utils.data.images import MNI152_T1_2MM, read_image
+from utils.preparation.overview import summarize
 from utils.preparation.preprocessing_jobs import (
     Settings,
-    _finished,
+    _is_finished,
     _memory_needed,
     _result,
     preprocess_all,
@@ -134,21 +136,36 @@ def test_a_second_run_does_only_what_changed(run, capsys) -> None:
     assert (out / "sub-1.nii.gz").stat().st_mtime_ns == stamp
 
 
+def test_a_finished_run_reads_each_record_once(run, monkeypatch) -> None:
+    reads, read_json = [], utils.preparation.records.read_json
+    preprocess_all(find_raw_scans(run / "raw"), settings_of(run / "out"), 1, 600)
+    monkeypatch.setattr(
+        utils.preparation.records, "read_json", lambda path: (reads.append(path.stem), read_json(path))[1]
+    )
+    records = preprocess_all(find_raw_scans(run / "raw"), settings_of(run / "out"), 1, 600)
+    summarize(records, run / "out")
+    assert sorted(reads) == sorted(record["name"] for record in records)
+
+
 def test_a_scan_is_done_again_if_anything_about_it_differs(run) -> None:
     out, (scan, cut, *_) = run / "out", find_raw_scans(run / "raw")
     key = read_record(out, scan.name)["fingerprint"]
-    assert _finished(scan, settings_of(out), key)
-    assert _finished(scan, settings_of(out), "other parameters") is None
-    assert _finished(scan, settings_of(out, brain_extracted="false"), key) is None
-    assert _finished(cut, settings_of(out), key)
-    assert _finished(cut, settings_of(out, keep_failed=True), key) is None  # its brain was not written
+
+    def finished(scan: RawFile, key: str = key, **options) -> bool:
+        return _is_finished(scan, read_record(out, scan.name), settings_of(out, **options), key)
+
+    assert finished(scan)
+    assert not finished(scan, "other parameters")
+    assert not finished(scan, brain_extracted="false")
+    assert finished(cut)
+    assert not finished(cut, keep_failed=True)  # its brain was not written
     with pytest.raises(
         InputError, match="2 scans, such as sub-1, are finished, but with other parameters.*OVERWRITE=true"
     ):
         preprocess_all(find_raw_scans(run / "raw"), settings_of(out, brain_extracted="false"), 1, 600)
     for part in ("sub-1.nii.gz", "masks/sub-1.nii.gz"):
         (out / part).rename(run / "away")
-        assert _finished(scan, settings_of(out), key) is None
+        assert not finished(scan)
         (run / "away").rename(out / part)
 
 

@@ -1,10 +1,10 @@
 """Show what preprocessing made of a folder: ``qc.csv``, ``index.html`` and a summary."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -12,13 +12,16 @@ from filelock import FileLock
 
 from utils.common.files import replacing
 from utils.preparation.parameters import LIMITS
-from utils.preparation.records import DOUBTFUL, FAIL, QC_FOLDER, VERDICTS, Record, read_records
+from utils.preparation.records import DOUBTFUL, FAIL, QC_FOLDER, VERDICTS, Record, read_whole_record
 
 MOST_SHOWN = 20  # scans in the summary
 PICTURE_SIZE = (1224, 936)  # pixels, of `utils.preparation.quality.draw_picture`
 COLUMNS = (
     "name", "verdict", "reasons", *LIMITS, "signal", "noise", "seconds", "memory", "source", "fingerprint", "versions",
+    "registration", "recorded",
 )  # fmt: skip
+MOST_ON_PAGE = 5000  # scans; a browser is slow with more
+Row = dict[str, str]  # of ``qc.csv``
 
 
 def picture_path(folder: Path, name: str) -> Path:
@@ -29,29 +32,65 @@ def picture_path(folder: Path, name: str) -> Path:
 def write_overview(folder: Path) -> None:
     """Write ``qc.csv`` and ``index.html`` from the records of a folder; the jobs of an array take turns."""
     with FileLock(folder / QC_FOLDER / ".lock"):
-        rows = [_row(record) for record in read_records(folder)]
+        rows = list_rows(folder)
         with replacing(folder / "qc.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        for row in rows:
+        worst = sorted(rows, key=lambda row: VERDICTS.index(row["verdict"]), reverse=True)[:MOST_ON_PAGE]
+        shown = sorted(worst, key=lambda row: row["name"])
+        for row in shown:
             picture = picture_path(folder, row["name"])
             row["picture"] = f"{QC_FOLDER}/{picture.name}" if picture.exists() else ""
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
         page = environment.get_template("quality_page.html").render(
-            title=folder.resolve().name, rows=rows, limits=LIMITS, verdicts=VERDICTS, picture_size=PICTURE_SIZE
-        )
+            title=folder.resolve().name, rows=shown, limits=LIMITS, picture_size=PICTURE_SIZE,
+            counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS},
+            left_out=len(rows) - len(shown),
+        )  # fmt: skip
         with replacing(folder / "index.html") as temporary:
             temporary.write_text(page, encoding="utf-8")
 
 
-def _row(record: Record) -> dict[str, Any]:
+def list_rows(folder: Path) -> list[Row]:
+    """Return a row for each record of a folder, sorted by name; only records that ``qc.csv`` does not hold are read.
+
+    Its column ``recorded`` tells when a record was written, in ns.
+    """
+    known = _read_table(folder / "qc.csv")
+    rows = []
+    with os.scandir(folder / QC_FOLDER) as entries:
+        records = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.name.endswith(".json"))
+    for file_name, written in records:
+        name = file_name.removesuffix(".json")
+        row = known.get(name)
+        if row and row["recorded"] == str(written):
+            rows.append(row)
+        elif not name.startswith(".") and (record := read_whole_record(folder, name)):
+            rows.append(_row(record, written))
+    return rows
+
+
+def _read_table(path: Path) -> dict[str, Row]:
+    """Return the rows of ``qc.csv`` by name; nothing if it is missing, damaged, or of another version."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                return {}
+            return {row["name"]: row for row in reader if row["verdict"] in VERDICTS and None not in row.values()}
+    except (OSError, ValueError, csv.Error):
+        return {}
+
+
+def _row(record: Record, written: int) -> Row:
     """Return a record as a row of ``qc.csv``."""
     quality = {name: f"{value:.4g}" for name, value in record["quality"].items() if value is not None}
     versions = " ".join(f"{name}={value}" for name, value in record["versions"].items())
-    return record | quality | {"reasons": "; ".join(record["reasons"]), "versions": versions}
+    cells = record | quality | {"reasons": "; ".join(record["reasons"]), "versions": versions, "recorded": written}
+    return {column: str(cells.get(column, "")) for column in COLUMNS}
 
 
 def summarize(records: Sequence[Record], folder: Path) -> Counter[str]:
@@ -68,11 +107,11 @@ def summarize(records: Sequence[Record], folder: Path) -> Counter[str]:
     if len(others) > MOST_SHOWN:
         print(f"  ... and {len(others) - MOST_SHOWN} more")
     names = {record["name"] for record in records}
-    rest = [record for record in read_records(folder) if record["name"] not in names]
-    gone = [record["name"] for record in rest if not Path(record["source"]).exists()]
+    rest = [row for row in list_rows(folder) if row["name"] not in names]
+    gone = [row["name"] for row in rest if not Path(row["source"]).exists()]
     if gone:
         print(f"WARNING: {folder} also holds scans whose raw files no longer exist: {', '.join(gone[:MOST_SHOWN])}")
-    if {record["fingerprint"] for record in rest} - {record["fingerprint"] for record in records}:
+    if {row["fingerprint"] for row in rest} - {record["fingerprint"] for record in records}:
         print(f"WARNING: {folder} also holds scans made with other parameters; see the fingerprint in qc.csv")
     print(f"  brains: {folder}   table: {folder / 'qc.csv'}   pictures: {folder / 'index.html'}")
     return counts

@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -83,12 +83,12 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     check_writable(folder)
     content = fingerprint(settings.registration)
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    _check_outputs(scans, settings, key)
+    records = {scan.name: read_record(folder, scan.name) for scan in scans}
+    _check_outputs(scans, records, settings, key)
     gpu_memory = _gpu_memory(settings.device)
     (folder / QC_FOLDER).mkdir(parents=True, exist_ok=True)
     _write_description(folder, content, key)
-    records = {scan.name: _finished(scan, settings, key) for scan in scans}
-    waiting = [scan for scan in scans if records[scan.name] is None]
+    waiting = [scan for scan in scans if not _is_finished(scan, records[scan.name], settings, key)]
     if len(waiting) < len(scans):
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans are already finished")
     cores = usable_cores()
@@ -156,12 +156,14 @@ def _gpu_memory(device: str) -> int:
     return torch.cuda.mem_get_info()[0]
 
 
-def _check_outputs(scans: Sequence[RawFile], settings: Settings, key: str) -> None:
+def _check_outputs(
+    scans: Sequence[RawFile], records: Mapping[str, Record | None], settings: Settings, key: str
+) -> None:
     """Refuse to replace a file unless preprocessing made it from the same scan, and in the same way."""
     folder, problems, others = settings.output_dir, [], []
     for scan in scans:
         output = _brain_path(folder, scan.name)
-        record = read_record(folder, scan.name)
+        record = records[scan.name]
         if record is None and output.exists():
             problems.append(f"{output}: already exists and was not made here; set another OUTPUT_DIR (--output_dir)")
         elif record and record["source"] != str(scan.path.resolve()) and Path(record["source"]).exists():
@@ -269,20 +271,17 @@ def _new_record(scan: RawFile, settings: Settings, key: str) -> Record:
     }  # fmt: skip
 
 
-def _finished(scan: RawFile, settings: Settings, key: str) -> Record | None:
-    """Return the record of a scan that can be skipped."""
+def _is_finished(scan: RawFile, record: Record | None, settings: Settings, key: str) -> bool:
+    """Tell from its record whether a scan can be skipped."""
     folder = settings.output_dir
-    record = read_record(folder, scan.name)
     if not record or not record["finished"] or record["fingerprint"] != key or record["stamp"] != _stamp(scan.path):
-        return None
+        return False
     if record["brain_extracted"] != settings.brain_extracted:
-        return None
+        return False
     wanted = record["verdict"] != FAIL or (settings.keep_failed and record["quality"])
     if _brain_path(folder, scan.name).exists() != bool(wanted):
-        return None
-    if settings.save_masks and record["quality"] and not _mask_path(folder, scan.name).exists():
-        return None
-    return record
+        return False
+    return not settings.save_masks or not record["quality"] or _mask_path(folder, scan.name).exists()
 
 
 def _brain_path(folder: Path, name: str) -> Path:

@@ -30,10 +30,10 @@ def read_record(folder: Path, name: str) -> Record | None:
     return record if usable and record.get("verdict") in VERDICTS and record.get("name", name) == name else None
 
 
-def read_records(folder: Path) -> list[Record]:
-    """Return all records of a folder, sorted by the names of the scans."""
-    found = (read_record(folder, path.stem) for path in sorted((folder / QC_FOLDER).glob("[!.]*.json")))
-    return [record for record in found if record and record.keys() >= PARTS.keys()]
+def read_whole_record(folder: Path, name: str) -> Record | None:
+    """Return the record of a scan in a folder if it has all parts."""
+    record = read_record(folder, name)
+    return record if record and record.keys() >= PARTS.keys() else None
 
 
 def record_of(scan: Path) -> Record | None:
