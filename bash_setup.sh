@@ -34,24 +34,10 @@ source_recipe() {
   source "$file"
 }
 
-# Print the address of this machine that the machine named $1 reaches.
-find_own_address() {
-  "$PYTHON" -c '
-import socket, sys
-try:
-    family, kind, protocol, _, address = socket.getaddrinfo(sys.argv[1], 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as route:
-        route.connect(address)  # of datagrams: nothing is sent
-        print(route.getsockname()[0])
-except OSError as error:
-    sys.exit(f"error: RENDEZVOUS: {sys.argv[1]} cannot be reached from here ({error}); give the address of machine 0")
-' "$1"
-}
-
 # Set `launcher`, the command that starts a training: one process, or PROCESSES on each of NODES machines.
 # shellcheck disable=SC2034
 choose_launcher() {
-  local name host
+  local name
   for name in PROCESSES NODES NODE_RANK MAX_RESTARTS; do
     if [[ ! "${!name}" =~ ^(0|[1-9][0-9]{0,3})$ ]]; then    # arithmetic would run commands that stand in it
       echo "error: $name=${!name}: is no whole number; docs/clusters.md explains it" >&2
@@ -71,12 +57,11 @@ choose_launcher() {
     launcher+=(--standalone)
     return
   fi
-  if [[ ! "$RENDEZVOUS" =~ ^(.+):([0-9]+)$ ]]; then
+  if [[ ! "$RENDEZVOUS" =~ ^.+:[0-9]+$ ]]; then
     echo "error: RENDEZVOUS=$RENDEZVOUS: is no address and port; give those of machine 0, such as gpu1:29500" >&2
     exit 2
   fi
-  host="$(find_own_address "${BASH_REMATCH[1]}")" || exit 2
-  launcher+=(--nnodes "$NODES" --local_addr "$host" --rdzv_backend c10d --rdzv_id tsan --rdzv_endpoint "$RENDEZVOUS"
+  launcher+=(--nnodes "$NODES" --rdzv_backend c10d --rdzv_id tsan --rdzv_endpoint "$RENDEZVOUS"
     --rdzv_conf "is_host=$((NODE_RANK == 0)),join_timeout=$JOIN_TIMEOUT")
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags
 from tests.training.helpers import same, states
+from utils.common.own_address import own_address
 
 LAUNCH = 'set -eu; source "$0"; choose_launcher; exec "${launcher[@]}" "$@"'
 PLAIN = {"PROCESSES": 1, "NODES": 1, "NODE_RANK": 0, "RENDEZVOUS": "", "MAX_RESTARTS": 0}
@@ -18,7 +19,7 @@ PLAIN = {"PROCESSES": 1, "NODES": 1, "NODE_RANK": 0, "RENDEZVOUS": "", "MAX_REST
 
 def launch(*command: object, **variables: object) -> "subprocess.Popen[str]":
     """Start a Python script as the bash scripts of training do."""
-    own = {**PLAIN, **variables, "PYTHON": sys.executable, "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
+    own = {**PLAIN, **variables, "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
     return subprocess.Popen(
         ["bash", "-c", LAUNCH, str(ROOT / "bash_setup.sh"), *map(str, command)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
@@ -67,7 +68,7 @@ def test_one_process_is_a_plain_call_and_several_are_torchrun() -> None:
     for rank in (0, 1):
         several = shown_launcher(**nodes, NODE_RANK=rank).stdout
         assert "--nproc_per_node 1" in several
-        assert "--nnodes 2 --local_addr 127.0.0.1 --rdzv_backend c10d" in several
+        assert "--nnodes 2 --rdzv_backend c10d" in several
         assert f"--rdzv_endpoint 127.0.0.1:29500 --rdzv_conf is_host={1 - rank}," in several
         assert "--standalone" not in several
 
@@ -81,7 +82,6 @@ def test_one_process_is_a_plain_call_and_several_are_torchrun() -> None:
         ({"NODES": 2, "NODE_RANK": "PATH[$(touch harmed)]"}, "is no whole number"),
         ({"NODES": 2}, "RENDEZVOUS=: is no address and port"),
         ({"NODES": 2, "RENDEZVOUS": "gpu1"}, "RENDEZVOUS=gpu1: is no address and port"),
-        ({"NODES": 2, "RENDEZVOUS": "no.such.machine.invalid:29500"}, "no.such.machine.invalid cannot be reached"),
     ],
 )
 def test_wrong_variables_of_the_launcher_end_with_one_line_and_status_2(variables, message) -> None:
@@ -91,6 +91,13 @@ def test_wrong_variables_of_the_launcher_end_with_one_line_and_status_2(variable
     assert line.startswith("error: ")
     assert message in line
     assert not (ROOT / "harmed").exists()
+
+
+def test_a_machine_knows_by_which_address_and_interface_others_reach_it() -> None:
+    assert own_address("127.0.0.1") == ("127.0.0.1", "lo")
+    (shown,) = outputs(launch("no.py", NODES=2, RENDEZVOUS="no.such.machine.invalid:29500"), status=2)
+    assert shown.startswith("error: RENDEZVOUS: no.such.machine.invalid cannot be reached (")
+    assert len(shown.splitlines()) == 1
 
 
 def free_port() -> int:
@@ -125,6 +132,7 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_it_would_have(training
     (tmp_path / "killer.py").write_text(KILLER)
     (shown,) = outputs(launch(tmp_path / "killer.py", *training, tmp_path / "run", PROCESSES=2, MAX_RESTARTS=1))
     assert re.findall(r"epoch   (\d)/4", shown) == ["1", "2", "3", "4"]
+    assert shown.count("note: a process has died, so all were started anew") == 1
     assert same(states(tmp_path / "run"), undisturbed)
 
 

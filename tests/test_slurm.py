@@ -39,7 +39,6 @@ echo "scontrol $*" >> "$CALLS"
 [[ "$1 $2" != "show hostnames" ]] || printf '%s\n' 127.0.0.1 127.0.0.2
 """
 PYTHON = r"""#!/usr/bin/env bash
-[[ "$1" != -c ]] || exec python3 "$@"
 name="$1"
 [[ "$1" != -m ]] || name="$2"
 printf '%s\0' "$SLURM_NODEID" "$CUDA_VISIBLE_DEVICES" "$@" > "$CALLS.${name##*/}.$SLURM_NODEID"

@@ -112,6 +112,9 @@ def test_ages_are_calibrated_and_unlike_scans_are_marked(checkpoints, tmp_path, 
         with (folder / "predictions.csv").open() as file:
             shards[part] = list(csv.DictReader(file))
     assert (shards[1], shards[2]) == (calibrated[::2], calibrated[1::2])  # all calibrate by the same people
+    with pytest.raises(SystemExit, match="0"):  # there are only 11 scans
+        run_here("predict.py", *flags, "--output_dir", tmp_path / "none", "--shard", "12/12")
+    assert len((tmp_path / "none" / "predictions.csv").read_text().splitlines()) == 1
 
 
 def test_prediction_with_a_small_shm_ends_in_one_sentence(small_shm, weights, tmp_path) -> None:

@@ -56,6 +56,8 @@ def start(device: str) -> torch.device:
             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
         )  # fmt: skip
         _set_pg_timeout(PATIENCE)
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            print("note: a process has died, so all were started anew (MAX_RESTARTS); a run goes on from its last.pt")
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 

@@ -14,7 +14,9 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from utils.common.errors import InputError
 from utils.common.interruption import STOP_SIGNALS
+from utils.common.own_address import own_address
 
 HINTS = {
     signal.SIGKILL: ", perhaps for want of memory; lower BATCH_SIZE or NUM_WORKERS",
@@ -26,6 +28,13 @@ def main() -> None:
     args = run.parse_args(sys.argv[1:])
     heard = [number.name for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores
     args.signals_to_handle = ",".join(heard)
+    if args.rdzv_endpoint:  # of several machines
+        try:
+            args.local_addr, interface = own_address(args.rdzv_endpoint.rpartition(":")[0])
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     logging.disable(logging.ERROR)  # the processes say themselves why they end
     try:
         run.run(args)

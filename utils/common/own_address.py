@@ -1,0 +1,48 @@
+"""By which address and network interface other machines reach this one."""
+
+import fcntl
+import socket
+import struct
+
+from utils.common.errors import InputError
+
+SIOCGIFADDR = 0x8915  # of Linux: asks for the address of a network interface
+
+
+def own_address(host: str) -> tuple[str, str]:
+    """Return the address with which this machine reaches another one, and the interface that has it.
+
+    The machine's own name is of no use for that: many take it for 127.0.0.1.
+
+    Parameters
+    ----------
+    host : str
+
+    Returns
+    -------
+    address : str
+    interface : str
+        Such as ``eth0``; empty if it is not found, as with IPv6.
+
+    Raises
+    ------
+    InputError
+        If the other machine is not known, or there is no way to it.
+    """
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as route:
+            route.connect(target)  # of datagrams: nothing is sent
+            address = route.getsockname()[0]
+            return address, next((name for _, name in socket.if_nameindex() if _address_of(name, route) == address), "")
+    except OSError as error:
+        raise InputError(f"RENDEZVOUS: {host} cannot be reached ({error}); give the address of machine 0") from error
+
+
+def _address_of(interface: str, some_socket: socket.socket) -> str:
+    """Return the IPv4 address of an interface; empty if it has none."""
+    try:
+        found = fcntl.ioctl(some_socket.fileno(), SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+    except OSError:
+        return ""
+    return socket.inet_ntoa(found[20:24])
