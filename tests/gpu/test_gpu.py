@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.memory import estimate_memory
 from model.building import make_network
 from model.ranking import CascadeLoss, SoftRank
 from model.scaledense import NetworkConfig, ScaleDense
@@ -24,6 +23,7 @@ from utils.data.images import brain_box, model_grid
 from utils.evaluation.predicting import autocast
 from utils.options.flags import settings_from
 from utils.options.training import parse_training_flags
+from utils.training.memory import estimate_memory
 from utils.training.optimization import make_optimizer
 from utils.training.settings import TrainingSettings
 from utils.training.speed import speed_up

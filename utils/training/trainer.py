@@ -20,6 +20,7 @@ from utils.data.dataset import EpochBatches, ScanDataset, make_loader, to_device
 from utils.evaluation.metrics import Predictions
 from utils.evaluation.predicting import autocast, predict
 from utils.training.agreement import check_agreement, exists_for_all
+from utils.training.memory import announce
 from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.recalibration import recompute_statistics
 from utils.training.run_log import RunLog
@@ -141,6 +142,7 @@ class Trainer:
 
     def _train(self) -> None:
         """Train the epochs that remain, and write the log."""
+        announce(self.network, self.settings, self.device)
         if not self.state.path.exists():
             self.state.save()  # from now on the folder holds a run that can be continued
         exists_for_all(self.state.path)
