@@ -6,8 +6,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
-INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, or a BIDS data set
+INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, of BIDS, or of FreeSurfer
 OUTPUT_DIR="${OUTPUT_DIR:-predictions}"               # folder for predictions.csv and the pictures
+PARTICIPANTS="${PARTICIPANTS:-}"                      # people to take, such as 01,02; empty: all
+SESSIONS="${SESSIONS:-}"                              # sessions to take, such as 1,2; empty: all
 OVERWRITE="${OVERWRITE:-false}"                       # true: replace results of an earlier call
 LABEL_TABLE="${LABEL_TABLE:-}"                        # subject, age, sex, where known; empty: none
 WEIGHTS_DIR="${WEIGHTS_DIR:-$HERE/weights}"           # folder of weights that bash_cross_validate.sh wrote
@@ -28,6 +30,8 @@ set_up_environment requirements.txt requirements-preprocess.txt
 exec "$PYTHON" "$HERE/predict.py" \
   --input "$INPUT" \
   --output_dir "$OUTPUT_DIR" \
+  --participants "$PARTICIPANTS" \
+  --sessions "$SESSIONS" \
   --overwrite "$OVERWRITE" \
   --label_table "$LABEL_TABLE" \
   --weights_dir "$WEIGHTS_DIR" \

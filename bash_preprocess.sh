@@ -4,8 +4,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
-INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, or a BIDS data set
+INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, of BIDS, or of FreeSurfer
 OUTPUT_DIR="${OUTPUT_DIR:-preprocessed}"              # folder for the brains, qc.csv, index.html
+PARTICIPANTS="${PARTICIPANTS:-}"                      # people to take, such as 01,02; empty: all
+SESSIONS="${SESSIONS:-}"                              # sessions to take, such as 1,2; empty: all
 OVERWRITE="${OVERWRITE:-false}"                       # true: make scans again that were made with other parameters
 REGISTRATION="${REGISTRATION:-affine}"                # affine, as the weights that ship, or nonlinear, as the paper
 BRAIN_EXTRACTED="${BRAIN_EXTRACTED:-auto}"            # brains without skulls, not to extract again: auto, true, false
@@ -17,6 +19,8 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
 exec "$PYTHON" "$HERE/preprocess.py" \
   --input "$INPUT" \
   --output_dir "$OUTPUT_DIR" \
+  --participants "$PARTICIPANTS" \
+  --sessions "$SESSIONS" \
   --overwrite "$OVERWRITE" \
   --registration "$REGISTRATION" \
   --brain_extracted "$BRAIN_EXTRACTED" \

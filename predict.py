@@ -10,6 +10,7 @@ def main() -> None:
     args = prediction_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
     from utils.common.files import check_results, sha256_of
+    from utils.data.scan_folders import Selection
     from utils.data.tables import read_label_table
     from utils.prediction import scan_ages, scan_labels, scan_preparation
 
@@ -17,7 +18,7 @@ def main() -> None:
         raise InputError("--scanner and --calibration_table contradict each other; give one of them")
     table = args.output_dir / "predictions.csv"
     check_results(args.output_dir, [table.name], args.overwrite, args.input)
-    scans = scan_preparation.find_scans(args.input)
+    scans = scan_preparation.find_scans(args.input, Selection(args.participants, args.sessions))
     calibration = read_label_table(args.calibration_table) if args.calibration_table else None
     scan_labels.add_labels(scans, args.label_table, args.sex)
 

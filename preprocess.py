@@ -10,13 +10,14 @@ def main() -> None:
     args = preprocessing_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
     from utils.common.files import check_writable
+    from utils.data.scan_folders import Selection
     from utils.preparation.overview import summarize
     from utils.preparation.preprocessing_jobs import Settings, preprocess_all
     from utils.preparation.raw_scans import find_raw_scans
     from utils.preparation.records import DOUBTFUL, FAIL
 
     check_writable(args.output_dir, args.input)
-    scans = args.shard.of(find_raw_scans(args.input))
+    scans = args.shard.of(find_raw_scans(args.input, Selection(args.participants, args.sessions)))
     settings = Settings(
         args.output_dir,
         args.registration,

@@ -100,6 +100,12 @@ def touch(*names: str) -> Callable[[], None]:
     return make
 
 
+def dicom() -> None:
+    """Make a folder of a DICOM file whose name tells nothing."""
+    Path("dicom/1").mkdir(parents=True)
+    Path("dicom/1/IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
+
+
 def of(kind: str, said: str, make: Callable[[], object] | None, **more: Any) -> Case:
     """A case in which one of the scans to be tested is bad."""
     return Case(kind, TEST, more.pop("flags", []), said, make, **more)
@@ -110,6 +116,11 @@ TURN = from_matvec(np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])) @ AFFIN
 NUMBER = struct.Struct("<f").pack
 
 CASES = [
+    Case("a folder of DICOM files", PREPROCESS, ["--input", "dicom"], "convert it with dcm2niix", dicom),
+    Case("a folder of DICOM files for training", TRAIN, ["--train_folder", "dicom"], "convert it with dcm2niix", dicom),
+    Case("two derived scans of one session", PREPROCESS, ["--input", "fmriprep"], "give only one of them",
+         touch("fmriprep/sub-01/anat/sub-01_space-MNI152Lin_T1w.nii.gz", "fmriprep/sub-01/anat/sub-01_space-MNIPediatric_T1w.nii.gz")),
+    Case("a participant without scans", PREPROCESS, ["--input", "data/test", "--participants", "18,77"], "no scan of 77"),
     of("a scan that was cut off while it was copied", "damaged or cut off gzip file", packed(lambda b: b[: len(b) // 2])),
     of("a scan with a few wrong bytes", "damaged or cut off gzip file", packed(lambda b: b[:9000] + b"\0" * 40 + b[9040:])),
     of("a scan that does not have its checksum", "damaged or cut off gzip file", packed(lambda b: b[:-8] + bytes(4) + b[-4:])),
@@ -173,7 +184,6 @@ CASES = [
          "holds no .nii or .nii.gz file", touch("mgz/sub-01.mgz")),
     Case("pairs of .hdr and .img", PREPROCESS, ["--input", "pairs"], "and pairs of .hdr and .img first",
          touch("pairs/sub-01.hdr", "pairs/sub-01.img")),
-    Case("a folder of DICOM files", PREPROCESS, ["--input", "dicom"], "convert DICOM (dcm2niix does)", touch("dicom/IM0001", "dicom/IM0002")),
     Case("raw scans that are not T1-weighted", PREDICT, ["--input", "raw"], "holds no scan",
          touch("raw/sub-01_T2w.nii.gz", "raw/sub-01_FLAIR.nii.gz")),
     Case("two raw scans of one name", PREPROCESS, ["--input", "raw"], "would be written to the same file",

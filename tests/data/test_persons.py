@@ -150,7 +150,7 @@ def test_persons_are_kept_in_the_tables_that_are_written(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [("P001_V1", "P001_V2"), ("P001_ses-1", "P001_ses-2"), ("P001_T1", "P001_T2"), ("P001", "P001_V2"),
-     ("1234567_20252_2_0", "1234567_20252_3_0"), ("P001_V1_T1", "P001_V2_T1"), ("p7-visit2", "p7-visit3")],
+     ("P001_2_0", "P001_3_0"), ("P001_V1_T1", "P001_V2_T1"), ("p7-visit2", "p7-visit3")],
 )  # fmt: skip
 def test_names_that_look_like_visits_are_told_once(tmp_path, capsys, one, other) -> None:
     scans, table = made(tmp_path, [one, other], f"subject_id,age,sex\n{one},40,F\n{other},45,F\n")

@@ -8,7 +8,7 @@ import xlwt
 
 from utils.common.errors import InputError
 from utils.data.cohort import load_cohort
-from utils.data.image_files import FSL_PRODUCT
+from utils.data.scan_folders import FSL_PRODUCT
 from utils.data.tables import read_label_table
 from utils.prediction.scan_labels import add_labels
 from utils.prediction.scan_preparation import find_scans

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils.common.errors import InputError
-from utils.data.image_files import FSL_PRODUCT
+from utils.data.scan_folders import FSL_PRODUCT
 from utils.data.tables import LabelTable, read_label_table
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.calibration import FEWEST_PEOPLE, Calibration, fit_calibration

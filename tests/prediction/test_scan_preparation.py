@@ -10,9 +10,10 @@ from tests.conftest import save_scan
 from tests.prediction.conftest import prepared_scan
 from utils.common.errors import InputError
 from utils.common.files import write_json
-from utils.data.image_files import FSL_PRODUCT, UnusableScanError
+from utils.data.image_files import UnusableScanError
 from utils.data.images import MNI152_T1_2MM, model_grid, read_image
 from utils.data.preparations import DESCRIPTION
+from utils.data.scan_folders import FSL_PRODUCT
 from utils.prediction.scan_ages import PredictedScan
 from utils.prediction.scan_preparation import add_preparation, check_scan, find_scans
 from utils.preparation.raw_scans import find_raw_scans, read_raw_scan

@@ -15,6 +15,7 @@ import pandas as pd
 from utils.common.errors import InputError
 from utils.common.files import read_json
 from utils.data.columns import COLUMN_NAMES, DAYS, SEXES, plain_name, to_number
+from utils.data.public_tables import as_plain
 
 TABLE_KINDS = (".csv", ".tsv", ".txt", ".xlsx", ".xls")
 XLSX, XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # what files of Excel begin with
@@ -43,12 +44,14 @@ def read_cells(path: Path) -> pd.DataFrame:
         it, with tabs, semicolons or commas; ``.xlsx`` or ``.xls``, of which
         the first sheet is read. The content decides, not the name. A JSON
         file of the same name beside it, as BIDS has it, gives the unit of the
-        ages and the meaning of sexes; ages become years.
+        ages and the meaning of sexes; ages become years. Tables of
+        `utils.data.public_tables` are brought into the plain form.
 
     Returns
     -------
     DataFrame of str
-        Without empty rows. Row N of the file has the index N - 1.
+        Without empty rows. Row N of the file has the index N - 1; several
+        rows may come from one.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def read_cells(path: Path) -> pd.DataFrame:
     width = max(map(len, rows), default=0)
     cells = pd.DataFrame([[*row, *[""] * (width - len(row))] for row in rows], dtype=str)
     cells = cells[(cells != "").any(axis=1)]
-    return _with_declared_meaning(cells, path.with_suffix(".json"))
+    return as_plain(path, _with_declared_meaning(cells, path.with_suffix(".json")))
 
 
 def _read_xls(content: bytes) -> Rows:

@@ -8,8 +8,8 @@ import numpy as np
 
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import InputError, list_some, shortened
-from utils.data.image_files import file_name_of, list_prepared
 from utils.data.names import scan_name, unusable_name
+from utils.data.scan_folders import file_name_of, list_prepared, why_no_scans
 from utils.data.scans import ScanStore
 from utils.data.subjects import UNKNOWN_AGE, Subject, named_persons, person_of, suspected_visits
 from utils.data.tables import LabelTable, given_sex, read_label_table
@@ -103,7 +103,7 @@ def _find_scans(folder: Path, split: str, problems: list[str]) -> list[Path]:
         problems += error.problems
         return []
     if not paths:
-        problems.append(f"{folder}: holds no .nii or .nii.gz file; set {name} to a folder that does")
+        problems.append(why_no_scans(folder, f"holds no .nii or .nii.gz file; set {name} to a folder that does"))
     return paths
 
 

@@ -13,10 +13,6 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-from utils.common.errors import InputError
-
-FSL_FOLDER = ".anat"  # of the folder that fsl_anat writes for a scan
-FSL_PRODUCT = "T1_to_MNI_nonlin_brain.nii.gz"  # the brain in it, on the grid of MNI152_T1_2mm
 MOST_VOXELS = 2**30  # 1024 along each axis; scans of 0.25 mm have half as many
 GZIP_MAGIC, GZIP_RATIO = b"\x1f\x8b", 1032  # the most that deflate can shrink
 MOST_TRAILING = 2**26  # bytes after the voxels
@@ -45,38 +41,6 @@ def is_nifti(path: Path) -> bool:
 def is_image(path: Path) -> bool:
     """Tell by its name whether a path is a NIfTI file or one of FreeSurfer's, which preprocessing reads, too."""
     return is_nifti(path) or (path.suffix.lower() in (".mgz", ".mgh") and not path.name.startswith("."))
-
-
-def is_fsl_folder(path: Path) -> bool:
-    """Tell whether a path is the folder that fsl_anat writes for a scan."""
-    return path.is_dir() and (path.absolute().suffix == FSL_FOLDER or (path / FSL_PRODUCT).is_file())
-
-
-def list_prepared(folder: Path) -> list[Path]:
-    """List the NIfTI files of a folder; of a folder of fsl_anat, the brain in MNI152 space alone.
-
-    Raises
-    ------
-    InputError
-        If it is a folder of fsl_anat without this brain.
-    """
-    if is_fsl_folder(folder):
-        if (folder / FSL_PRODUCT).is_file():
-            return [folder / FSL_PRODUCT]
-        raise InputError(
-            f"{folder}: holds no {FSL_PRODUCT}; run fsl_anat to its end, with the nonlinear registration, or "
-            "preprocess the raw scan"
-        )
-    return sorted(path for path in folder.iterdir() if is_nifti(path))
-
-
-def file_name_of(path: Path) -> str:
-    """Return the name that tells whose scan it is: the file's, or that of fsl_anat's folder, whose files are alike.
-
-    >>> file_name_of(Path("raw/sub-01.nii.gz")), file_name_of(Path("fsl/sub-01.anat/T1_to_MNI_nonlin_brain.nii.gz"))
-    ('sub-01.nii.gz', 'sub-01.anat')
-    """
-    return path.absolute().parent.name if path.name == FSL_PRODUCT else path.name
 
 
 @contextmanager

@@ -8,6 +8,13 @@ from typing import NamedTuple
 from utils.data.columns import is_formula, session_of
 from utils.data.subjects import person_of
 
+VERSION = re.compile(
+    r"_(?:space|cohort|res|den|desc)-[A-Za-z0-9+]+"
+)  # of BIDS: how a scan was derived, not which it is
+# Where names hold the session: BIDS; the instance of UK Biobank (1000011_20252_2_0); the visit of HCP-Aging and
+# HCP-Development (HCA6002236_V1_MR).
+SESSION = re.compile(r"_ses-([A-Za-z0-9]+)|(?<=^\d{7})_\d{4,6}_(\d)_\d+(?=_|$)|(?<=^HC[AD]\d{7})_(V\d)(?:_MR)?(?=_|$)")
+
 
 def subject_id_of(file_name: str) -> str:
     """Return a file's name without folder and the extension of an image.
@@ -19,12 +26,15 @@ def subject_id_of(file_name: str) -> str:
 
 
 def scan_name(file_name: str) -> str:
-    """Return the name of a scan: that of its file or FSL folder, without what only says that it is T1-weighted.
+    """Return the name of a scan: that of its file or folder, without what does not tell which scan it is.
 
     >>> scan_name("sub-01_ses-2_T1w.nii.gz"), scan_name("sub-01_T1w.anat")
     ('sub-01_ses-2', 'sub-01')
+    >>> scan_name("sub-01_run-1_space-MNI152NLin2009cAsym_res-2_desc-preproc_T1w.nii.gz")
+    'sub-01_run-1'
     """
-    return subject_id_of(file_name).removesuffix(".anat").removesuffix("_T1w")
+    name = subject_id_of(file_name).removesuffix(".anat").removesuffix("_T1w")
+    return VERSION.sub("", name) if name.startswith("sub-") else name
 
 
 def unusable_name(name: str) -> str:
@@ -118,12 +128,12 @@ def names_of_scan(file_name: str) -> list[str]:
 def name_and_session(subject_id: str) -> tuple[str, str]:
     """Divide a name into what is compared between tables, and the session.
 
-    >>> name_and_session("sub-01_ses-02_run-1"), name_and_session("x/01.nii.gz")
-    (('01_run-1', '2'), ('01', ''))
+    >>> name_and_session("sub-01_ses-02_run-1"), name_and_session("x/01.nii.gz"), name_and_session("1000011_20252_2_0")
+    (('01_run-1', '2'), ('01', ''), ('1000011', '2'))
     """
     name = subject_id_of(subject_id).removeprefix("sub-")
-    found = re.search(r"_ses-([A-Za-z0-9]+)", name)
-    return (name.replace(found[0], "", 1), session_of(found[1])) if found else (name, "")
+    found = SESSION.search(name)
+    return (name.replace(found[0], "", 1), session_of(next(filter(None, found.groups())))) if found else (name, "")
 
 
 def person_in_row(subject_id: str, session: str, name: str) -> str:

@@ -19,8 +19,12 @@ PERSON_PATTERNS = (
     r"^(OAS3\d{4})_",
     r"(?:^|_)(\d{3}_S_\d{4,5})(?:_|$)",
     r"^(CC\d{6})_",
+    r"^(\d{7})_\d{4,6}_\d_\d+(?:_|$)",  # UK Biobank: person, field, instance, array
+    r"^(HC[AD]\d{7})_",
+    r"^(NACC\d{6})_",
+    r"^[A-Za-z]\w*_(005\d{4})(?:_|$)",  # ABIDE: Pitt_0050003
 )
-# What visits of one person end with, where no standard says so: P001_V1, P001_ses-2, P001_T2, 1234567_20252_2_0.
+# What visits of one person end with, where no standard says so: P001_V1, P001_ses-2, P001_T2.
 VISIT = re.compile(
     r"^(.*\d.*?)[_.-](?:(?:v|visit|ses|session|t|tp|time|timepoint|wave|scan|m|month|y|year)[_-]?\d{1,2}|bl|baseline|\d_\d)$",
     re.IGNORECASE,
@@ -73,6 +77,8 @@ def person_of(subject_id: str) -> str:
     ('sub-01', 'IXI012', 'OAS1_0004')
     >>> person_of("ADNI_002_S_0295_MR_20070319"), person_of("OAS30001_MR_d0129"), person_of("brain_7")
     ('002_S_0295', 'OAS30001', 'brain_7')
+    >>> person_of("1000011_20252_2_0"), person_of("HCA6002236_V1_MR"), person_of("Pitt_0050003")
+    ('1000011', 'HCA6002236', '0050003')
     """
     for pattern in PERSON_PATTERNS:
         found = re.search(pattern, subject_id)

@@ -253,6 +253,8 @@ def _read_rows(
         if not text["subject_id"]:
             continue
         where, subject_id = f"{path}, row {index + 1}", subject_id_of(text["subject_id"])
+        if body.index.has_duplicates and text["session"]:  # a row of the file holds several visits
+            where += f", instance {text['session']}"
         problems = [
             f"{where}: {wrong}" for wrong in map(unusable_name, (subject_id, text["person"], text["site"])) if wrong
         ]

@@ -284,6 +284,12 @@ def add_machine_flags(group: Any, cache_folder: str | None, batch_size: str | No
         )  # fmt: skip
 
 
+def add_selection(group: Any) -> None:
+    """Add which people and sessions of the input are taken."""
+    flag(group, "--participants", "", labels, "people to take, separated by commas, such as 01,02; '': all")
+    flag(group, "--sessions", "", labels, "sessions to take, separated by commas, such as 1,2; '': all")
+
+
 def add_shard(group: Any, meaning: str) -> None:
     """Add which share of the work is done, as by an element of a job array."""
     flag(group, "--shard", "1/1", shard, f"I/N: do the I-th of N parts, as a job array does; {meaning}", metavar="I/N")

@@ -9,6 +9,7 @@ from utils.options.flags import (
     add_label_table,
     add_machine_flags,
     add_overwrite,
+    add_selection,
     add_shard,
     add_strict,
     add_timeout,
@@ -32,9 +33,11 @@ def prediction_parser() -> Parser:
     )
     flag(
         parser, "--input", "raw", Path,
-        "a scan, a folder of scans (.nii, .nii.gz, .mgz), a BIDS data set, or the folder of fsl_anat's folders; a brain on "
-        "the 2 mm grid of MNI152 with 0 around it counts as prepared, any other scan is preprocessed",
+        "a scan, a folder of scans (.nii, .nii.gz, .mgz), a BIDS data set, or the folder of fsl_anat's, FreeSurfer's, "
+        "FastSurfer's or UK Biobank's folders; a brain on the 2 mm grid of MNI152 with 0 around it counts as prepared, "
+        "any other scan is preprocessed",
     )  # fmt: skip
+    add_selection(parser)
     flag(parser, "--output_dir", "predictions", Path, "folder for the results, new for each call")
     add_overwrite(parser)
     add_label_table(parser, "", "; '': none")

@@ -8,6 +8,7 @@ from utils.options.flags import (
     Parser,
     add_brain_extracted,
     add_device,
+    add_selection,
     add_shard,
     add_strict,
     add_timeout,
@@ -32,8 +33,10 @@ def preprocessing_parser() -> Parser:
     )
     flag(
         parser, "--input", "raw", Path,
-        "a scan, a folder of scans (.nii, .nii.gz, .mgz), or a BIDS data set (sub-*/[ses-*/]anat/*_T1w.nii.gz)",
+        "a scan, a folder of scans (.nii, .nii.gz, .mgz), a BIDS data set (sub-*/[ses-*/]anat/*_T1w.nii.gz), or the "
+        "folder of FreeSurfer's, FastSurfer's (*/mri/orig.mgz) or UK Biobank's folders (*/T1/T1.nii.gz)",
     )  # fmt: skip
+    add_selection(parser)
     flag(parser, "--output_dir", "preprocessed", Path, "folder for the results")
     flag(
         parser, "--overwrite", "false", boolean,
@@ -76,7 +79,8 @@ def dataset_parser() -> Parser:
     flag(
         parser, "--label_table", "labels.csv", Path,
         "IXI.xls, oasis_cross-sectional.csv, oasis_longitudinal.csv, OASIS-3's demographics or sessions, "
-        "ADNIMERGE.csv, Cam-CAN's table, BIDS participants.tsv, or a table with subject_id, age, sex",
+        "ADNIMERGE.csv, Cam-CAN's table, BIDS participants.tsv, those of UK Biobank, ABIDE, HCP-Aging, HCP-Development "
+        "and NACC, or a table with subject_id, age, sex",
     )  # fmt: skip
     flag(parser, "--output_dir", "data", Path, "folder for the data set; new or empty")
     flag(parser, "--fractions", "70,15,15", _fractions, "shares of the persons for train,valid,test")

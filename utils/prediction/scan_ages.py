@@ -11,7 +11,8 @@ import numpy as np
 from model.conventions import UNKNOWN_SEX
 from utils.common.errors import MOST_PROBLEMS_SHOWN, InputError, shortened
 from utils.common.files import replacing
-from utils.data.image_files import file_name_of, open_image
+from utils.data.image_files import open_image
+from utils.data.scan_folders import file_name_of
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
 from utils.prediction.calibration import Calibration, fit_calibration, prior_of

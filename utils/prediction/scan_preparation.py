@@ -7,18 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.common.errors import InputError
-from utils.data.image_files import (
-    FSL_PRODUCT,
-    UnusableScanError,
-    file_name_of,
-    is_fsl_folder,
-    is_image,
-    list_prepared,
-    open_image,
-)
+from utils.data.image_files import UnusableScanError, is_image, open_image
 from utils.data.images import VOXEL_SIZES, Brain, model_grid, read_brain
 from utils.data.names import scan_name, unusable_name
 from utils.data.preparations import describe_preparation, preparation_of
+from utils.data.scan_folders import EVERYTHING, FSL_PRODUCT, Selection, file_name_of, is_fsl_folder, list_prepared
 from utils.prediction.scan_ages import PredictedScan
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
 from utils.preparation.quality import brain_correlation, misplacement
@@ -33,8 +26,14 @@ LARGEST_SHIFT = 2  # voxels of 2 mm; brains that are registered well lie 0 or 1 
 LEAST_LIKENESS = 0.15
 
 
-def find_scans(source: Path) -> list[PredictedScan]:
-    """Find the scans in a file, a folder, a BIDS data set or folders of fsl_anat; they are not read.
+def find_scans(source: Path, selection: Selection = EVERYTHING) -> list[PredictedScan]:
+    """Find the scans in a file, a folder, a BIDS data set or folders of FSL or FreeSurfer; they are not read.
+
+    Parameters
+    ----------
+    source : Path
+    selection : Selection
+        The people and sessions that are wanted.
 
     Raises
     ------
@@ -43,12 +42,15 @@ def find_scans(source: Path) -> list[PredictedScan]:
     """
     if source.name == FSL_PRODUCT or is_fsl_folder(source):
         brains = list_prepared(source) if source.is_dir() else [source]
-        found = {scan_name(file_name_of(brain)): brain for brain in brains}
     else:
-        fsl = fsl_products(source)
-        if fsl and any(is_image(path) for path in source.iterdir()):
+        brains = list(fsl_products(source).values())
+        if brains and any(is_image(path) for path in source.iterdir()):
             raise InputError(f"{source}: holds both scans and fsl_anat's folders; give a folder of only one kind")
-        found = fsl or {raw.name: raw.path for raw in find_raw_scans(source)}
+    found = (
+        {scan_name(file_name_of(brain)): brain for brain in selection.of(brains)}
+        if brains
+        else {raw.name: raw.path for raw in find_raw_scans(source, selection)}
+    )
     problems = [f"{found[name]}: {wrong}" for name in found if (wrong := unusable_name(name))]
     if problems:
         raise InputError(problems)

@@ -13,9 +13,21 @@ from scipy import ndimage
 
 from utils.common.errors import InputError, list_some
 from utils.data.content import why_no_scan
-from utils.data.image_files import FSL_PRODUCT, UnusableScanError, is_fsl_folder, is_image, open_image, read_voxels
+from utils.data.image_files import UnusableScanError, is_image, open_image, read_voxels
 from utils.data.images import LOST_AFFINE, VOXEL_SIZES, model_grid
 from utils.data.names import scan_name, unusable_name
+from utils.data.scan_folders import (
+    EVERYTHING,
+    FSL_PRODUCT,
+    Selection,
+    file_name_of,
+    is_fsl_folder,
+    list_bids,
+    list_raw_products,
+    one_version,
+    say_if_derivative,
+    why_no_scans,
+)
 
 LEAST_VOXELS = 16  # along each axis
 LARGEST_VOXEL = 10.0  # mm
@@ -83,12 +95,14 @@ class RawScan:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
 
-def find_raw_scans(source: Path) -> list[RawFile]:
-    """List the scans of a file, a folder or a BIDS data set.
+def find_raw_scans(source: Path, selection: Selection = EVERYTHING) -> list[RawFile]:
+    """List the scans of a file, a folder, a BIDS data set, or of folders of FreeSurfer, FastSurfer or UK Biobank.
 
     Parameters
     ----------
     source : Path
+    selection : Selection
+        The people and sessions that are wanted.
 
     Returns
     -------
@@ -98,6 +112,10 @@ def find_raw_scans(source: Path) -> list[RawFile]:
     ------
     InputError
         If there is no scan, or two scans would get the same name.
+
+    Notes
+    -----
+    Of several versions of a scan in BIDS, `one_version` chooses one.
     """
     if source.is_file():
         paths = [source] if is_image(source) else []
@@ -107,25 +125,29 @@ def find_raw_scans(source: Path) -> list[RawFile]:
             "bash_prepare_dataset.sh or bash_predict.sh, or preprocess the raw scan that it was made from"
         )
     elif source.is_dir():
+        say_if_derivative(source)
         paths = _t1_weighted(sorted(path for path in source.iterdir() if is_image(path)))
-        for pattern in ("", "ses-*/", "sub-*/", "sub-*/ses-*/"):
-            paths += sorted(path for path in source.glob(f"{pattern}anat/*_T1w.nii*") if is_image(path))
+        paths += list_bids(source) + list_raw_products(source)
     else:
         raise InputError(f"{source}: no such file or folder; set INPUT (--input) to T1-weighted scans")
     if not paths:
         raise InputError(
-            f"{source}: holds no scan; expected .nii, .nii.gz or .mgz files, or the root of a BIDS data set with "
-            "sub-*/[ses-*/]anat/*_T1w.nii.gz; convert DICOM (dcm2niix does) and pairs of .hdr and .img first"
+            why_no_scans(
+                source,
+                "holds no scan; expected .nii, .nii.gz or .mgz files, the root of a BIDS data set with "
+                "sub-*/[ses-*/]anat/*_T1w.nii.gz, or FreeSurfer's subjects with */mri/orig.mgz; convert DICOM "
+                "(dcm2niix does) and pairs of .hdr and .img first",
+            )
         )
     found: dict[str, Path] = {}
     problems = []
-    for path in paths:
-        name = scan_name(path.name)
+    for path in one_version(selection.of(paths)):
+        name = scan_name(file_name_of(path))
         wrong = unusable_name(name)
         if wrong:
             problems.append(f"{path.parent}: {wrong}")
         elif found.setdefault(name, path) != path:
-            problems.append(f"{path}: would be written to the same file as {found[name]}; rename one of them")
+            problems.append(f"{path}: would be written to the same file as {found[name]}; give only one of them")
     if problems:
         raise InputError(problems)
     return [RawFile(name, found[name]) for name in sorted(found)]

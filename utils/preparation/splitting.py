@@ -11,8 +11,8 @@ import pandas as pd
 
 from utils.common.errors import InputError, list_some
 from utils.common.files import check_writable
-from utils.data.image_files import FSL_FOLDER, FSL_PRODUCT, file_name_of, list_prepared
 from utils.data.names import scan_name
+from utils.data.scan_folders import FSL_FOLDER, FSL_PRODUCT, file_name_of, list_prepared, why_no_scans
 from utils.data.subjects import SEX_NAMES
 from utils.preparation.labelling import LabelledScan
 from utils.preparation.records import DOUBTFUL, FAIL, QC_FOLDER, read_record
@@ -48,7 +48,13 @@ def find_prepared_scans(folder: Path, include_doubtful: bool) -> dict[str, Path]
     if scans and fsl:
         raise InputError(f"{folder}: holds both scans and fsl_anat's folders; give a folder of only one kind")
     if not scans and not fsl:
-        raise InputError(f"{folder}: holds no .nii or .nii.gz file, and no */{FSL_PRODUCT}")
+        raise InputError(
+            why_no_scans(
+                folder,
+                "holds no .nii or .nii.gz file, no sub-*/[ses-*/]anat/*_T1w.nii.gz of a BIDS derivative, and no "
+                f"*/{FSL_PRODUCT}",
+            )
+        )
     if not (folder / QC_FOLDER).is_dir():
         return scans or fsl
     return _without_bad(scans, folder, include_doubtful)
