@@ -25,9 +25,10 @@ def main() -> None:
     from utils.data.subjects import Subject
     from utils.evaluation.predicting import predict
     from utils.prediction.weights import read_initial_weights
+    from utils.training.run_folder import check_run_folder
     from utils.training.settings import TrainingSettings
     from utils.training.stages import FirstStage
-    from utils.training.state import check_run_folder, describe_checkpoint
+    from utils.training.state import describe_checkpoint
     from utils.training.trainer import Trainer
 
     settings, released_start = settings_from(TrainingSettings, args), args.initialization == "released"

@@ -19,9 +19,10 @@ def main() -> None:
     from utils.data.discretized_ages import read_discretized_ages
     from utils.data.scans import ScanStore, data_settings
     from utils.prediction.weights import check_same_network, read_initial_weights
+    from utils.training.run_folder import check_run_folder
     from utils.training.settings import TrainingSettings
     from utils.training.stages import SecondStage
-    from utils.training.state import check_run_folder, describe_checkpoint
+    from utils.training.state import describe_checkpoint
     from utils.training.trainer import Trainer
 
     settings, released_start = settings_from(TrainingSettings, args), args.initialization == "released"

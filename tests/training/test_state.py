@@ -10,7 +10,8 @@ from model.scaledense import ScaleDense
 from tests.training.helpers import CONFIG, flags, same, states, train
 from utils.common.errors import InputError
 from utils.data.subjects import Subject
-from utils.training.state import claimed, describe_checkpoint
+from utils.training.run_folder import claimed
+from utils.training.state import describe_checkpoint
 from utils.training.trainer import Trainer
 
 

@@ -1,6 +1,5 @@
 """The state of a run: how far it is, how it is saved, how it goes on."""
 
-import fcntl
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from torch import nn
 from utils.common import distributed
 from utils.common.checkpoints import Check, list_of, load_checkpoint, save_checkpoint
 from utils.common.errors import UNWRITABLE, InputError
-from utils.common.files import check_writable, remove_leftovers
 from utils.common.interruption import CONTINUE
 from utils.data.preparations import preparations_of
 from utils.data.subjects import Subject, person_of
-from utils.training.agreement import restarted
+from utils.training.run_folder import BEST
 
 # Flags that may differ between a run and its continuation, and what depends on the folders that they name.
 FREE_ON_RESUME = (
@@ -43,9 +41,6 @@ NEEDED: dict[str, Check] = {  # in ``last.pt``, besides what describes the netwo
     "best": lambda value: isinstance(value, list) and len(value) == 2,
     "history": list_of(_is_state),
 }
-
-LAST, BEST = "last.pt", "best.pt"
-RESULTS = (LAST, BEST, "metrics.csv", "*_discretized_age.npy", "fold_*")  # of a run, in its folder
 
 
 @dataclass
@@ -226,57 +221,6 @@ def _joint_batch(flags: Mapping[str, Any]) -> Any:
     """Return the scans in a batch of all processes together; None where the flags do not tell."""
     counts = [flags.get(name) for name in ("processes", "batch_size")]
     return math.prod(counts) if all(map(_is_count, counts)) else None
-
-
-def check_run_folder(folder: Path, resume: bool, *sources: Path | None) -> None:
-    """Refuse a folder that cannot be written, holds scans, or holds results that the run would replace.
-
-    Processes that torchrun has started anew go on with their run.
-
-    Raises
-    ------
-    InputError
-        If the folder holds a run and `resume` is off, or there is no ``last.pt`` to go on from.
-    """
-    check_writable(folder, *sources)
-    resume = restarted() or resume
-    held = [path.name for pattern in RESULTS for path in sorted(folder.glob(pattern))]
-    if held and resume and held[0] != LAST:
-        raise InputError(
-            f"{folder}: holds results ({', '.join(held)}), but no {LAST} to go on from; put it back, or start a new "
-            "run in another OUTPUT_DIR (--output_dir)"
-        )
-    if held and not resume:
-        raise InputError(
-            f"{folder}: holds a run already ({', '.join(held)}); set another OUTPUT_DIR (--output_dir), "
-            "or go on with it by --resume"
-        )
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a run's folder, in the first of several processes; remove what a killed one left.
-
-    Raises
-    ------
-    InputError
-        If another training is writing there.
-    """
-    if distributed.rank():
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loaders, which outlive a killed process
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another training is writing there; wait for it, or set another OUTPUT_DIR (--output_dir)"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        remove_leftovers(folder)
-        yield
 
 
 def describe_checkpoint(

@@ -23,12 +23,13 @@ from utils.training.agreement import check_agreement, exists_for_all
 from utils.training.memory import announce
 from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.recalibration import recompute_statistics
+from utils.training.run_folder import BEST, LAST, check_run_folder, claimed
 from utils.training.run_log import RunLog
 from utils.training.scalars import ScalarCopy
 from utils.training.settings import TrainingSettings
 from utils.training.speed import speed_up
 from utils.training.stages import Criterion, Stage, check_batches
-from utils.training.state import BEST, FREE_ON_RESUME, LAST, Progress, RunState, check_run_folder, claimed
+from utils.training.state import FREE_ON_RESUME, Progress, RunState
 from utils.training.validation import JUDGED_EPOCHS, validation_losses, warn_of_mean_age
 
 
