@@ -54,7 +54,8 @@ def launch(*command: object, module: str = "utils.common.launch", status: int = 
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.returncode == status, result.stdout + result.stderr
-    assert result.stdout.count("connected") <= 1  # the first process alone prints
+    attempts = 1 + int(command[1]) if command[0] == "--max_restarts" else 1
+    assert result.stdout.count("connected") <= attempts  # the first process alone prints
     return [line for line in result.stderr.splitlines() if line]
 
 
@@ -83,6 +84,12 @@ def test_a_killed_process_is_named(script) -> None:
     *others, last = launch(script, "by a kill", status=128 + signal.SIGKILL)
     assert last == KILLED
     assert set(others) <= {LOST, STOPPED.format("SIGTERM")}
+
+
+def test_only_what_the_user_cannot_solve_is_started_anew(script) -> None:
+    assert launch("--max_restarts", 2, script, "in one process", status=2) == [ONE]
+    lines = launch("--max_restarts", 1, script, "by a bug", status=1)
+    assert sum("Traceback" in line for line in lines) == 2
 
 
 def test_a_gpu_is_missing(script) -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 from utils.common.choices import Shard
 from utils.common.first_failure import claim, end_with_the_first, leave, rank, started_by_torchrun
 from utils.common.interruption import Interruption, interrupt, on_stop_signals, outlive_signals
-from utils.common.torch_errors import explain
+from utils.common.torch_errors import explain, is_lost_process
 
 MOST_PROBLEMS_SHOWN = 20
 CONTROL = r"[\x00-\x09\x0b-\x1f\x7f-\x9f]"  # a file's name may hold them; a terminal obeys
@@ -87,7 +87,7 @@ def run_command(main: Callable[[], None], several: bool = False) -> None:
     except Exception as error:
         lines = _explain(error)
         if lines:
-            fail(lines)
+            fail(lines, status=1 if is_lost_process(error) else 2)  # the user has nothing to solve
         if not started_by_torchrun():
             raise
         fail([f"rank {rank()}:", *traceback.format_exc().splitlines()], status=1)

@@ -7,10 +7,12 @@ import logging
 import os
 import signal
 import sys
+from typing import Any
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stack of C++ where another machine ends first
 
 from torch.distributed import run
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -18,6 +20,8 @@ from utils.common.errors import InputError
 from utils.common.interruption import STOP_SIGNALS
 from utils.common.own_address import own_address
 
+UNSOLVED = 2  # exit status of `utils.common.errors.run_command`
+_torchs_monitor = LocalElasticAgent._monitor_workers
 HINTS = {
     signal.SIGKILL: ", perhaps for want of memory; lower BATCH_SIZE or NUM_WORKERS",
     signal.SIGBUS: ", perhaps for want of shared memory; lower NUM_WORKERS, or give a container more by --shm-size",
@@ -35,6 +39,7 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    LocalElasticAgent._monitor_workers = _monitor  # type: ignore[method-assign]
     logging.disable(logging.ERROR)  # the processes say themselves why they end
     try:
         run.run(args)
@@ -46,6 +51,14 @@ def main() -> None:
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
+
+
+def _monitor(agent: Any, group: Any) -> Any:
+    """Look after the processes as torchrun does, but start none anew after a problem that only the user can solve."""
+    result = _torchs_monitor(agent, group)
+    if any(failure.exitcode == UNSOLVED for failure in result.failures.values()):
+        agent._remaining_restarts = 0
+    return result
 
 
 def _order(failure: ProcessFailure) -> tuple[int, bool, int]:

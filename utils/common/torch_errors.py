@@ -13,6 +13,10 @@ GPU_MEMORY = (  # of torch's own allocator, CUDA, NCCL, and the libraries that n
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_NOT_INITIALIZED|CUDNN_STATUS_INTERNAL_ERROR"
     r"|unable to find (an engine|a valid cuDNN algorithm)"
 )
+LOST_PROCESS = (
+    r"^Dist(Network|Store)?Error|DistBackendError.*(remote|connection|closed|timed? ?out|abort)"
+    r"|gloo.*(closed|reset|timed out|refused)"
+)
 MEANINGS = (  # of the first pattern that is found in the type and the text of an error
     (
         r"^RuntimeError: DataLoader worker \(pid",
@@ -59,8 +63,7 @@ MEANINGS = (  # of the first pattern that is found in the type and the text of a
         "driver, or choose another GPU with CUDA_VISIBLE_DEVICES",
     ),
     (
-        r"^Dist(Network|Store)?Error|DistBackendError.*(remote|connection|closed|timed? ?out|abort)"
-        r"|gloo.*(closed|reset|timed out|refused)",
+        LOST_PROCESS,
         "the connection to another process is lost; it was killed, or its machine cannot be reached",
     ),
     (
@@ -73,6 +76,11 @@ MEANINGS = (  # of the first pattern that is found in the type and the text of a
 def is_out_of_gpu_memory(error: Exception) -> bool:
     """Tell whether a GPU has too little memory, which CUDA's libraries say in other words than torch."""
     return isinstance(error, RuntimeError) and bool(re.search(GPU_MEMORY, f"{type(error).__name__}: {error}"))
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Tell whether another process has ended or cannot be reached."""
+    return isinstance(error, RuntimeError) and bool(re.search(LOST_PROCESS, f"{type(error).__name__}: {error}"))
 
 
 def explain(error: Exception) -> str:
