@@ -18,7 +18,7 @@ from utils.prediction.scan_ages import PredictedScan
 from utils.prediction.scan_preparation import add_preparation, check_scan, find_scans
 from utils.preparation.raw_scans import find_raw_scans, read_raw_scan
 from utils.preparation.records import DOUBTFUL, FAIL
-from utils.preparation.template import load_template
+from utils.preparation.template import load_template, load_tissue_maps
 
 
 def test_verdicts_and_misplacement_of_prepared_brains(tmp_path) -> None:
@@ -85,11 +85,23 @@ def test_what_is_on_the_grid_but_no_t1_weighted_brain_gets_no_age(tmp_path) -> N
     rng = np.random.default_rng(0)
     noisy = np.where(template.brain, brain + rng.normal(0, 3, brain.shape), 0)
     other_contrast = np.where(template.brain, 150 - brain + rng.normal(0, 3, brain.shape), 0)
-    for name, volume in {"t1": noisy, "t2": other_contrast, "mask": template.brain, "classes": brain // 40}.items():
+    gray, white = load_tissue_maps()
+    flair = np.where(template.brain, 20 + 80 * gray + 65 * white + rng.normal(0, 3, brain.shape), 0)
+    for name, volume in {
+        "t1": noisy,
+        "t2": other_contrast,
+        "flair": flair,
+        "mask": template.brain,
+        "classes": brain // 40,
+    }.items():
         save_scan(tmp_path / f"{name}.nii.gz", volume.astype(np.float32), MNI152_T1_2MM.affine)
     checked = {scan.name: check_scan(scan.source) for scan in find_scans(tmp_path)}
     assert [name for name, found in checked.items() if found.brain] == ["t1"]
-    assert [name for name, found in checked.items() if found.failure] == ["t2"]  # the others are no prepared brains
+    assert [name for name, found in checked.items() if found.failure] == [
+        "flair",
+        "t2",
+    ]  # the others are no prepared brains
+    assert "white matter is darker than gray (0." in checked["flair"].failure
     assert "does not look like a T1-weighted brain in MNI152 space: its correlation" in checked["t2"].failure
     for name, said in (("mask", "is constant, every voxel above 0 is 1"), ("classes", "holds only 2 different")):
         with pytest.raises(UnusableScanError, match=said):

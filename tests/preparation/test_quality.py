@@ -5,17 +5,27 @@ import pytest
 from nibabel.affines import from_matvec
 from PIL import Image
 
-from utils.data.images import MNI152_T1_2MM
+from utils.data.images import MNI152_T1_2MM, read_image
 from utils.preparation.overview import PICTURE_SIZE
 from utils.preparation.parameters import LIMITS
-from utils.preparation.quality import NONLINEAR_ONLY, Alignment, cut_area, draw_picture, judge, measure_quality
+from utils.preparation.quality import (
+    NONLINEAR_ONLY,
+    Alignment,
+    cut_area,
+    draw_picture,
+    judge,
+    measure_quality,
+    white_to_gray,
+)
 from utils.preparation.registration import cube_rotations
-from utils.preparation.template import load_template
+from utils.preparation.simulation import draw_subjects, simulate_volume
+from utils.preparation.template import load_template, load_tissue_maps
 
 GOOD = {
     "brain_volume": 1500.0, "dice": 0.97, "coverage": 0.98, "correlation": 0.7, "outside_field_of_view": 0.0,
     "rotation": 10.0, "smallest_scale": 0.9, "largest_scale": 1.0, "signal_to_noise": 20.0, "cut_area": 2.0,
     "affine_dice": 0.95, "smallest_jacobian": 0.4, "largest_jacobian": 2.0,
+    "white_to_gray": 1.25,
 }  # fmt: skip
 
 
@@ -115,3 +125,33 @@ def test_the_picture_shows_slices_and_no_face(tmp_path) -> None:
     assert any(r > 200 and g < 120 for r, g, b in colours)  # the outline of the template
     below = picture[picture.shape[0] // 2 :]
     assert (below.max(-1) < 30).mean() > 0.3  # what lies far from the brain is black
+
+
+@pytest.mark.parametrize(
+    ("contrast", "fluid", "gray", "white", "verdict"),
+    [
+        ("T1", 0.3, 0.7, 1.0, "pass"), ("T2", 1.0, 0.6, 0.4, "fail"), ("FLAIR", 0.15, 0.7, 0.6, "fail"),
+        ("proton density", 1.0, 0.85, 0.7, "fail"), ("diffusion", 0.2, 0.8, 0.7, "fail"), ("CT", 0.95, 1.0, 0.98, "fail"),
+        ("fractional anisotropy", 0.1, 0.2, 0.7, "doubtful"),
+    ],
+)  # fmt: skip
+def test_other_contrasts_are_told_by_white_and_gray_matter(contrast, fluid, gray, white, verdict) -> None:
+    """FLAIR and diffusion correlate with the template by 0.6, because their fluid is dark, too."""
+    brain, maps = load_template().brain, load_tissue_maps()
+    mixed = brain * (fluid + (gray - fluid) * maps[0] + (white - fluid) * maps[1])
+    noisy = mixed + brain * np.random.default_rng(0).normal(0, 0.03, brain.shape)
+    found = white_to_gray(np.maximum(noisy, 0.01 * brain))
+    assert judge(GOOD | {"white_to_gray": found}, [])[0] == verdict, contrast
+
+
+def test_simulated_brains_have_the_contrast_of_scans_and_inverted_ones_have_not() -> None:
+    for number, subject in enumerate(draw_subjects(4)):
+        volume = simulate_volume(subject, number).astype(np.float32)
+        assert 1.06 < white_to_gray(volume) < 2
+        assert white_to_gray(np.where(volume > 0, volume.max() + 1 - volume, 0)) < 1
+
+
+def test_no_real_scan_is_taken_for_another_contrast(real_scans) -> None:
+    """Of 136 scans the lowest has 1.158."""
+    paths = sorted((real_scans / "t1w_mni_2mm").iterdir())[::12]
+    assert min(white_to_gray(read_image(path, 2)) for path in paths) > 1.1

@@ -13,8 +13,9 @@ from utils.data.names import scan_name, unusable_name
 from utils.data.preparations import describe_preparation, preparation_of
 from utils.data.scan_folders import EVERYTHING, FSL_PRODUCT, Selection, file_name_of, is_fsl_folder, list_prepared
 from utils.prediction.scan_ages import PredictedScan
+from utils.preparation.parameters import LIMITS
 from utils.preparation.preprocessing_jobs import Settings, preprocess_all
-from utils.preparation.quality import brain_correlation, misplacement
+from utils.preparation.quality import brain_correlation, misplacement, white_to_gray
 from utils.preparation.raw_scans import RawFile, find_raw_scans
 from utils.preparation.records import DOUBTFUL, FAIL, record_of
 from utils.preparation.splitting import fsl_products
@@ -108,6 +109,12 @@ def _compare_with_template(volume: np.ndarray) -> tuple[str, tuple[str, ...]]:
         return (
             f"does not look like a T1-weighted brain in MNI152 space: its correlation with the template is "
             f"{likeness:.2f}, that of such brains 0.43 and more; give a T1-weighted scan, or the raw one"
+        ), ()
+    contrast = white_to_gray(np.roll(volume, -shift, (0, 1, 2)))
+    if contrast < LIMITS["white_to_gray"].fail_below:
+        return (
+            f"white matter is darker than gray ({contrast:.2f} of it, in T1-weighted scans 1.15 and more), as in T2, "
+            "FLAIR, proton density and diffusion; give a T1-weighted scan"
         ), ()
     if (off := int(np.abs(shift).max())) >= LARGEST_SHIFT:
         return "", (

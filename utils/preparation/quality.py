@@ -10,8 +10,9 @@ from scipy import ndimage, signal
 
 from utils.preparation.parameters import LIMITS
 from utils.preparation.records import DOUBTFUL, FAIL, PASS
-from utils.preparation.template import Template, sample, voxel_coordinates
+from utils.preparation.template import Template, load_tissue_maps, sample, voxel_coordinates
 
+TISSUE_LEVELS = 0.7, 0.9  # probabilities from which a voxel counts as gray or white matter
 NONLINEAR_ONLY = ("affine_dice", "smallest_jacobian", "largest_jacobian")
 
 PICTURE_ZOOM = 2
@@ -78,6 +79,7 @@ def measure_quality(
         "dice": 2 * both / (inside.sum() + brain.sum()),
         "coverage": both / brain.sum(),
         "correlation": brain_correlation(volume, template),
+        "white_to_gray": white_to_gray(volume),
         "outside_field_of_view": outside.mean(),
         "cut_area": cut_area(native_mask, scanned, np.linalg.norm(alignment.affine[:3, :3], axis=0)),
         "rotation": np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))),
@@ -160,6 +162,24 @@ def brain_correlation(volume: np.ndarray, template: Template) -> float:
     """Return the correlation of a (91, 109, 91) volume with the template in its brain; 0 if it is constant there."""
     inside = volume[template.brain]
     return float(np.corrcoef(inside, template.volume[template.brain])[0, 1]) if inside.std() > 0 else 0.0
+
+
+def white_to_gray(volume: np.ndarray) -> float:
+    """Return the median intensity of white matter over that of gray, where the template has them.
+
+    Parameters
+    ----------
+    volume : (91, 109, 91) float array, 0 outside the brain
+
+    Returns
+    -------
+    float
+        1.16 to 1.34 in T1-weighted scans; NaN if there is no brain at one of these places.
+    """
+    gray, white = (
+        volume[(own > level) & (volume > 0)] for own, level in zip(load_tissue_maps(), TISSUE_LEVELS, strict=True)
+    )
+    return float(np.median(white) / np.median(gray)) if gray.size and white.size else float("nan")
 
 
 def _signal_and_noise(native: np.ndarray, mask: np.ndarray) -> dict[str, float]:

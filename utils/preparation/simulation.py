@@ -18,7 +18,6 @@ import nibabel
 import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
-from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 from tqdm import tqdm
 
@@ -29,7 +28,7 @@ from utils.common.interruption import ignore_interrupts
 from utils.common.machine import usable_cores
 from utils.data.images import MNI152_T1_2MM, coarsen_volume, model_grid
 from utils.data.subjects import SEX_NAMES
-from utils.preparation.template import load_template, on_model_grid
+from utils.preparation.template import load_template, load_tissue_maps
 
 FORMAT = 2  # increase it when the same subject and seed give another volume
 NOTE = """SIMULATED brains, not scans of persons: mean anatomy (ICBM152 2009a), warped and
@@ -93,8 +92,7 @@ def load_anatomy() -> Anatomy:
     studies", NeuroImage 2011.
     """
 
-    grey = on_model_grid(load_mni152_gm_template(resolution=1))
-    white = on_model_grid(load_mni152_wm_template(resolution=1))
+    grey, white = load_tissue_maps()
     brain = load_template().brain.astype(np.float32)
     fluid = np.clip(brain - grey - white, 0, 1)
     mm = apply_affine(MNI152_T1_2MM.affine, np.moveaxis(np.indices(MNI152_T1_2MM.shape), 0, -1))

@@ -51,6 +51,14 @@ def load_template() -> Template:
     return Template(np.where(brain, volume, 0).astype(np.float32), brain)
 
 
+@lru_cache(maxsize=1)
+def load_tissue_maps() -> tuple[np.ndarray, np.ndarray]:
+    """Read the template's probabilities of gray and of white matter, (91, 109, 91) float32 arrays."""
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
+
+    return on_model_grid(load_mni152_gm_template(resolution=1)), on_model_grid(load_mni152_wm_template(resolution=1))
+
+
 def on_model_grid(image: Any) -> np.ndarray:
     """Sample an image in MNI152 space on the 2 mm grid; clip it to 0..1."""
     from nilearn.image import resample_img
