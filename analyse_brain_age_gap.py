@@ -12,6 +12,7 @@ def main() -> None:
     from utils.analysis.gap_correction import describe_corrections
     from utils.analysis.gap_report import check_analysis_folder, write_analysis
     from utils.analysis.gap_tables import ROLES, read_tables
+    from utils.common.log_file import keep_log
     from utils.prediction.weights import read_manifest
 
     check_analysis_folder(args.output_dir, args.overwrite)
@@ -23,7 +24,8 @@ def main() -> None:
         args, tables, healthy, patient_labels, read_manifest(args.weights_dir) if args.weights_dir else None
     )
     fitted = {"corrections.json": describe_corrections(corrections)} if corrections else {}
-    write_analysis(args.output_dir, sections, subjects, provenance_of(), fitted)
+    write_analysis(args.output_dir, sections, subjects, provenance_of(tables["test"]), fitted)
+    keep_log(args.output_dir)
     for section in sections:
         for line in [*section.alarms, *section.headlines]:
             print(line)

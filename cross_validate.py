@@ -18,6 +18,7 @@ def main() -> None:
         raise InputError("--hold_out sites: weights need the errors within sites, too; use --hold_out both")
     # Imported here, so that --help and wrong flags answer at once.
     from utils.common.files import check_writable
+    from utils.common.log_file import keep_log
     from utils.data.cohort import are_known, load_cohort
     from utils.data.images import model_grid
     from utils.data.scans import ScanStore
@@ -55,6 +56,7 @@ def main() -> None:
             )
     folds = cross_validation.assign_folds(subjects, settings)
     check_recorded(args.output_dir / "settings.json", args.label_table, [flags_of(training) for training in trainings])
+    keep_log(args.output_dir, shard=args.shard)
     left = cross_validation.run_all(subjects, folds, settings)
     if left:
         print(f"left to other shards: {len(left)} scripts, such as {left[0]}; the last shard reports, or another call")
@@ -68,7 +70,16 @@ def main() -> None:
         title = f"{name}, {'cross-validated' if held_out == 'people' else 'on sites that training never saw'}"
         groups = [subject.site for subject in subjects]
         metrics[held_out] = (
-            write_report(folder, subjects, predictions[held_out], title, columns, stage_report=report, groups=groups)
+            write_report(
+                folder,
+                subjects,
+                predictions[held_out],
+                title,
+                columns,
+                stage_report=report,
+                groups=groups,
+                weights_sha256=predictions[held_out]["weights_sha256"].tolist(),
+            )
             or {}
         )
         print(f"{held_out} held out")

@@ -10,6 +10,7 @@ def main() -> None:
     args = prediction_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
     from utils.common.files import check_results, sha256_of
+    from utils.common.log_file import keep_log
     from utils.data.scan_folders import Selection
     from utils.data.tables import read_label_table
     from utils.prediction import scan_ages, scan_labels, scan_preparation
@@ -63,6 +64,7 @@ def main() -> None:
     with Journal(
         table.with_suffix(".jsonl"), {**origin, "precision": args.precision, "device": device.type}
     ) as journal:
+        keep_log(args.output_dir, device, args.shard)
         estimator.estimate(scans, journal)
         scan_preparation.preprocess(scans, prepare, args.timeout)
         estimator.estimate(scans, journal)  # of those that were raw
@@ -77,7 +79,7 @@ def main() -> None:
         scan_ages.add_likeness(usable, manifest["distance_limit"])
         scan_ages.add_coarseness(usable)
         scan_ages.add_age_warnings(usable, manifest)
-        scan_ages.write_table(table, own)
+        scan_ages.write_table(table, own, origin["weights"])
         usable = [scan for scan in own if not scan.failure]
         if args.pictures:
             draw_scans(args.output_dir / "pictures", usable, args.num_workers)

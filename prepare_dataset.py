@@ -7,6 +7,7 @@ from utils.options.preparation import dataset_parser
 def main() -> None:
     args = dataset_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
+    from utils.common.log_file import keep_log
     from utils.preparation.labelling import label_scans
     from utils.preparation.splitting import (
         check_given_splits,
@@ -30,6 +31,7 @@ def main() -> None:
     else:
         scans = split_by_person(scans, args.fractions, args.seed)
     write_dataset(args.output_dir, scans, args.copy)
+    keep_log(args.output_dir)
     print(describe_splits(scans))
     print(f"written to {args.output_dir}: DATA={args.output_dir} bash bash_train_first_stage.sh")
 

@@ -17,7 +17,7 @@ def main() -> None:
     from utils.preparation.records import DOUBTFUL, FAIL
 
     check_writable(args.output_dir, args.input)
-    scans = args.shard.of(find_raw_scans(args.input, Selection(args.participants, args.sessions)))
+    scans = find_raw_scans(args.input, Selection(args.participants, args.sessions))
     settings = Settings(
         args.output_dir,
         args.registration,
@@ -27,7 +27,7 @@ def main() -> None:
         args.brain_extracted,
         args.overwrite,
     )
-    records = preprocess_all(scans, settings, args.num_workers, args.timeout)
+    records = preprocess_all(scans, settings, args.num_workers, args.timeout, args.shard)
     counts = summarize(records, args.output_dir)
     sys.exit(status_of_scans(len(records), counts[DOUBTFUL], counts[FAIL], args.strict, args.shard))
 

@@ -11,6 +11,7 @@ def main() -> None:
     from utils.common import distributed
     from utils.common.checkpoints import age_interval_of, load_checkpoint
     from utils.common.files import check_results, sha256_of
+    from utils.common.log_file import keep_log
     from utils.data.cohort import load_cohort
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import write_discretized_ages
@@ -40,13 +41,15 @@ def main() -> None:
     )["test"]
     seen = seen_in_training(subjects, args.checkpoint, checkpoint)
     warn_of_preparation(subjects, args.checkpoint, checkpoint)
+    keep_log(args.output_dir, device)
     dataset = ScanDataset(subjects, scans)
     stage = FirstStage()
     predictions = predict(network.to(device), stage, dataset, device, label="first stage", **options)
     if distributed.rank() == 0:
         metrics = write_report(
-            args.output_dir, subjects, predictions, "First stage", (), args.npz_name, args.plot_name, stage.report
-        )
+            args.output_dir, subjects, predictions, "First stage", (), args.npz_name, args.plot_name, stage.report,
+            weights_sha256=sha256_of(args.checkpoint),
+        )  # fmt: skip
         write_discretized_ages(
             args.output_dir / table,
             [subject.subject_id for subject in subjects],

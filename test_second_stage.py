@@ -12,6 +12,7 @@ def main() -> None:
     from utils.common import distributed
     from utils.common.checkpoints import age_interval_of, load_checkpoint
     from utils.common.files import check_results, sha256_of
+    from utils.common.log_file import keep_log
     from utils.data.cohort import add_first_stage_ages, load_cohort
     from utils.data.dataset import ScanDataset
     from utils.data.discretized_ages import read_discretized_ages
@@ -64,13 +65,14 @@ def main() -> None:
     for number, path in paths.items():
         seen_in_training(subjects, path, checkpoints[number])
         warn_of_preparation(subjects, path, checkpoints[number])
+    keep_log(args.output_dir, device)
     stage = SecondStage(age_interval)
     dataset = ScanDataset(subjects, scans)
     predictions = predict(networks[2].to(device), stage, dataset, device, label="second stage", **options)
     if distributed.rank() == 0:
         metrics = write_report(
             args.output_dir, subjects, predictions, "Cascade", stage.columns, args.npz_name, args.plot_name,
-            stage.report,
+            stage.report, weights_sha256=f"{sha256} {sha256_of(args.checkpoint)}",
         )  # fmt: skip
         announce_report(args.output_dir, "cascade", metrics)
     distributed.stop()

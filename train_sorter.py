@@ -14,11 +14,13 @@ def main() -> None:
     from utils.common import distributed
     from utils.common.checkpoints import save_checkpoint
     from utils.common.files import check_results
+    from utils.common.log_file import keep_log
 
     check_results(args.output.parent, [args.output.name], args.overwrite, variable="OUTPUT")
     if not args.youngest < args.oldest:
         raise InputError(f"--youngest {args.youngest:g} is not below --oldest {args.oldest:g}; widen the range")
     device = distributed.start(args.device)
+    keep_log(args.output.parent, device)
     torch.manual_seed(args.seed)
     middle, spread = (args.youngest + args.oldest) / 2, (args.oldest - args.youngest) / 4
     with user_errors("--length"):

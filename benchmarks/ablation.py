@@ -228,6 +228,7 @@ def main() -> None:
     from model.sorter import load_sorter
     from utils.common.errors import user_errors
     from utils.common.files import check_writable
+    from utils.common.log_file import keep_log
     from utils.data.cohort import load_cohort
     from utils.prediction.script_runs import arguments_of_training, check_recorded, run_chains, unfinished
 
@@ -270,6 +271,7 @@ def main() -> None:
         check_recorded(args.output_dir / row.name / "settings.json", args.label_table, flags[row.name],
                        {**others, "range of ages": row.age_range})  # fmt: skip
     shared = {"LABEL_TABLE": args.label_table, "NUM_WORKERS": args.num_workers, "CACHE_FOLDER": args.cache_folder or ""}
+    keep_log(args.output_dir, shard=args.shard)
     left = []
     try:
         for seed in range(args.seeds):

@@ -32,6 +32,7 @@ from tests.model.helpers import released_names
 from utils.common.checkpoints import load_checkpoint
 from utils.common.errors import InputError
 from utils.common.files import sha256_of
+from utils.common.provenance import software_version
 from utils.data.cohort import load_cohort
 from utils.data.dataset import ScanDataset, collate, to_device
 from utils.data.discretized_ages import write_discretized_ages
@@ -73,11 +74,22 @@ def test_both_test_scripts_through_bash(synthetic_cohort, first_stage, second_st
     )
     assert "first stage" in shown
     files = {"predictions.csv", "predictions.npz", "metrics.json", "brain_age.png"}
-    assert {p.name for p in (tmp_path / "test_second").iterdir()} == files
-    assert {p.name for p in (tmp_path / "test_first").iterdir()} == files | {"test_discretized_age.npy"}
+    assert {p.name for p in (tmp_path / "test_second").iterdir()} == files | {"test_second_stage.log"}
+    own_files = {"test_discretized_age.npy", "test_first_stage.log"}
+    assert {p.name for p in (tmp_path / "test_first").iterdir()} == files | own_files
+    log = (tmp_path / "test_second" / "test_second_stage.log").read_text()
+    assert all(line in log for line in shown.splitlines())
     rows = read_csv(tmp_path / "test_second" / "predictions.csv")
     assert [row["subject_id"] for row in rows] == [f"sub-{i:02d}" for i in range(18, 23)]
     one = rows[0]
+    origin = {
+        "software_version": software_version(),
+        "weights_sha256": f"{sha256_of(first_stage / 'best.pt')} {sha256_of(second_stage / 'best.pt')}",
+        "preprocessing_fingerprint": "",  # of scans without a dataset_description.json
+    }
+    assert {name: one[name] for name in origin} == origin
+    metrics = json.loads((tmp_path / "test_second" / "metrics.json").read_text())
+    assert metrics["provenance"] == {name: [value] if value else [] for name, value in origin.items()}
     assert float(one["brain_age"]) == pytest.approx(
         float(one["discretized_age"]) + float(one["residual_age"]), abs=1e-3
     )

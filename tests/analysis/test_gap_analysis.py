@@ -288,7 +288,7 @@ def test_what_weakens_a_report_is_said(cohort, tmp_path, monkeypatch, capsys) ->
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(metrics["warnings"]) == 2  # unknown training subjects; only one diagnosis
     left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert left == {*metrics["files"], "notes.txt"}
+    assert left == {*metrics["files"], "notes.txt", "analyse_brain_age_gap.log"}
     assert not (tmp_path / "out" / "diagnosis.csv").exists()
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "metrics.json").write_text("{}")

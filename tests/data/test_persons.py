@@ -142,7 +142,7 @@ def test_persons_are_kept_in_the_tables_that_are_written(tmp_path) -> None:
     write_report(tmp_path / "report", subjects, predictions, "title")
     found = [PredictedScan(name, scans / f"{name}.nii.gz") for name in names]
     add_labels(found, table, None)
-    write_table(tmp_path / "predictions.csv", found)
+    write_table(tmp_path / "predictions.csv", found, "")
     for path in ("data/labels.csv", "data/splits.csv", "report/predictions.csv", "predictions.csv"):
         assert column(tmp_path / path) == ["P001", "P001", "P002"], path
 

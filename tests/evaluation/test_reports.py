@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from utils.data.preparations import ORIGIN
 from utils.data.subjects import Subject
 from utils.evaluation.reports import announce_report, plot_ages, write_report
 from utils.training.stages import SecondStage
@@ -28,7 +29,7 @@ def test_csv_and_npz_hold_the_same(tmp_path) -> None:
     with (tmp_path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["subject_id", "person", "chronological_age", "sex", "brain_age", "brain_age_gap",
-                             "first_stage_age", "discretized_age", "residual_age"]  # fmt: skip
+                             "first_stage_age", "discretized_age", "residual_age", *ORIGIN]  # fmt: skip
     assert rows[1]["sex"] == "M"
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as arrays:
         for name in rows[0]:

@@ -234,7 +234,7 @@ def test_the_table_tells_where_intervals_come_from_and_ages_before_calibration(t
         PredictedScan("b", tmp_path / "b.nii", brain_age=45.0, radius=5.0, uncalibrated_age=51.0, unlike=True),
         PredictedScan("c", tmp_path / "c.nii", failure="no brain"),
     ]
-    write_table(tmp_path / "out.csv", scans)
+    write_table(tmp_path / "out.csv", scans, "abc")
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["ok", "unlike training scans", "failed"]
@@ -244,3 +244,4 @@ def test_the_table_tells_where_intervals_come_from_and_ages_before_calibration(t
     assert [row["interval_from"] for row in rows] == ["unseen scanners", "", ""]
     assert [row["uncalibrated_age"] for row in rows] == ["", "51.00", ""]
     assert rows[2]["warnings"] == "no brain"
+    assert {row["weights_sha256"] for row in rows} == {"abc"}

@@ -16,6 +16,7 @@ from pebble import ProcessExpired
 import utils.preparation.records
 from tests.conftest import ROOT, run_script
 from utils.common.errors import InputError
+from utils.common.provenance import software_version
 from utils.data.images import MNI152_T1_2MM, read_image
 from utils.preparation.overview import summarize
 from utils.preparation.preprocessing_jobs import (
@@ -58,7 +59,8 @@ def run(simulated_head, simulated_brain, tmp_path_factory) -> Path:
 def test_failures_do_not_stop_the_others(run) -> None:
     out = run / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "dataset_description.json", "index.html", "masks", "qc", "qc.csv", "sub-1.nii.gz", "sub-4.nii.gz",
+        "dataset_description.json", "index.html", "masks", "preprocess.log", "qc", "qc.csv", "sub-1.nii.gz",
+        "sub-4.nii.gz",
     ]  # fmt: skip
     with (out / "qc.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
@@ -94,6 +96,7 @@ def test_the_description_holds_the_fingerprint(run) -> None:
     content = json.loads((run / "out" / "dataset_description.json").read_text())
     assert content["DatasetType"] == "derivative"
     made = content["GeneratedBy"][0]
+    assert made["Version"] == software_version()
     assert made["Parameters"]["registration"] == "affine"
     assert "deepbet" in made["Parameters"]["versions"]
     record = json.loads((run / "out" / "qc" / "sub-1.json").read_text())

@@ -1,10 +1,7 @@
 """Analyse brain ages: the sections of the report in their order, and the table of subjects."""
 
-import shlex
-import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -26,10 +23,11 @@ from utils.analysis.gap_tables import ages_of, one_scan_each
 from utils.analysis.leakage import Seen, leakage_section, seen_by_weights, shortened
 from utils.analysis.repeats import repeats_section
 from utils.common.errors import InputError
+from utils.common.provenance import command_line, describe_run
+from utils.data.preparations import each_origin
 
 LARGEST_LABEL_DIFFERENCE = 1.0  # years, between the ages that two tables give for a scan
 UNLIKELY = 0.05  # p below which site and diagnosis count as associated
-PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "matplotlib")
 
 
 def data_section(
@@ -154,7 +152,9 @@ def _subjects(
     return subjects
 
 
-def provenance_of() -> dict[str, str]:
-    """Describe how the analysis was made."""
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return {"command": shlex.join(sys.argv), "versions": versions}
+def provenance_of(test: pd.DataFrame) -> dict[str, str]:
+    """Describe how the analysis was made, and where the brain ages of the test set come from."""
+    run = describe_run()
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    ages = {f"{name} of the predictions": ", ".join(values) for name, values in each_origin(test).items() if values}
+    return {"command": command_line(), "software_version": run["software_version"], "versions": versions, **ages}

@@ -20,6 +20,7 @@ from utils.data.columns import (
     to_number,
 )
 from utils.data.names import RowIndex, name_and_session, person_in_row, subject_id_of, unusable_name
+from utils.data.preparations import ORIGIN
 from utils.data.subjects import SEX_NAMES, person_of, suspected_visits
 from utils.data.tables import find_column
 
@@ -92,6 +93,8 @@ class _Reader:
                 print(f"note: {path}: left out {failed.sum()} scans that failed (column status)")
             cells = cells[~failed]
         table = pd.DataFrame({role: cells.iloc[:, place] for role, place in places.items() if place is not None})
+        for name in ORIGIN:
+            table[name] = cells.iloc[:, names.index(name)] if name in names else ""
         missing = table.apply(lambda column: column.str.lower()).isin(MISSING) & (table != self.healthy_label)
         missing["subject_id"] = False
         table = table.mask(missing, "")
@@ -185,7 +188,9 @@ def read_tables(
     tables = {}
     for group, paths in groups.items():
         parts = [pd.DataFrame(columns=SCAN), *(reader.read(path, needed) for path in paths)]
-        table = pd.concat(parts, ignore_index=True).reindex(columns=["where", *ROLES]).astype(object).fillna("")
+        table = (
+            pd.concat(parts, ignore_index=True).reindex(columns=["where", *ROLES, *ORIGIN]).astype(object).fillna("")
+        )
         found = [label_of(*scan) for scan in zip(table["subject_id"], table["session"], strict=True)]
         label = pd.DataFrame(found, index=table.index, columns=table.columns).astype(object).fillna("")
         table["person"] = label["person"].where(label["person"] != "", table["person"])

@@ -21,3 +21,6 @@ class Shard(NamedTuple):
     def of(self, work: Sequence[T]) -> Sequence[T]:
         """Return its share: every `parts`-th item."""
         return work[self.part - 1 :: self.parts]
+
+
+WHOLE = Shard()

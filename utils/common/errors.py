@@ -13,6 +13,7 @@ from typing import NoReturn
 from utils.common.choices import Shard
 from utils.common.first_failure import claim, end_with_the_first, leave, rank, started_by_torchrun
 from utils.common.interruption import Interruption, interrupt, on_stop_signals, outlive_signals
+from utils.common.log_file import LOGGER, recorded
 from utils.common.torch_errors import explain, is_lost_process
 
 MOST_PROBLEMS_SHOWN = 20
@@ -72,16 +73,28 @@ def run_command(main: Callable[[], None], several: bool = False) -> None:
     main : callable
     several : bool
         Whether several processes may run it together, started by torchrun.
-        The first one prints what is to be printed.
+        The first one prints what is to be printed, and logs it.
     """
     if started_by_torchrun():
         end_with_the_first()
+    with _silent() if rank() else recorded():
+        _run(main, several)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Print nothing: the first of several processes does."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _run(main: Callable[[], None], several: bool) -> None:
+    """Run an entry point, and explain how it ends."""
     try:
-        with on_stop_signals(interrupt), open(os.devnull, "w") as nowhere:
+        with on_stop_signals(interrupt):
             if started_by_torchrun() and not several:
                 raise InputError(f"{Path(sys.argv[0]).name} runs in one process; start it without torchrun")
-            with redirect_stdout(nowhere if rank() else sys.stdout):
-                main()
+            main()
     except Interruption as stop:
         fail([str(stop)], stop.status)
     except Exception as error:
@@ -130,6 +143,8 @@ def fail(lines: Sequence[str], status: int = 2) -> NoReturn:
         if earlier is not None:
             leave(earlier)
         lines = [re.sub("^error: ", f"error: rank {rank()}: ", lines[0]), *lines[1:]]
+    for line in lines:
+        LOGGER.error("%s", line)
     print(re.sub(CONTROL, lambda found: repr(found[0])[1:-1], "\n".join(lines)), file=sys.stderr)
     if started_by_torchrun():
         leave(status)

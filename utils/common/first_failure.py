@@ -7,6 +7,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
+from utils.common.log_file import LOGGER
+
 FOREVER = timedelta(days=3650)
 KEY = "first failure"  # in the store
 
@@ -77,4 +79,5 @@ def _wait_and_end(store: Any) -> None:
         store.wait([KEY], FOREVER)
         first, status = store.get(KEY).decode().split()
         if int(first) != rank():
+            LOGGER.error("process %s has failed, and says why on the screen", first)
             leave(int(status))

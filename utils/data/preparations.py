@@ -5,9 +5,11 @@ from functools import cache
 from pathlib import Path
 
 from utils.common.files import read_json
+from utils.common.provenance import software_version
 
 DESCRIPTION = "dataset_description.json"  # beside the scans
 Preparation = dict[str, str]  # ``fingerprint`` and ``registration``
+ORIGIN = ("software_version", "weights_sha256", "preprocessing_fingerprint")  # columns that tell where an age is from
 
 
 def origins(path: Path) -> Iterator[Path]:
@@ -29,6 +31,17 @@ def preparations_of(scans: Iterable[Path]) -> list[Preparation | None]:
         if made not in found:
             found.append(made)
     return found
+
+
+def origin_of(scan: Path, weights_sha256: str) -> dict[str, str]:
+    """Tell where the brain age of a scan comes from, a text for each of `ORIGIN`; empty where unknown."""
+    fingerprint = (preparation_of(scan) or {}).get("fingerprint", "")
+    return dict(zip(ORIGIN, (software_version(), weights_sha256, fingerprint), strict=True))
+
+
+def each_origin(columns: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Return the different values of each column of `ORIGIN`, for a report on all rows."""
+    return {name: sorted(set(columns[name]) - {""}) for name in ORIGIN if name in columns}
 
 
 def describe_preparation(made: Mapping[str, str] | None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from utils.common.figures import Figure
 from utils.common.files import replacing, write_json
+from utils.data.preparations import ORIGIN, each_origin, origin_of
 from utils.data.subjects import SEX_NAMES, Subject
 from utils.evaluation.metrics import Predictions, compare_errors, evaluate_ages
 
@@ -99,6 +100,7 @@ def write_report(
     plot_name: str = "brain_age.png",
     stage_report: Callable[[Predictions], tuple[dict[str, float], str]] | None = None,
     groups: Sequence[str] = (),
+    weights_sha256: str | Sequence[str] = "",
 ) -> dict[str, Any] | None:
     """Write predictions as ``.csv`` and ``.npz``, and metrics and a figure if ages are known.
 
@@ -119,6 +121,8 @@ def write_report(
         Returns further metrics, and a warning to write with them.
     groups : sequence of N str
         For `plot_ages`; none where there are no groups.
+    weights_sha256 : str or sequence of N str
+        SHA-256 of the files of weights, separated by blanks; of all subjects, or of each.
 
     Returns
     -------
@@ -135,6 +139,9 @@ def write_report(
         "brain_age_gap": predictions["brain_age"] - age,
         **{name: predictions[name] for name in columns},
     }
+    weights = np.broadcast_to(weights_sha256, len(subjects)).tolist()
+    origins = [origin_of(subject.path, own) for subject, own in zip(subjects, weights, strict=True)]
+    table |= {name: np.array([origin[name] for origin in origins]) for name in ORIGIN}
     with replacing(folder / "predictions.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table)
@@ -159,6 +166,7 @@ def write_report(
             metrics["gain_interval"] = compare_errors(
                 age[known], predictions["brain_age"][known], first, persons=persons
             )
+    metrics["provenance"] = each_origin({name: table[name] for name in ORIGIN})
     write_json(folder / "metrics.json", metrics)
     figure = plot_ages(
         age[known], predictions["brain_age"][known], title, describe_metrics(metrics),

@@ -218,6 +218,7 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     Returns
     -------
     predictions : dict of str to (N,) float array, years
+        Besides ``weights_sha256``, (N,) str array of the members' weights:
         ``brain_age``, ``chronological_age``, the bounds of the interval,
         ``interval_low`` and ``interval_high``, whose radius comes from the
         other folds (of sites, from people whose ages their networks had
@@ -231,17 +232,20 @@ def pool(subjects: Sequence[Subject], fold: np.ndarray, settings: CrossValidatio
     index = {subject.subject_id: number for number, subject in enumerate(subjects)}
     names = ["brain_age", *(SecondStage.columns if settings.stages == 2 else ())]
     table = {name: np.full((settings.members, len(subjects)), np.nan, np.float32) for name in names}
+    weights: list[list[str]] = [[] for _ in subjects]
     for name in sorted(set(fold)):
         for member in range(settings.members):
             path = settings.member_folder(name, member + 1) / TESTS[settings.stages] / "predictions.csv"
             with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
+                    weights[index[row["subject_id"]]].append(row.get("weights_sha256", ""))  # "" before version 0.5
                     for column in names:
                         table[column][member, index[row["subject_id"]]] = float(row[column])
             missing = ~np.isfinite(table["brain_age"][member, fold == name])
             if missing.any():
                 raise InputError(f"{path}: lacks {missing.sum()} subjects of the fold; delete it and run this again")
     predictions: dict[str, Any] = {name: values.mean(0) for name, values in table.items()}
+    predictions["weights_sha256"] = np.array([" ".join(filter(None, own)) for own in weights])
     predictions["chronological_age"] = np.array([subject.chronological_age for subject in subjects], np.float32)
     error = np.abs(predictions["brain_age"] - predictions["chronological_age"])
     sites_held_out = str(fold[0]).startswith(SITE_PREFIX)

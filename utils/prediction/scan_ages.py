@@ -12,6 +12,7 @@ from model.conventions import UNKNOWN_SEX
 from utils.common.errors import MOST_PROBLEMS_SHOWN, InputError, shortened
 from utils.common.files import replacing
 from utils.data.image_files import open_image
+from utils.data.preparations import ORIGIN, origin_of
 from utils.data.scan_folders import file_name_of
 from utils.data.subjects import SEX_NAMES, UNKNOWN_AGE, Subject
 from utils.evaluation.metrics import INTERVAL_COVERAGE, interval_radius
@@ -211,8 +212,8 @@ def add_age_warnings(scans: Sequence[PredictedScan], manifest: Mapping[str, Any]
                 scan.warnings.append(f"{what} {age:.1f} is outside the training range, {low:.0f} to {high:.0f} years")
 
 
-def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
-    """Write one row for each scan; unknown numbers are left empty."""
+def write_table(path: Path, scans: Sequence[PredictedScan], weights_sha256: str) -> None:
+    """Write one row for each scan, with the SHA-256 of the weights; unknown numbers are left empty."""
 
     def number(value: float) -> str:
         return f"{value:.2f}" if np.isfinite(value) else ""
@@ -221,7 +222,7 @@ def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
         writer = csv.writer(file)
         writer.writerow(
             ["subject_id", "person", "chronological_age", "sex", "brain_age", "interval_low", "interval_high",
-             "brain_age_gap", "interval_from", "uncalibrated_age", "status", "warnings", "scan"]
+             "brain_age_gap", "interval_from", "uncalibrated_age", "status", "warnings", "scan", *ORIGIN]
         )  # fmt: skip
         for scan in scans:
             known = np.isfinite(scan.brain_age)
@@ -229,7 +230,8 @@ def write_table(path: Path, scans: Sequence[PredictedScan]) -> None:
                 [scan.name, scan.subject.person, number(scan.chronological_age), SEX_NAMES[scan.sex],
                  number(scan.brain_age), *(number(bound) if known else "" for bound in scan.interval),
                  number(scan.brain_age - scan.chronological_age), scan.interval_from, number(scan.uncalibrated_age),
-                 scan.status, scan.failure or "; ".join(scan.warnings), str(scan.source)]
+                 scan.status, scan.failure or "; ".join(scan.warnings), str(scan.source),
+                 *origin_of(scan.subject.path, weights_sha256).values()]
             )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ PICTURE_SIZE = (1224, 936)  # pixels, of `utils.preparation.quality.draw_picture
 COLUMNS = (
     "name", "verdict", "reasons", *LIMITS, "signal", "noise", "seconds", "memory", "source", "fingerprint", "versions",
     "registration", "recorded",
+    "software_version",
 )  # fmt: skip
 MOST_ON_PAGE = 5000  # scans; a browser is slow with more
 Row = dict[str, str]  # of ``qc.csv``

@@ -21,9 +21,12 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
+from utils.common.choices import WHOLE, Shard
 from utils.common.errors import InputError
 from utils.common.files import check_writable, replacing, write_json
+from utils.common.log_file import keep_log
 from utils.common.machine import usable_cores, use_gpu
+from utils.common.provenance import software_version
 from utils.data.image_files import UnusableScanError, open_image
 from utils.data.images import MNI152_T1_2MM
 from utils.data.preparations import DESCRIPTION
@@ -56,7 +59,9 @@ class Settings:
     threads: int = 1
 
 
-def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, timeout: float) -> list[Record]:
+def preprocess_all(
+    scans: Sequence[RawFile], settings: Settings, workers: int, timeout: float, shard: Shard = WHOLE
+) -> list[Record]:
     """Preprocess scans in several processes; one that fails, hangs or dies does not stop the others.
 
     Parameters
@@ -68,10 +73,12 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
         Processes; 0: as many as CPU cores and memory allow.
     timeout : float, s
         Time limit for each scan.
+    shard : Shard
+        Which part of them to do.
 
     Returns
     -------
-    list of dict, the records of these scans, in the same order
+    list of dict, the records of this part of the scans, in the same order
 
     Raises
     ------
@@ -79,7 +86,7 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
         If the output folder cannot be written, holds other scans of these names,
         or holds scans made with other parameters and `settings.overwrite` is false.
     """
-    folder = settings.output_dir
+    folder, scans = settings.output_dir, shard.of(scans)
     check_writable(folder)
     content = fingerprint(settings.registration)
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -87,6 +94,7 @@ def preprocess_all(scans: Sequence[RawFile], settings: Settings, workers: int, t
     _check_outputs(scans, records, settings, key)
     gpu_memory = _gpu_memory(settings.device)
     (folder / QC_FOLDER).mkdir(parents=True, exist_ok=True)
+    keep_log(folder, shard=shard)
     _write_description(folder, content, key)
     waiting = [scan for scan in scans if not _is_finished(scan, records[scan.name], settings, key)]
     if len(waiting) < len(scans):
@@ -267,7 +275,8 @@ def _new_record(scan: RawFile, settings: Settings, key: str) -> Record:
     return {
         "name": scan.name, "source": str(scan.path.resolve()), "stamp": _stamp(scan.path), "fingerprint": key,
         "registration": settings.registration, "brain_extracted": settings.brain_extracted, "extracted": None,
-        "versions": package_versions(), "quality": {}, "seconds": 0.0, "memory": 0.0, "finished": True,
+        "versions": package_versions(), "software_version": software_version(), "quality": {}, "seconds": 0.0,
+        "memory": 0.0, "finished": True,
     }  # fmt: skip
 
 
@@ -322,6 +331,8 @@ def _write_description(folder: Path, content: dict[str, Any], key: str) -> None:
             "Name": "Brain-extracted T1-weighted scans in MNI152 space, 2 mm",
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "TSAN preprocess.py", "Fingerprint": key, "Parameters": content}],
+            "GeneratedBy": [
+                {"Name": "TSAN preprocess.py", "Fingerprint": key, "Version": software_version(), "Parameters": content}
+            ],
         },
     )

@@ -16,6 +16,7 @@ from utils.common import distributed
 from utils.common.checkpoints import save_checkpoint
 from utils.common.errors import InputError
 from utils.common.interruption import CONTINUE, Interruption, remembered_signals
+from utils.common.log_file import keep_log
 from utils.data.dataset import EpochBatches, ScanDataset, make_loader, to_device
 from utils.evaluation.metrics import Predictions
 from utils.evaluation.predicting import autocast, predict
@@ -136,6 +137,7 @@ class Trainer:
         """
         distributed.barrier()  # every process has seen whether there is a run
         with remembered_signals() as self.signals, self.state.explained_failures(), claimed(self.folder):
+            keep_log(self.folder, self.device)
             if not self.finished:
                 self._train()
         exists_for_all(self.best_path)
