@@ -26,6 +26,7 @@ PARSERS = {
     "cross_validate": prediction.cross_validation_parser(),
     "predict": prediction.prediction_parser(),
     "analyse_brain_age_gap": analysis.gap_parser(),
+    "compare_runs": analysis.comparison_parser(),
     "throughput": throughput_parser(),
     "ablation": ablation_parser(),
 }

@@ -135,3 +135,21 @@ def parse_gap_flags(flags: Sequence[str] | None = None) -> argparse.Namespace:
     if args.fit_predictions and not args.correction:
         parser.error("--fit_predictions does nothing with --correction none; set CORRECTION, such as linear-gap")
     return args
+
+
+def comparison_parser() -> Parser:
+    """Return the parser of ``compare_runs.py``."""
+    parser = Parser(
+        "Compare any number of runs: the flags that differ, the accuracy of both stages with intervals, paired\n"
+        "differences to the first run on common subjects, and the training curves over each other.\n\n"
+        "Writes comparison.csv, one row a run, and comparison.png. A person counts once, with the first scan."
+    )
+    flag(
+        parser, "--runs", "runs/first_stage runs/second_stage", paths,
+        "folders of runs, separated by blanks, * is any name: of a training (with its test/), a test, a "
+        "cross-validation, or one that holds first_stage/ and second_stage/. The others are compared with the first",
+    )  # fmt: skip
+    flag(parser, "--output_dir", "runs/comparison", Path, "folder for the results")
+    add_overwrite(parser)
+    flag(parser, "--seed", "0", whole, "of the bootstrap")
+    return parser
