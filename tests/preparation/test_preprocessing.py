@@ -9,10 +9,12 @@ import torch
 from SimpleITK import ProcessObject
 from threadpoolctl import threadpool_limits
 
+from tests.conftest import ROOT
+from utils.common.files import read_json
 from utils.data.images import MNI152_T1_2MM
-from utils.preparation import preprocessing
-from utils.preparation.parameters import fingerprint
-from utils.preparation.preprocessing import PreparedScan, correct_bias_field, extract_brain, preprocess_scan
+from utils.preparation import parameters
+from utils.preparation.parameters import fingerprint, fingerprint_key
+from utils.preparation.preprocessing import PreparedScan, correct_bias_field, preprocess_scan
 from utils.preparation.quality import judge
 from utils.preparation.template import load_template
 
@@ -44,25 +46,6 @@ def test_a_known_bias_field_is_removed(simulated_head) -> None:
     after = np.log(np.maximum(corrected, 1) / np.maximum(plain, 1))[mask].std()
     assert before > 0.2
     assert after < 0.2 * before
-
-
-def test_the_cpu_extracts_the_brain_where_the_gpu_has_too_little_memory(monkeypatch) -> None:
-    """Other processes may share the GPU; cuDNN has its own word for it."""
-
-    class Extractor:
-        def __init__(self, device: str) -> None:
-            self.device = device
-
-        def run_model(self, volume: np.ndarray) -> np.ndarray:
-            if self.device == "cuda":
-                raise RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")
-            return np.ones_like(volume)
-
-        def postprocess(self, mask: np.ndarray) -> np.ndarray:
-            return mask
-
-    monkeypatch.setattr(preprocessing, "_extractor", Extractor)
-    assert extract_brain(np.ones((100, 100, 100), np.float32), np.full(3, 2.0), "cuda").all()
 
 
 @pytest.fixture(scope="module")
@@ -140,4 +123,20 @@ def test_real_scans_pass_and_the_brain_is_inside_the_mask(real_scans) -> None:
 def test_the_fingerprint_tells_the_parameters() -> None:
     affine, nonlinear = (fingerprint(kind) for kind in ("affine", "nonlinear"))
     assert affine != nonlinear
-    assert set(affine["versions"]) >= {"deepbet", "picsl_greedy", "SimpleITK"}
+    assert set(affine["versions"]) >= {"picsl_greedy", "SimpleITK", "torch"}
+
+
+def test_the_fingerprint_is_the_same_on_builds_of_torch_for_cpu_and_gpu(monkeypatch) -> None:
+    """Scans that were prepared on a GPU counted as unlike the training scans."""
+    keys = set()
+    for build in ("2.13.0+cpu", "2.13.0"):
+        monkeypatch.setattr(parameters, "version", lambda package, build=build: build)
+        keys.add(fingerprint_key(fingerprint("affine")))
+    assert len(keys) == 1
+
+
+def test_the_weights_that_ship_are_for_brains_that_are_prepared_as_now() -> None:
+    now = {"fingerprint": fingerprint_key(fingerprint("affine")), "registration": "affine"}
+    assert now in read_json(ROOT / "weights" / "weights.json")["preprocessing"], (
+        "show that the brains are the same and add the fingerprint, or train anew"
+    )

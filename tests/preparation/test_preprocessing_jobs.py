@@ -70,7 +70,7 @@ def test_failures_do_not_stop_the_others(run) -> None:
     assert "outside_field_of_view" in rows["sub-2"]["reasons"]
     assert "not a readable NIfTI or MGH image" in rows["sub-3"]["reasons"]
     assert float(rows["sub-1"]["dice"]) > 0.9
-    assert "deepbet=1.0.2" in rows["sub-1"]["versions"]
+    assert "torch=2.13.0" in rows["sub-1"]["versions"]
     log = (run / "log.txt").read_text()
     assert "5 scans: 2 pass, 0 doubtful, 3 fail" in log
     assert "sub-3" in log
@@ -98,7 +98,7 @@ def test_the_description_holds_the_fingerprint(run) -> None:
     made = content["GeneratedBy"][0]
     assert made["Version"] == software_version()
     assert made["Parameters"]["registration"] == "affine"
-    assert "deepbet" in made["Parameters"]["versions"]
+    assert "torch" in made["Parameters"]["versions"]
     record = json.loads((run / "out" / "qc" / "sub-1.json").read_text())
     assert record["fingerprint"] == made["Fingerprint"]
 
@@ -194,7 +194,7 @@ def test_the_flag_decides_whether_the_skull_is_off(tmp_path, monkeypatch, run_he
 def test_finished_scans_are_found_without_slow_imports() -> None:
     imported = "import sys, utils.preparation.preprocessing_jobs; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, check=True, cwd=ROOT)
-    slow = {"torch", "nilearn", "SimpleITK", "deepbet", "picsl_greedy", "sklearn", "matplotlib"}
+    slow = {"torch", "nilearn", "SimpleITK", "picsl_greedy", "sklearn", "matplotlib"}
     assert not slow.intersection(modules.stdout.split())
 
 

@@ -1,5 +1,8 @@
 """What determines the result of preprocessing; imports nothing slow, so that finished scans are found at once."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -8,10 +11,9 @@ import numpy as np
 from utils.data.images import MNI152_T1_2MM
 
 FORMAT = 3  # increase it when the same scan and parameters give another result
-PACKAGES = (
-    "deepbet", "connected-components-3d", "fill_voids", "picsl_greedy", "SimpleITK", "nilearn", "scipy", "numpy",
-    "nibabel", "torch",
-)  # fmt: skip
+PACKAGES = ("picsl_greedy", "SimpleITK", "nilearn", "scipy", "numpy", "nibabel", "torch")
+
+NETWORKS_SHA256 = "f15320e460450a011ecb9cfee9857213a0367a17e1f94016b7435b84b2c3f585"  # of the brain extraction
 
 MASK_SIGMA = 1.6  # mm, of the Gaussian that smooths the probability of brain
 MASK_LEVEL = 0.3  # threshold of that probability; 0.5 without smoothing cuts off 2 % of the brain
@@ -62,7 +64,8 @@ def fingerprint(registration_kind: str) -> dict[str, Any]:
         "grid": {"shape": MNI152_T1_2MM.shape, "affine": MNI152_T1_2MM.affine.tolist()},
         "steps": [
             "reorient to RAS, background to 0, crop to the head",
-            f"brain extraction: deepbet, smoothed by {MASK_SIGMA:g} mm, above {MASK_LEVEL:g}; not of extracted brains",
+            f"brain extraction: deepbet's networks ({NETWORKS_SHA256[:12]}), smoothed by {MASK_SIGMA:g} mm, above "
+            f"{MASK_LEVEL:g}; not of extracted brains",
             f"bias field: N4 (SimpleITK) inside the brain at {BIAS_VOXEL:g} mm, mean 1",
             "start: 24 orientations and tilts, correlation at 8 mm",
             f"affine: greedy {AFFINE}",
@@ -74,8 +77,14 @@ def fingerprint(registration_kind: str) -> dict[str, Any]:
             for name, limits in LIMITS.items()
             if name != "white_to_gray"  # newer than the weights that ship; the brains are the same
         },
-        "versions": package_versions(),
+        # The builds of one version, such as torch's for CPU and CUDA, count as one way of preparing scans.
+        "versions": {package: number.partition("+")[0] for package, number in package_versions().items()},
     }
+
+
+def fingerprint_key(content: Mapping[str, Any]) -> str:
+    """Return the short form of a fingerprint, 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def package_versions() -> dict[str, str]:

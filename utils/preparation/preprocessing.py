@@ -2,26 +2,23 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK
 import torch
-from deepbet import BrainExtraction
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
-from utils.common.torch_errors import is_out_of_gpu_memory
 from utils.data.image_files import UnusableScanError
 from utils.preparation import registration
-from utils.preparation.parameters import BIAS_VOXEL, LIMITS, MASK_LEVEL, MASK_SIGMA, RESOLUTION
+from utils.preparation.brain_extraction import extract_brain
+from utils.preparation.parameters import BIAS_VOXEL, LIMITS, RESOLUTION
 from utils.preparation.quality import Alignment, cut_area, measure_quality
 from utils.preparation.raw_scans import RawScan, read_raw_scan
 from utils.preparation.template import Template, load_template, sample, smooth_to
 
-LEAST_BRAIN = 100_000  # cubic mm
 DIM_LEVEL = 0.05  # share of the 99th percentile; the rim of a brain that was resampled is darker
 SMEARED_SHARE = 0.03  # of the volume, in which such a rim is seen
 LEAST_START = 0.75  # correlation with the template at the start; upright whole brains reach 0.8 or more
@@ -102,57 +99,6 @@ def _preprocess(path: Path, registration_kind: str, device: str, threads: int, e
     quality = measure_quality(volume, brain.corrected, brain.mask, alignment, scan.scanned, template)
     native_mask = scan.to_native(brain.mask.astype(np.uint8))
     return PreparedScan(volume, head, native_mask, quality, scan.notes, scan.extracted)
-
-
-@lru_cache(maxsize=2)
-def _extractor(device: str) -> BrainExtraction:
-    """Load the two networks of the brain extraction, once for each device."""
-    return BrainExtraction(no_gpu=device == "cpu")
-
-
-def extract_brain(volume: np.ndarray, voxel_size: np.ndarray, device: str) -> np.ndarray:
-    """Find the brain of an upright head.
-
-    Parameters
-    ----------
-    volume : (D, H, W) float32 array
-    voxel_size : (3,) float array, mm
-    device : {"cuda", "cpu"}
-
-    Returns
-    -------
-    (D, H, W) bool array
-
-    Raises
-    ------
-    UnusableScanError
-        If no brain is found.
-
-    References
-    ----------
-    Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using
-    convolutional neural networks", Computers in Biology and Medicine 2024.
-    """
-    extractor = _extractor(device)
-    try:
-        try:
-            probability = extractor.run_model(volume.copy())
-        except RuntimeError as error:
-            if not is_out_of_gpu_memory(error):
-                raise
-            # Other processes share the GPU.
-            extractor = _extractor("cpu")
-            probability = extractor.run_model(volume.copy())
-        finally:
-            if device == "cuda":
-                torch.cuda.empty_cache()
-        mask = ndimage.gaussian_filter(probability, MASK_SIGMA / voxel_size) > MASK_LEVEL
-        mask = extractor.postprocess(mask) > 0
-    except (AssertionError, ValueError) as error:  # what deepbet raises if it finds nothing
-        raise UnusableScanError("no brain was found in it") from error
-    if mask.sum() * voxel_size.prod() < LEAST_BRAIN:
-        raise UnusableScanError("no brain was found in it")
-    return mask
 
 
 def brain_of_extracted(volume: np.ndarray) -> np.ndarray:

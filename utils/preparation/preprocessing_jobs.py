@@ -1,7 +1,5 @@
 """Preprocess many scans in several processes, and record the result of each."""
 
-import hashlib
-import json
 import multiprocessing
 import os
 import resource
@@ -31,7 +29,7 @@ from utils.data.image_files import UnusableScanError, open_image
 from utils.data.images import MNI152_T1_2MM
 from utils.data.preparations import DESCRIPTION
 from utils.preparation.overview import picture_path, write_overview
-from utils.preparation.parameters import fingerprint, package_versions
+from utils.preparation.parameters import fingerprint, fingerprint_key, package_versions
 from utils.preparation.raw_scans import RawFile
 from utils.preparation.records import FAIL, QC_FOLDER, VERDICTS, Record, read_record, record_path
 
@@ -89,7 +87,7 @@ def preprocess_all(
     folder, scans = settings.output_dir, shard.of(scans)
     check_writable(folder)
     content = fingerprint(settings.registration)
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    key = fingerprint_key(content)
     records = {scan.name: read_record(folder, scan.name) for scan in scans}
     _check_outputs(scans, records, settings, key)
     gpu_memory = _gpu_memory(settings.device)
