@@ -6,6 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"
 
 INPUT="${INPUT:-raw}"                                 # a scan, a folder of scans, of BIDS, or of FreeSurfer
 OUTPUT_DIR="${OUTPUT_DIR:-preprocessed}"              # folder for the brains, qc.csv, index.html
+LAYOUT="${LAYOUT:-flat}"                              # of the results: flat, one file a scan, or bids, a derivative
 PARTICIPANTS="${PARTICIPANTS:-}"                      # people to take, such as 01,02; empty: all
 SESSIONS="${SESSIONS:-}"                              # sessions to take, such as 1,2; empty: all
 OVERWRITE="${OVERWRITE:-false}"                       # true: make scans again that were made with other parameters
@@ -19,6 +20,7 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"  # which GPU; empty: the
 exec "$PYTHON" "$HERE/preprocess.py" \
   --input "$INPUT" \
   --output_dir "$OUTPUT_DIR" \
+  --layout "$LAYOUT" \
   --participants "$PARTICIPANTS" \
   --sessions "$SESSIONS" \
   --overwrite "$OVERWRITE" \

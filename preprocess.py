@@ -11,13 +11,14 @@ def main() -> None:
     # Imported here, so that --help and wrong flags answer at once.
     from utils.common.files import check_writable
     from utils.data.scan_folders import Selection
+    from utils.preparation.layouts import named_for
     from utils.preparation.overview import summarize
     from utils.preparation.preprocessing_jobs import Settings, preprocess_all
     from utils.preparation.raw_scans import find_raw_scans
     from utils.preparation.records import DOUBTFUL, FAIL
 
     check_writable(args.output_dir, args.input)
-    scans = find_raw_scans(args.input, Selection(args.participants, args.sessions))
+    scans = named_for(args.layout, find_raw_scans(args.input, Selection(args.participants, args.sessions)))
     settings = Settings(
         args.output_dir,
         args.registration,
@@ -26,6 +27,7 @@ def main() -> None:
         args.save_masks,
         args.brain_extracted,
         args.overwrite,
+        layout=args.layout,
     )
     records = preprocess_all(scans, settings, args.num_workers, args.timeout, args.shard)
     counts = summarize(records, args.output_dir)

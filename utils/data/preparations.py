@@ -18,9 +18,21 @@ def origins(path: Path) -> Iterator[Path]:
     yield path.resolve()
 
 
+def results_folder(scan: Path) -> Path:
+    """Return the folder of the results that a scan belongs to: its own, or the root of a derivative of BIDS.
+
+    >>> results_folder(Path("out/sub-1.nii.gz")).name, results_folder(Path("out/sub-1/ses-2/anat/sub-1_T1w.nii")).name
+    ('out', 'out')
+    """
+    above = list(scan.absolute().parents)
+    if above[0].name != "anat":
+        return scan.parent
+    return above[3] if above[1].name.startswith("ses-") else above[2]
+
+
 def preparation_of(scan: Path) -> Preparation | None:
     """Tell how a scan, or the file it links to, was made; None if unknown."""
-    return next(filter(None, (_preparation_in(file.parent) for file in origins(scan))), None)
+    return next(filter(None, (_preparation_in(results_folder(file)) for file in origins(scan))), None)
 
 
 def preparations_of(scans: Iterable[Path]) -> list[Preparation | None]:

@@ -39,6 +39,11 @@ def preprocessing_parser() -> Parser:
     add_selection(parser)
     flag(parser, "--output_dir", "preprocessed", Path, "folder for the results")
     flag(
+        parser, "--layout", "flat", str,
+        "of the results. flat: one file a scan, named like it; bids: a derivative of BIDS, with brain masks and sidecars",
+        choices=("flat", "bids"),
+    )  # fmt: skip
+    flag(
         parser, "--overwrite", "false", boolean,
         "make scans again that are finished, but with other parameters or packages; otherwise they are refused",
     )  # fmt: skip

@@ -14,8 +14,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import nibabel
-import numpy as np
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
@@ -26,8 +24,16 @@ from utils.common.log_file import keep_log
 from utils.common.machine import usable_cores, use_gpu
 from utils.common.provenance import software_version
 from utils.data.image_files import UnusableScanError, open_image
-from utils.data.images import MNI152_T1_2MM
-from utils.data.preparations import DESCRIPTION
+from utils.preparation.layouts import (
+    FLAT,
+    brain_path,
+    mask_path,
+    path_in_other_layout,
+    remove_brain,
+    save_brain,
+    save_image,
+    write_description,
+)
 from utils.preparation.overview import picture_path, write_overview
 from utils.preparation.parameters import fingerprint, fingerprint_key, package_versions
 from utils.preparation.raw_scans import RawFile
@@ -39,7 +45,6 @@ GPU_MEMORY = 4 * 2**30  # the same for the GPU; an estimate
 SCANS_PER_PROCESS = 20  # after which a process is replaced, so that its memory does not grow
 LOG_PAUSE = 30.0  # s between two reports of progress, if they go to a file
 EXTRACTED = {"auto": None, "true": True, "false": False}  # what --brain_extracted means
-LEVELS = 4095  # of stored intensities
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # waiting threads leave their cores to others
 
 
@@ -55,6 +60,7 @@ class Settings:
     brain_extracted: str = "auto"
     overwrite: bool = False
     threads: int = 1
+    layout: str = FLAT
 
 
 def preprocess_all(
@@ -93,7 +99,7 @@ def preprocess_all(
     gpu_memory = _gpu_memory(settings.device)
     (folder / QC_FOLDER).mkdir(parents=True, exist_ok=True)
     keep_log(folder, shard=shard)
-    _write_description(folder, content, key)
+    write_description(folder, settings.layout, content, key)
     waiting = [scan for scan in scans if not _is_finished(scan, records[scan.name], settings, key)]
     if len(waiting) < len(scans):
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans are already finished")
@@ -168,10 +174,12 @@ def _check_outputs(
     """Refuse to replace a file unless preprocessing made it from the same scan, and in the same way."""
     folder, problems, others = settings.output_dir, [], []
     for scan in scans:
-        output = _brain_path(folder, scan.name)
+        output = brain_path(folder, scan.name, settings.layout)
         record = records[scan.name]
         if record is None and output.exists():
             problems.append(f"{output}: already exists and was not made here; set another OUTPUT_DIR (--output_dir)")
+        elif other := path_in_other_layout(folder, scan.name, settings.layout):
+            problems.append(f"{other}: is in another layout than {settings.layout}; set LAYOUT, or another OUTPUT_DIR")
         elif record and record["source"] != str(scan.path.resolve()) and Path(record["source"]).exists():
             problems.append(f"{output}: was made from {record['source']}, not {scan.path}; set another OUTPUT_DIR")
         elif record and output.exists() and (record["fingerprint"], record["brain_extracted"]) != (
@@ -216,7 +224,7 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> Record:
 
     started = time.perf_counter()
     folder = settings.output_dir
-    output, picture = _brain_path(folder, scan.name), picture_path(folder, scan.name)
+    picture = picture_path(folder, scan.name)
     record = _new_record(scan, settings, key)
     kept = False
     try:
@@ -234,13 +242,12 @@ def preprocess_file(scan: RawFile, settings: Settings, key: str) -> Record:
             draw_picture(temporary, prepared.head, prepared.volume, load_template(), scan.name, verdict, reasons)
         if settings.save_masks:
             with open_image(scan.path) as image:
-                _save(_mask_path(folder, scan.name), prepared.native_mask, image.affine)
+                save_image(mask_path(folder, scan.name), prepared.native_mask, image.affine)
         kept = verdict != FAIL or settings.keep_failed
         if kept:
-            slope = float(prepared.volume.max()) / LEVELS or 1.0
-            _save(output, np.rint(prepared.volume / slope).astype(np.int16), MNI152_T1_2MM.affine, slope)
+            save_brain(folder, scan.name, settings.layout, prepared.volume)
     if not kept:
-        output.unlink(missing_ok=True)  # of an earlier run with other parameters
+        remove_brain(folder, scan.name, settings.layout)  # of an earlier run with other parameters
     record["seconds"] = round(time.perf_counter() - started, 2)
     record["memory"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # GiB, peak of the process
     write_json(record_path(folder, scan.name), record)
@@ -260,8 +267,8 @@ def _result(future: "Future[Any]", scan: RawFile, settings: Settings, key: str, 
     record = _new_record(scan, settings, key) | {"verdict": FAIL, "reasons": [result], "finished": False}
     folder = settings.output_dir
     try:
-        for stale in (_brain_path(folder, scan.name), picture_path(folder, scan.name)):
-            stale.unlink(missing_ok=True)
+        remove_brain(folder, scan.name, settings.layout)
+        picture_path(folder, scan.name).unlink(missing_ok=True)
         write_json(record_path(folder, scan.name), record)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); make room and run it again") from error
@@ -286,18 +293,9 @@ def _is_finished(scan: RawFile, record: Record | None, settings: Settings, key: 
     if record["brain_extracted"] != settings.brain_extracted:
         return False
     wanted = record["verdict"] != FAIL or (settings.keep_failed and record["quality"])
-    if _brain_path(folder, scan.name).exists() != bool(wanted):
+    if brain_path(folder, scan.name, settings.layout).exists() != bool(wanted):
         return False
-    return not settings.save_masks or not record["quality"] or _mask_path(folder, scan.name).exists()
-
-
-def _brain_path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.nii.gz"
-
-
-def _mask_path(folder: Path, name: str) -> Path:
-    """Return where the brain mask on the scan's own grid is kept."""
-    return folder / "masks" / f"{name}.nii.gz"
+    return not settings.save_masks or not record["quality"] or mask_path(folder, scan.name).exists()
 
 
 def _stamp(path: Path) -> list[int]:
@@ -307,30 +305,3 @@ def _stamp(path: Path) -> list[int]:
     except OSError:
         return []
     return [status.st_size, status.st_mtime_ns]
-
-
-def _save(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
-    """Write a NIfTI file, whole or not at all; one with a slope is in MNI152 space."""
-    image = nibabel.Nifti1Image(voxels, affine)
-    image.header.set_xyzt_units("mm")
-    image.header.set_slope_inter(slope, 0 if slope else None)
-    if slope:
-        image.set_sform(affine, "mni")
-        image.set_qform(affine, "mni")
-    with replacing(path) as temporary:
-        nibabel.save(image, temporary)
-
-
-def _write_description(folder: Path, content: dict[str, Any], key: str) -> None:
-    """Write ``dataset_description.json`` in the form that BIDS asks of derivatives."""
-    write_json(
-        folder / DESCRIPTION,
-        {
-            "Name": "Brain-extracted T1-weighted scans in MNI152 space, 2 mm",
-            "BIDSVersion": "1.10.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [
-                {"Name": "TSAN preprocess.py", "Fingerprint": key, "Version": software_version(), "Parameters": content}
-            ],
-        },
-    )

@@ -5,7 +5,7 @@ from typing import Any
 
 from utils.common.files import read_json
 from utils.data.names import scan_name
-from utils.data.preparations import origins
+from utils.data.preparations import origins, results_folder
 
 PASS, DOUBTFUL, FAIL = "pass", "doubtful", "fail"  # verdicts on a preprocessed scan
 VERDICTS = (PASS, DOUBTFUL, FAIL)
@@ -38,7 +38,7 @@ def read_whole_record(folder: Path, name: str) -> Record | None:
 
 def record_of(scan: Path) -> Record | None:
     """Return the record of a preprocessed scan, or of the file it links to; None if there is none."""
-    return next(filter(None, (read_record(file.parent, scan_name(file.name)) for file in origins(scan))), None)
+    return next(filter(None, (read_record(results_folder(file), scan_name(file.name)) for file in origins(scan))), None)
 
 
 def _read_json(path: Path) -> Record:
