@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from utils.analysis.gap_analysis import provenance_of
 from utils.analysis.gap_checks import check_healthy, check_test_set
 from utils.analysis.gap_tables import one_scan_each, read_tables
 from utils.common.errors import InputError
+from utils.common.provenance import software_version
 
 COLUMNS: dict[str, str | None] = {}
 
@@ -154,3 +156,21 @@ def test_a_row_of_another_session_says_nothing_but_what_is_constant(tmp_path) ->
     assert table[["chronological_age", "sex", "diagnosis"]].to_numpy().tolist() == [[40, "F", "HC"], [45, "F", "HC"]]
     with pytest.raises(InputError, match="chronological age '' of sub-1_ses-2"):
         read_tables({"test": [predictions]}, write(tmp_path / "l.csv", labels.replace("sub-1,2,45,,\n", "")), COLUMNS)
+
+
+def test_a_report_names_the_weights_of_all_tables_and_reads_older_ones(tmp_path) -> None:
+    older = write(tmp_path / "older.csv", "subject_id,age,brain_age\nsub-1,40,42\n")
+    newer = write(
+        tmp_path / "newer.csv",
+        "subject_id,age,brain_age,software_version,weights_sha256,preprocessing_fingerprint\n"
+        "sub-2,50,52,0.5.0,abc def,\nsub-3,60,61,0.5.0,012,31b8\n",
+    )
+    provenance = provenance_of(read_tables({"test": [older, newer]}, None, {})["test"])
+    assert provenance["software_version"] == software_version()
+    assert {name: value for name, value in provenance.items() if "predictions" in name} == {
+        "software_version of the predictions": "0.5.0",
+        "weights_sha256 of the predictions": "012, abc def",
+        "preprocessing_fingerprint of the predictions": "31b8",
+    }
+    plain = provenance_of(read_tables({"test": [older]}, None, {})["test"])
+    assert not [name for name in plain if "predictions" in name]

@@ -99,7 +99,7 @@ def keep_log(folder: Path, device: Any = None, shard: Shard = WHOLE) -> None:
     ----------
     folder : Path
         Of the run's results.
-    device : torch.device or None
+    device : torch.device, its name, or None
         On which networks run; None: the CPU.
     shard : Shard
         Parts of a job array write logs of their own.

@@ -30,7 +30,7 @@ def describe_run(device: Any = None) -> dict[str, Any]:
 
     Parameters
     ----------
-    device : torch.device or None
+    device : torch.device, its name, or None
         On which networks run; None: the CPU.
     """
     versions = {"python": platform.python_version()}
@@ -61,7 +61,7 @@ def command_line() -> str:
 
 def _name_of(device: Any) -> str:
     """Return the name of a GPU or of the processor."""
-    if device is not None and device.type == "cuda":
+    if str(device).startswith("cuda"):
         import torch  # is loaded already
 
         return torch.cuda.get_device_name(device)

@@ -98,7 +98,7 @@ def preprocess_all(
     _check_outputs(scans, records, settings, key)
     gpu_memory = _gpu_memory(settings.device)
     (folder / QC_FOLDER).mkdir(parents=True, exist_ok=True)
-    keep_log(folder, shard=shard)
+    keep_log(folder, "cuda" if gpu_memory else "cpu", shard)
     write_description(folder, settings.layout, content, key)
     waiting = [scan for scan in scans if not _is_finished(scan, records[scan.name], settings, key)]
     if len(waiting) < len(scans):
