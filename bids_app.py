@@ -10,12 +10,11 @@ from utils.common.errors import InputError, run_command
 from utils.common.files import PROJECT, replacing
 from utils.options.bids_app import bids_app_parser
 
-FEWEST_AGES = 3  # for a report
-
 
 def main() -> None:
     args = bids_app_parser().parse_args()
     # Imported here, so that --help and wrong flags answer at once.
+    from utils.analysis.gap_checks import FEWEST_PERSONS
     from utils.common.files import check_writable
     from utils.data.scan_folders import file_name_of, list_bids
     from utils.data.subjects import person_of
@@ -44,8 +43,8 @@ def main() -> None:
         return
     _run(*predict, "--output_dir", results)
     known = _keep_known_ages(results / "predictions.csv", results / "with_ages.csv")
-    if known < FEWEST_AGES:
-        print(f"note: no report, because the age of {known} scans is known ({table}); a report needs {FEWEST_AGES}")
+    if known < FEWEST_PERSONS:
+        print(f"note: no report, because the ages of {known} people are known ({table}); it needs {FEWEST_PERSONS}")
         return
     report = ["--predictions", results / "with_ages.csv", "--output_dir", results / "report", "--overwrite", "true"]
     _run("analyse_brain_age_gap.py", *report, "--weights_dir", args.weights_dir)
@@ -66,7 +65,7 @@ def _folder_of(labels: Sequence[str]) -> str:
 
 
 def _keep_known_ages(predictions: Path, target: Path) -> int:
-    """Write the predictions that have both ages to another table; return how many there are."""
+    """Write the predictions that have both ages to another table; return how many people there are."""
     with predictions.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["brain_age"] and row["chronological_age"]]
     if rows:
@@ -74,7 +73,7 @@ def _keep_known_ages(predictions: Path, target: Path) -> int:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    return len(rows)
+    return len({row["person"] for row in rows})
 
 
 if __name__ == "__main__":

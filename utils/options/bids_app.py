@@ -12,8 +12,8 @@ def bids_app_parser() -> Parser:
         "Brain ages of a BIDS data set, with the call of every BIDS App.\n\n"
         "participant: prepares the T1-weighted scans as a derivative of BIDS in the output folder, and writes\n"
         "their brain ages to brain_age/<participant>/. Several calls may run at once, with other participants.\n"
-        "group: writes the brain ages of all prepared scans to brain_age/predictions.csv and, where ages are\n"
-        "known, brain_age/report/report.html."
+        "group: writes the brain ages of all prepared scans to brain_age/predictions.csv and, where the ages\n"
+        "of ten people are known, brain_age/report/report.html."
     )
     flag(parser, "bids_dir", None, Path, "root of the BIDS data set")
     flag(parser, "output_dir", None, Path, "folder for the derivative and the brain ages")

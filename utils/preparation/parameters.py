@@ -50,9 +50,7 @@ LIMITS = {
     "cut_area": Limits("brain at the border of the scan, square cm", doubt_above=8, fail_above=50),
     "affine_dice": Limits("Dice overlap before nonlinear registration", 0.80, 0.88),
     "smallest_jacobian": Limits("smallest change of volume by nonlinear registration; 0: folded", doubt_below=0.0),
-    "white_to_gray": Limits(
-        "brightness of white over gray matter, above 1 only in T1-weighted scans", 0.99, 1.06, 2.5
-    ),
+    "white_to_gray": Limits("brightness of white over gray matter, above 1 only in T1-weighted scans", 0.99, 1.06, 2.5),
     "largest_jacobian": Limits("largest change of volume by nonlinear registration", doubt_above=6),
 }
 
