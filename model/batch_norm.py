@@ -135,8 +135,9 @@ class _WideBatchNorm(torch.autograd.Function):
         constant_part, own = gradient_rows, weight.new_zeros(2, len(weight))
         if len(rows):  # torch's kernel crashes without
             wide = [part.repeat(repeat) for part in (weight, mean, variance)]
+            unused = weight.new_empty(0)  # CUDA does not take None for it
             constant_part, *sums = torch.ops.aten.native_batch_norm_backward(
-                gradient_rows, rows, *wide, None, None, False, ctx.eps, [True, True, True]
+                gradient_rows, rows, *wide, unused, unused, False, ctx.eps, [True, True, True]
             )
             own = torch.stack(sums).view(2, repeat, -1).sum(1)
         joint = own

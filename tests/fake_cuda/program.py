@@ -27,12 +27,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import layers
 from model.building import freeze, make_loss, make_network
 from model.scaledense import NetworkConfig
 from model.sorter import Sorter, fit_sorter
+from utils.common import distributed
 from utils.common.choices import AUGMENTATIONS
 from utils.data.dataset import ScanDataset, to_device
 from utils.data.images import brain_box, model_grid
@@ -63,10 +65,14 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function.overloadpacket is aten._fused_sgd_:  # fake tensors do not know it
+        if function.overloadpacket is aten._fused_sgd_:  # fake tensors do not know it, nor the next one
             return None
+        if function.overloadpacket is aten.batch_norm_update_stats:
+            return args[1], args[2]
         output = function(*args, **kwargs)
         name = function.overloadpacket
+        if name is aten.native_batch_norm_backward and args[5] is None:
+            raise RuntimeError("CUDA needs a defined save_mean")
         source, target = (args[1], args[0]) if name is aten.copy_ else (args[0] if args else None, output)
         if name in (aten.copy_, aten._to_copy) and source.device.type != target.device.type:
             waits = not (kwargs.get("non_blocking") or (name is aten.copy_ and len(args) > 2 and args[2]))
@@ -166,6 +172,18 @@ def train(*flags: str, stage: int = 1, loss: tuple[Any, ...] = (), frozen: int =
         trainer.recalibrate()
 
 
+def train_in_a_group() -> None:
+    """Take a step as one of two processes; the other one's part is whatever."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    own = distributed.wrap, distributed.gather_objects  # which need the addresses and the numbers of tensors
+    distributed.wrap, distributed.gather_objects = (lambda network: network), (lambda item: [item])
+    try:
+        train()
+    finally:
+        distributed.wrap, distributed.gather_objects = own
+        torch.distributed.destroy_process_group()
+
+
 def predict(precision: str, folded: bool, **options: Any) -> None:
     network: Any = make_network(config_of(**options), 0).to(GPU).eval()
     network = network.folded().to(memory_format=torch.channels_last_3d) if folded else network
@@ -205,6 +223,7 @@ CASES: dict[str, Callable[[], None]] = {
     "plain blocks": lambda: train(dense_connections=False, asymmetric_convolutions=False, squeeze_excitation=False),
     "without sex": lambda: train(use_sex=False),
     "frozen blocks": lambda: train(frozen=1),
+    "one of two processes": train_in_a_group,
     "prediction, folded": lambda: predict("float32", True),
     "prediction, folded, bfloat16": lambda: predict("bfloat16", True),
     "prediction": lambda: predict("float32", False, flip_averaging=True),

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 TRAININGS = [
     "first stage", "second stage", "float32, sgd, no ranking", "every augmentation, absolute error",
     "activation checkpointing", "accumulation, adam, amsgrad", "paper's network", "plain blocks", "without sex",
-    "frozen blocks",
+    "frozen blocks", "one of two processes",
 ]  # fmt: skip
 PREDICTIONS = ["prediction, folded", "prediction, folded, bfloat16", "prediction", "map"]
 Found = dict[str, dict[str, Any]]
