@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import VOXEL_SIZE, save_scan, small_volume
+from utils.common.choices import WHOLE
 from utils.common.errors import InputError
 from utils.data.cohort import are_known, load_cohort, split_into_folds
 from utils.data.images import model_grid
@@ -226,7 +227,7 @@ def test_cross_validation_holds_out_persons_and_records_them(tmp_path) -> None:
     subjects = load_cohort({"scan": scans}, table, None)["scan"]
     settings = CrossValidation(
         output_dir=tmp_path / "cv", label_table=table, folds=3, hold_out="people", site_column="", members=1, stages=1,
-        seed=0, weights_dir=None, data_notice="", remark="", jobs=1, num_workers=0, cache_folder=None,
+        seed=0, weights_dir=None, data_notice="", remark="", jobs=1, shard=WHOLE, num_workers=0, cache_folder=None,
     )  # fmt: skip
     folds = assign_folds(subjects, settings)["people"]
     assert len({(subject.person, fold) for subject, fold in zip(subjects, folds, strict=True)}) == 12

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.analysis.gap_tables import read_tables
+from utils.common.choices import WHOLE
 from utils.common.errors import InputError
 from utils.data.cohort import load_cohort
 from utils.data.names import unusable_name
@@ -105,7 +106,7 @@ def test_paths_in_a_table_do_not_leave_the_folder(tmp_path, elsewhere) -> None:
         check_given_splits(label_scans({"sub-1": subject.path}, path, split_column="part"), path)
     settings = CrossValidation(
         output_dir=tmp_path / "cv", label_table=path, folds=2, hold_out="sites", site_column="site", members=1, stages=1, seed=0,
-        weights_dir=None, data_notice="", remark="", jobs=1, num_workers=0, cache_folder=None,
+        weights_dir=None, data_notice="", remark="", jobs=1, shard=WHOLE, num_workers=0, cache_folder=None,
     )  # fmt: skip
     subjects = [Subject(f"s{number}", tmp_path, 40.0, site=site) for number, site in enumerate((elsewhere, "Oslo"))]
     for fold in assign_folds(subjects, settings)["sites"]:
