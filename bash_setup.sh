@@ -51,7 +51,8 @@ choose_launcher() {
   fi
   launcher=("$PYTHON")
   ((PROCESSES * NODES > 1 || MAX_RESTARTS > 0)) || return 0
-  launcher=(env "PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m utils.common.launch
+  export PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}"
+  launcher=("$PYTHON" -m utils.common.launch
     --nproc_per_node "$PROCESSES" --max_restarts "$MAX_RESTARTS" --shutdown_timeout "$SAVE_TIMEOUT")
   if ((NODES == 1)); then
     launcher+=(--standalone)
