@@ -52,8 +52,8 @@ choose_launcher() {
   launcher=("$PYTHON")
   ((PROCESSES * NODES > 1 || MAX_RESTARTS > 0)) || return 0
   export PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}"
-  launcher=("$PYTHON" -m utils.common.launch
-    --nproc_per_node "$PROCESSES" --max_restarts "$MAX_RESTARTS" --shutdown_timeout "$SAVE_TIMEOUT")
+  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$SAVE_TIMEOUT"  # torchrun of older PyTorch has no flag for it
+  launcher=("$PYTHON" -m utils.common.launch --nproc_per_node "$PROCESSES" --max_restarts "$MAX_RESTARTS")
   if ((NODES == 1)); then
     launcher+=(--standalone)
     return

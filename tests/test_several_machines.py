@@ -136,6 +136,35 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_it_would_have(training
     assert same(states(tmp_path / "run"), undisturbed)
 
 
+LOST = """
+import os, signal, sys
+from pathlib import Path
+from utils.common import distributed
+from utils.common.errors import run_command
+def main():
+    died = Path(sys.argv[1], "died")
+    first = not died.exists()
+    distributed.start("cpu")
+    distributed.barrier()
+    if first:
+        if distributed.rank() == 1:
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        signal.pause()  # does not notice it, as a process that waits for its GPU
+    print("restarts:", *sorted(distributed.gather_objects(os.environ["TORCHELASTIC_RESTART_COUNT"])))
+    distributed.stop()
+run_command(main, several=True)
+"""
+
+
+def test_processes_find_each_other_anew_although_only_one_machine_has_seen_one_die(tmp_path) -> None:
+    (tmp_path / "lost.py").write_text(LOST)
+    nodes = {"NODES": 2, "RENDEZVOUS": f"127.0.0.1:{free_port()}", "MAX_RESTARTS": 1}
+    shown = "".join(outputs(*(launch(tmp_path / "lost.py", tmp_path, **nodes, NODE_RANK=rank) for rank in (0, 1))))
+    assert shown.count("restarts: 0 1") == 1  # no attempt was in vain
+    assert "connection" not in shown
+
+
 AGREEMENT = """
 import json, os, sys
 from pathlib import Path

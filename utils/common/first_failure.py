@@ -11,6 +11,7 @@ from utils.common.log_file import LOGGER
 
 FOREVER = timedelta(days=3650)
 KEY = "first failure"  # in the store
+ATTEMPT = "TSAN_ATTEMPT"  # variable with which `utils.common.launch` tells the processes that belong together
 
 
 def started_by_torchrun() -> bool:
@@ -28,6 +29,8 @@ def own_store() -> Any:
 
     Each attempt has names of its own there. Otherwise processes that torchrun
     starts anew, because one has died, would find the addresses of the dead.
+    torchrun's own number of the attempt differs between machines: only that
+    of the dead process counts.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
@@ -35,7 +38,8 @@ def own_store() -> Any:
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = distributed.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
-    return distributed.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
+    attempt = os.environ.get(ATTEMPT, os.environ["TORCHELASTIC_RESTART_COUNT"])  # of torchrun without our launcher
+    return distributed.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
 
 
 def end_with_the_first() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from typing import Any
+from uuid import uuid4
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stack of C++ where another machine ends first
 
@@ -17,11 +18,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from utils.common.errors import InputError
+from utils.common.first_failure import ATTEMPT
 from utils.common.interruption import STOP_SIGNALS
 from utils.common.own_address import own_address
 
 UNSOLVED = 2  # exit status of `utils.common.errors.run_command`
-_torchs_monitor = LocalElasticAgent._monitor_workers
+_torchs_start, _torchs_monitor = LocalElasticAgent._start_workers, LocalElasticAgent._monitor_workers
 HINTS = {
     signal.SIGKILL: ", perhaps for want of memory; lower BATCH_SIZE or NUM_WORKERS",
     signal.SIGBUS: ", perhaps for want of shared memory; lower NUM_WORKERS, or give a container more by --shm-size",
@@ -39,6 +41,7 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    LocalElasticAgent._start_workers = _start  # type: ignore[method-assign]
     LocalElasticAgent._monitor_workers = _monitor  # type: ignore[method-assign]
     logging.disable(logging.ERROR)  # the processes say themselves why they end
     try:
@@ -51,6 +54,12 @@ def main() -> None:
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
+
+
+def _start(agent: Any, group: Any) -> Any:
+    """Start the processes as torchrun does, and tell all of them, on all machines, one name of this attempt."""
+    os.environ[ATTEMPT] = group.store.compare_set("attempt", "", uuid4().hex).decode()  # the first machine's
+    return _torchs_start(agent, group)
 
 
 def _monitor(agent: Any, group: Any) -> Any:
