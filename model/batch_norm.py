@@ -168,8 +168,7 @@ def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, repeat = _widen(x)
     mean, variance = rows.new_zeros(2, rows.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     if len(rows):
-        torch.ops.aten.batch_norm_update_stats(rows, mean, variance, 1.0)  # gives the variance over size - 1
-        variance *= (len(rows) - 1) / len(rows)
+        mean, variance = torch.ops.aten.batch_norm_update_stats(rows, mean, variance, 1.0)
     means = mean.view(repeat, -1)
     return means.mean(0), variance.view(repeat, -1).mean(0) + means.var(0, correction=0)
 

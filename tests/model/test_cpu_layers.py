@@ -20,6 +20,7 @@ from tests.model.helpers import channels_last, randomized
         ((4, 8, 6, 5, 4), True),
         ((3, 5, 5, 7, 3), True),
         ((2, 64, 3, 4, 5), True),
+        ((8, 16, 1, 1, 1), True),  # a single row of 128 / 16 voxels
         ((3, 8, 3, 3, 3), False),  # 81 voxels and 128 / 8 have no common divisor
         ((2, 100, 3, 4, 3), False),
         ((2, 200, 3, 4, 3), False),
