@@ -49,6 +49,7 @@ from utils.training.trainer import Trainer
 
 GPU = torch.device("cuda", 0)
 BATCH = 4
+STAGED = 2**16  # bytes; a copy of more from memory that is not pinned waits for the device, even if told not to
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 aten = torch.ops.aten
 
@@ -76,7 +77,8 @@ class Watch(TorchDispatchMode):
         source, target = (args[1], args[0]) if name is aten.copy_ else (args[0] if args else None, output)
         if name in (aten.copy_, aten._to_copy) and source.device.type != target.device.type:
             waits = not (kwargs.get("non_blocking") or (name is aten.copy_ and len(args) > 2 and args[2]))
-            if waits and not Watch.moving_modules:
+            pinned = target.device.type == "cpu" or source.dtype is torch.int16  # by torch; by the loader: voxels
+            if (waits or (source.nbytes > STAGED and not pinned)) and not Watch.moving_modules:
                 self.waits.append("copy")
         if name in (aten._local_scalar_dense, aten.nonzero):
             self.waits.append("number")

@@ -135,8 +135,9 @@ def _change_intensities(volumes: torch.Tensor, names: Collection[str], draws: Dr
     if "gain" in names:
         changed = changed * torch.exp(draw(LARGEST_GAIN))[..., None, None]
     if "bias_field" in names:
-        x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in volumes.shape[1:]), indexing="ij")
-        terms = torch.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z]).to(device, non_blocking=True)
+        axes = (torch.linspace(-1, 1, size, device=device) for size in volumes.shape[1:])
+        x, y, z = torch.meshgrid(*axes, indexing="ij")
+        terms = torch.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
         terms = terms - terms.mean((1, 2, 3), keepdim=True)
         changed = changed * torch.exp(torch.einsum("bt,tdhw->bdhw", draw(LARGEST_BIAS, len(terms)), terms))
     if "noise" in names:
