@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check this project on this machine's GPUs, and measure its speed; takes less than ten minutes.
+# Check this project on this machine's GPUs, and measure its speed; the compiler alone takes some minutes.
 # Edit the variables, or set them in the environment.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bash_setup.sh"

@@ -45,7 +45,7 @@ def speed_up(network: Any, settings: TrainingSettings, steps: int, device: torch
     elif fuse:
         problem = _problem_of_compiler(device)
     if problem:
-        print(f"note: torch.compile does not work here, which --fuse false does without: {problem}")
+        print(f"note: trains without torch.compile, as with --fuse false: {problem}")
     use_gpu_layers(network, fuse and not problem)
 
 
