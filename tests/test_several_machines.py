@@ -13,7 +13,7 @@ from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags
 from tests.training.helpers import same, states
 from utils.common.own_address import own_address
 
-LAUNCH = 'set -eu; source "$0"; choose_launcher; exec "${launcher[@]}" "$@"'
+LAUNCH = 'set -eu; source "$0"; JOIN_TIMEOUT="${SHORT:-$JOIN_TIMEOUT}"; choose_launcher; exec "${launcher[@]}" "$@"'
 PLAIN = {"PROCESSES": 1, "NODES": 1, "NODE_RANK": 0, "RENDEZVOUS": "", "MAX_RESTARTS": 0}
 
 
@@ -104,6 +104,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_a_machine_that_comes_too_late_is_told_in_one_line() -> None:
+    nodes = {"NODES": 2, "RENDEZVOUS": f"127.0.0.1:{free_port()}", "SHORT": 1}
+    for rank, kind in ((0, "RendezvousTimeoutError"), (1, "RendezvousConnectionError")):
+        (shown,) = outputs(launch("no.py", **nodes, NODE_RANK=rank), status=1)
+        *_, last = shown.splitlines()
+        assert last.startswith(
+            f"error: RENDEZVOUS: the machines do not reach each other at {nodes['RENDEZVOUS']} ({kind}"
+        )
+        assert "Traceback" not in shown
 
 
 def test_two_machines_train_what_one_does(training, undisturbed, tmp_path) -> None:

@@ -16,6 +16,7 @@ from torch.distributed import run
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from utils.common.errors import InputError
 from utils.common.first_failure import ATTEMPT
@@ -52,6 +53,13 @@ def main() -> None:
             number = signal.Signals(-failure.exitcode)
             print(f"error: rank {rank}: was killed by {number.name}{HINTS.get(number, '')}", file=sys.stderr)
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except RendezvousError as error:
+        print(
+            f"error: RENDEZVOUS: the machines do not reach each other at {args.rdzv_endpoint} "
+            f"({type(error).__name__}); start them within an hour of each other, a training with --resume",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
 
