@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from model.batch_norm import synchronize
 from model.building import make_network
 from model.ranking import CascadeLoss, SoftRank
 from model.scaledense import NetworkConfig, ScaleDense
@@ -114,6 +115,30 @@ def test_bfloat16_trains_as_float32(device, figures, plain, fuse) -> None:
     assert loss < 0.02
     assert gradient < 0.2
     assert fast[0][-1] < 0.9 * fast[0][0]  # it learns
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 45, 54, 45), (0, 8, 45, 54, 45), (2, 200, 2, 3, 2)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_synchronized_batch_norm_computes_what_torchs_does(device, tmp_path, precision, shape) -> None:
+    """Values, gradients and running statistics, in a group of one process; also the part of one without scans."""
+    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/start", rank=0, world_size=1)
+    try:
+        own, torchs = (torch.nn.BatchNorm3d(shape[1], device=device) for _ in range(2))
+        synchronize(own)
+        x = (torch.randn(shape, device=device) * 3 + 5).to(precision, memory_format=torch.channels_last_3d)
+        direction = torch.randn_like(x)
+        outcomes = []
+        for norm in (own, torchs) if len(x) else (own,):
+            given = x.clone().requires_grad_()
+            output = norm(given)
+            gradients = torch.autograd.grad((output * direction).sum(), [given, norm.weight, norm.bias])
+            outcomes.append([output, *gradients, norm.running_mean, norm.running_var])
+    finally:
+        torch.distributed.destroy_process_group()
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if precision == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    for found, expected in zip(outcomes[0], outcomes[-1], strict=True):
+        assert found.isfinite().all() or not len(x)
+        torch.testing.assert_close(found, expected, equal_nan=True, **tolerance)  # type: ignore[arg-type]
 
 
 def test_the_folded_network_estimates_the_same(device, figures) -> None:
