@@ -1,6 +1,7 @@
 """A step's scalars, read while the device takes the next step."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -31,3 +32,13 @@ class ScalarCopy:
         if self._copied:
             self._copied.synchronize()
         return dict(zip(self._names, self._values.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the device was told to do with a batch."""
+
+    scalars: ScalarCopy
+    number: int  # of the batch in its epoch, from 1
+    subject_ids: list[str]  # of this process
+    count: int  # of the subjects of all processes

@@ -1,5 +1,6 @@
 """How a network is trained, apart from its data and its loss."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -43,3 +44,8 @@ class TrainingSettings:
     def chooses_by_validation(self) -> bool:
         """Whether validation subjects choose the epoch or the learning rate."""
         return self.keep == "best" or self.scheduler == "plateau"
+
+    @property
+    def saving_interval(self) -> int:
+        """Batches between two saves, never in the middle of an accumulated gradient."""
+        return self.accumulation_steps * math.ceil(self.save_every_steps / self.accumulation_steps)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,22 +25,12 @@ from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.recalibration import recompute_statistics
 from utils.training.run_folder import BEST, LAST, check_run_folder, claimed
 from utils.training.run_log import RunLog
-from utils.training.scalars import ScalarCopy
+from utils.training.scalars import ScalarCopy, Step
 from utils.training.settings import TrainingSettings
 from utils.training.speed import speed_up
 from utils.training.stages import Criterion, Stage, check_batches
 from utils.training.state import FREE_ON_RESUME, Progress, RunState
 from utils.training.validation import JUDGED_EPOCHS, validation_losses, warn_of_mean_age
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the device was told to do with a batch."""
-
-    scalars: ScalarCopy
-    number: int  # of the batch in its epoch, from 1
-    subject_ids: list[str]  # of this process
-    count: int  # of the subjects of all processes
 
 
 class Trainer:
@@ -186,7 +175,7 @@ class Trainer:
                 bar.set_postfix({key: f"{values[key]:.3g}" for key in ("loss", "mae") if key in values}, refresh=False)
                 bar.update()
                 progress.step += 1
-                if progress.step % self._saving_interval == 0 and progress.step < len(self.batches):
+                if progress.step % self.settings.saving_interval == 0 and progress.step < len(self.batches):
                     self._save_within_epoch()
                 if progress.step % self.settings.accumulation_steps == 0 or progress.step == len(self.batches):
                     self._stop_if_asked(save=True)
@@ -255,12 +244,6 @@ class Trainer:
     def _save_within_epoch(self) -> None:
         self._read_scalars()
         self.state.save()
-
-    @property
-    def _saving_interval(self) -> int:
-        """Batches between two saves, never in the middle of an accumulated gradient."""
-        accumulation = self.settings.accumulation_steps
-        return accumulation * math.ceil(self.settings.save_every_steps / accumulation)
 
     def stop(self, what: str, step: Step | None = None) -> NoReturn:
         """End the run before anything that is not finite is saved."""
