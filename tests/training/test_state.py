@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_another_number_of_processes_if_the_joint_batch_stays
     with pytest.raises(InputError, match="--batch_size was 2, is 3; --processes was 2, is 1"):
         train(datasets, tmp_path / "cut", flags("--epochs", 2, *constant, "--resume", "--batch_size", 3))
     train(datasets, tmp_path / "cut", flags("--epochs", 2, *constant, "--resume"))
-    assert "goes on in 1 processes instead of 2; the joint batch stays at 4 scans" in capsys.readouterr().out
+    assert "goes on with 1 instead of 2 processes; the joint batch stays at 4 scans" in capsys.readouterr().out
     assert same(states(tmp_path / "cut"), states(tmp_path / "whole"))
     run_of_two_processes(last, step=1)
     with pytest.raises(InputError, match="within an epoch of 2 processes"):

@@ -174,7 +174,7 @@ class RunState:
             self._restore(state)
             if "processes" in free and distributed.rank() == 0:
                 print(
-                    f"note: {self.path}: goes on in {flags['processes']} processes instead of {before['processes']}; "
+                    f"note: {self.path}: goes on with {flags['processes']} instead of {before['processes']} processes; "
                     f"the joint batch stays at {_joint_batch(flags)} scans"
                 )
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # of states of another form
