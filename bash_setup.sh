@@ -63,7 +63,7 @@ choose_launcher() {
     exit 2
   fi
   launcher+=(--nnodes "$NODES" --rdzv_backend c10d --rdzv_id tsan --rdzv_endpoint "$RENDEZVOUS"
-    --rdzv_conf "is_host=$((NODE_RANK == 0)),join_timeout=$JOIN_TIMEOUT,read_timeout=$JOIN_TIMEOUT")
+    --rdzv_conf "is_host=$((NODE_RANK == 0)),join_timeout=$JOIN_TIMEOUT")
 }
 
 # Install what the named requirements files pin and PYTHON lacks; make .venv here if no environment was given or active.

@@ -106,15 +106,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_machine_that_comes_too_late_is_told_in_one_line() -> None:
+@pytest.mark.parametrize(
+    ("rank", "status", "message"),
+    [
+        (0, 1, "the machines do not reach each other at {} (RendezvousTimeoutError)"),
+        (1, 2, "nothing answers at {} within 1 s"),
+    ],
+)
+def test_a_machine_that_does_not_come_is_told_in_one_line(rank, status, message) -> None:
     nodes = {"NODES": 2, "RENDEZVOUS": f"127.0.0.1:{free_port()}", "SHORT": 1}
-    for rank, kind in ((0, "RendezvousTimeoutError"), (1, "RendezvousConnectionError")):
-        (shown,) = outputs(launch("no.py", **nodes, NODE_RANK=rank), status=1)
-        *_, last = shown.splitlines()
-        assert last.startswith(
-            f"error: RENDEZVOUS: the machines do not reach each other at {nodes['RENDEZVOUS']} ({kind}"
-        )
-        assert "Traceback" not in shown
+    (shown,) = outputs(launch("no.py", **nodes, NODE_RANK=rank), status=status)
+    (line,) = shown.splitlines()
+    assert line.startswith(f"error: RENDEZVOUS: {message.format(nodes['RENDEZVOUS'])}")
 
 
 def test_two_machines_train_what_one_does(training, undisturbed, tmp_path) -> None:

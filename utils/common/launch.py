@@ -20,8 +20,8 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from utils.common.errors import InputError
 from utils.common.first_failure import ATTEMPT
-from utils.common.interruption import STOP_SIGNALS
-from utils.common.own_address import own_address
+from utils.common.interruption import STOP_SIGNALS, Interruption, interrupt, on_stop_signals
+from utils.common.own_address import own_address, wait_for
 
 UNSOLVED = 2  # exit status of `utils.common.errors.run_command`
 _torchs_start, _torchs_monitor = LocalElasticAgent._start_workers, LocalElasticAgent._monitor_workers
@@ -36,11 +36,15 @@ def main() -> None:
     heard = [number.name for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores
     args.signals_to_handle = ",".join(heard)
     if args.rdzv_endpoint:  # of several machines
+        settings = dict(part.split("=") for part in args.rdzv_conf.split(","))
         try:
-            args.local_addr, interface = own_address(args.rdzv_endpoint.rpartition(":")[0])
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            with on_stop_signals(interrupt):
+                args.local_addr, interface = own_address(args.rdzv_endpoint.rpartition(":")[0])
+                if settings["is_host"] == "0":
+                    wait_for(args.rdzv_endpoint, float(settings["join_timeout"]))
+        except (InputError, Interruption) as problem:
+            print(f"error: {problem}" if isinstance(problem, InputError) else problem, file=sys.stderr)
+            sys.exit(getattr(problem, "status", UNSOLVED))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     LocalElasticAgent._start_workers = _start  # type: ignore[method-assign]
     LocalElasticAgent._monitor_workers = _monitor  # type: ignore[method-assign]
@@ -56,7 +60,7 @@ def main() -> None:
     except RendezvousError as error:
         print(
             f"error: RENDEZVOUS: the machines do not reach each other at {args.rdzv_endpoint} "
-            f"({type(error).__name__}); start them within an hour of each other, a training with --resume",
+            f"({type(error).__name__}); start them within an hour of each other, again with --resume",
             file=sys.stderr,
         )
         sys.exit(1)

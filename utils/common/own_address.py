@@ -1,8 +1,9 @@
-"""By which address and network interface other machines reach this one."""
+"""How machines reach each other."""
 
 import fcntl
 import socket
 import struct
+import time
 
 from utils.common.errors import InputError
 
@@ -37,6 +38,29 @@ def own_address(host: str) -> tuple[str, str]:
             return address, next((name for _, name in socket.if_nameindex() if _address_of(name, route) == address), "")
     except OSError as error:
         raise InputError(f"RENDEZVOUS: {host} cannot be reached ({error}); give the address of machine 0") from error
+
+
+def wait_for(endpoint: str, seconds: float) -> None:
+    """Wait until a machine answers at an address and port; torchrun itself gives up after a minute or two.
+
+    Raises
+    ------
+    InputError
+        If it does not answer in time.
+    """
+    host, _, port = endpoint.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), 5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"RENDEZVOUS: nothing answers at {endpoint} within {seconds:.0f} s ({error}); start machine 0 "
+                    "(NODE_RANK=0), and let no firewall stand between"
+                ) from error
+        time.sleep(1.0)
 
 
 def _address_of(interface: str, some_socket: socket.socket) -> str:
