@@ -17,6 +17,10 @@ for file in "$GPU_CHECK" "$OUTPUT"; do
     exit 2
   fi
 done
+if ! command -v nvidia-smi >/dev/null; then
+  echo "error: nvidia-smi is not found: this machine has no NVIDIA driver, or the container was not given the GPU" >&2
+  exit 2
+fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 "$PYTHON" -m pytest --rootdir "$HERE" -p no:cacheprovider -m gpu -s "$HERE/tests/gpu"
 OUTPUT="$OUTPUT" bash "$HERE/bash_throughput.sh"

@@ -58,7 +58,7 @@ choose_launcher() {
     launcher+=(--standalone)
     return
   fi
-  if [[ ! "$RENDEZVOUS" =~ ^.+:[0-9]+$ ]]; then
+  if [[ ! "$RENDEZVOUS" =~ ^.+:[1-9][0-9]{0,4}$ ]] || ((${RENDEZVOUS##*:} > 65535)); then
     echo "error: RENDEZVOUS=$RENDEZVOUS: is no address and port; give those of machine 0, such as gpu1:29500" >&2
     exit 2
   fi
@@ -86,7 +86,10 @@ set_up_environment() {
   "$PYTHON" "$HERE/utils/common/installed.py" "${files[@]}" || status=$?
   case $status in
     0) ;;
-    3) "$PYTHON" -m pip install --quiet --disable-pip-version-check "${files[@]}" ;;
+    3)
+      echo "installs what $* pin, for $PYTHON; this takes minutes" >&2
+      "$PYTHON" -m pip install --quiet --disable-pip-version-check "${files[@]}"
+      ;;
     *) exit 2 ;;
   esac
 }

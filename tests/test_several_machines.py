@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import QUICK, ROOT, SMALL_NETWORK, VOXEL_SIZE, data_flags
 from tests.training.helpers import same, states
+from utils.common.interruption import Interruption
 from utils.common.own_address import own_address
 
 LAUNCH = 'set -eu; source "$0"; JOIN_TIMEOUT="${SHORT:-$JOIN_TIMEOUT}"; choose_launcher; exec "${launcher[@]}" "$@"'
@@ -82,6 +84,7 @@ def test_one_process_is_a_plain_call_and_several_are_torchrun() -> None:
         ({"NODES": 2, "NODE_RANK": "PATH[$(touch harmed)]"}, "is no whole number"),
         ({"NODES": 2}, "RENDEZVOUS=: is no address and port"),
         ({"NODES": 2, "RENDEZVOUS": "gpu1"}, "RENDEZVOUS=gpu1: is no address and port"),
+        ({"NODES": 2, "RENDEZVOUS": "gpu1:65536"}, "RENDEZVOUS=gpu1:65536: is no address and port"),
     ],
 )
 def test_wrong_variables_of_the_launcher_end_with_one_line_and_status_2(variables, message) -> None:
@@ -116,8 +119,29 @@ def free_port() -> int:
 def test_a_machine_that_does_not_come_is_told_in_one_line(rank, status, message) -> None:
     nodes = {"NODES": 2, "RENDEZVOUS": f"127.0.0.1:{free_port()}", "SHORT": 1}
     (shown,) = outputs(launch("no.py", **nodes, NODE_RANK=rank), status=status)
-    (line,) = shown.splitlines()
+    waits, line = shown.splitlines()
+    assert waits == f"waits for 2 machines at {nodes['RENDEZVOUS']}"
     assert line.startswith(f"error: RENDEZVOUS: {message.format(nodes['RENDEZVOUS'])}")
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        endpoint = f"127.0.0.1:{other.getsockname()[1]}"
+        (shown,) = outputs(launch("no.py", NODES=2, RENDEZVOUS=endpoint), status=1)
+    waits, problem = shown.splitlines()
+    assert waits == f"waits for 2 machines at {endpoint}"
+    assert "address already in use); " in problem
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ctrl_c_ends_the_wait_for_other_machines_without_a_traceback(rank) -> None:
+    launcher = launch("no.py", NODES=2, RENDEZVOUS=f"127.0.0.1:{free_port()}", NODE_RANK=rank)
+    assert launcher.stdout.readline().startswith("waits for 2 machines")
+    launcher.send_signal(signal.SIGINT)
+    (rest,) = outputs(launcher, status=128 + signal.SIGINT)
+    assert rest == f"{Interruption(signal.SIGINT)}\n"
 
 
 def test_two_machines_train_what_one_does(training, undisturbed, tmp_path) -> None:

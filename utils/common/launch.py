@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from argparse import Namespace
 from typing import Any
 from uuid import uuid4
 
@@ -35,22 +36,20 @@ def main() -> None:
     args = run.parse_args(sys.argv[1:])
     heard = [number.name for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores
     args.signals_to_handle = ",".join(heard)
-    if args.rdzv_endpoint:  # of several machines
-        settings = dict(part.split("=") for part in args.rdzv_conf.split(","))
-        try:
-            with on_stop_signals(interrupt):
-                args.local_addr, interface = own_address(args.rdzv_endpoint.rpartition(":")[0])
-                if settings["is_host"] == "0":
-                    wait_for(args.rdzv_endpoint, float(settings["join_timeout"]))
-        except (InputError, Interruption) as problem:
-            print(f"error: {problem}" if isinstance(problem, InputError) else problem, file=sys.stderr)
-            sys.exit(getattr(problem, "status", UNSOLVED))
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     LocalElasticAgent._start_workers = _start  # type: ignore[method-assign]
     LocalElasticAgent._monitor_workers = _monitor  # type: ignore[method-assign]
     logging.disable(logging.ERROR)  # the processes say themselves why they end
     try:
-        run.run(args)
+        with on_stop_signals(interrupt):  # until processes run; then torchrun sets handlers of its own
+            if args.rdzv_endpoint:
+                _find_machine_0(args)
+            run.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(UNSOLVED)
+    except Interruption as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
     except ChildFailedError as error:
         rank, failure = min(error.failures.items(), key=lambda item: _order(item[1]))
         if failure.exitcode < 0:  # otherwise the process has said why
@@ -58,14 +57,26 @@ def main() -> None:
             print(f"error: rank {rank}: was killed by {number.name}{HINTS.get(number, '')}", file=sys.stderr)
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except RendezvousError as error:
+        reason = str(error.__cause__ or "").partition("\n")[0]  # of a port that is taken, torch's sentence
         print(
             f"error: RENDEZVOUS: the machines do not reach each other at {args.rdzv_endpoint} "
-            f"({type(error).__name__}); start them within an hour of each other, again with --resume",
+            f"({type(error).__name__}{reason and f': {reason}'}); start them within an hour of each other, with the "
+            "address of machine 0 and a port that is free there, again with --resume",
             file=sys.stderr,
         )
         sys.exit(1)
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
+
+
+def _find_machine_0(args: Namespace) -> None:
+    """Say that it waits, choose the network interface, and wait until machine 0 answers."""
+    settings = dict(part.split("=") for part in args.rdzv_conf.split(","))
+    args.local_addr, interface = own_address(args.rdzv_endpoint.rpartition(":")[0])
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    print(f"waits for {args.nnodes} machines at {args.rdzv_endpoint}", file=sys.stderr, flush=True)
+    if settings["is_host"] == "0":
+        wait_for(args.rdzv_endpoint, float(settings["join_timeout"]))
 
 
 def _start(agent: Any, group: Any) -> Any:
