@@ -98,7 +98,10 @@ def summarize(records: Sequence[Record], folder: Path) -> Counter[str]:
     """Print the verdicts, and the reasons where a scan did not pass; return how many scans have each verdict."""
     counts = Counter(record["verdict"] for record in records)
     seconds = [record["seconds"] for record in records if record.get("quality")]
-    print(f"\n{len(records)} scans: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS))
+    print(
+        f"\n{len(records)} scan{'' if len(records) == 1 else 's'}: "
+        + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    )
     if seconds:
         print(f"  seconds for a scan in one process: median {np.median(seconds):.1f}, maximum {max(seconds):.1f}")
     others = [record for verdict in (FAIL, DOUBTFUL) for record in records if record["verdict"] == verdict]

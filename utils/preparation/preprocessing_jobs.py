@@ -111,7 +111,7 @@ def preprocess_all(
         workers = max(1, min(cores, *room))
     workers = min(workers, max(1, len(waiting)))
     settings = replace(settings, threads=max(1, cores // workers))
-    print(f"{len(waiting)} scans to do, {settings.registration}, {workers} at a time, into {folder}", flush=True)
+    print(f"scans to do: {len(waiting)}, {settings.registration}, {workers} at a time, into {folder}", flush=True)
     try:
         records |= {record["name"]: record for record in _run_all(waiting, settings, key, workers, timeout)}
     finally:
