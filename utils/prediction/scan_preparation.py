@@ -138,7 +138,7 @@ def add_preparation(scans: Sequence[PredictedScan], expected: Sequence[Mapping[s
         own = preparation_of(scan.subject.path)
         if own not in expected:
             scan.warnings.append(
-                f"prepared {describe_preparation(own)}, unlike the training scans; the estimate may be off"
+                f"prepared {describe_preparation(own)}, the training scans in another way; the estimate may be off"
             )
 
 
