@@ -132,7 +132,7 @@ def test_other_preparations_are_warned_of(tmp_path) -> None:
     scans = [PredictedScan(name, tmp_path / name / "a.nii.gz") for name in made]
     add_preparation(scans, [made["ours"]])
     assert [len(scan.warnings) for scan in scans] == [0, 1, 1]
-    assert "fingerprint older, unlike" in scans[1].warnings[0]
+    assert "fingerprint older, the training scans in another way" in scans[1].warnings[0]
     assert "in an unknown way" in scans[2].warnings[0]
     add_preparation(scans, [made["ours"], None])  # of weights that were trained on both
     assert [len(scan.warnings) for scan in scans] == [0, 2, 1]
