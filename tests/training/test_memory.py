@@ -36,7 +36,7 @@ def told(capsys, device: torch.device, network=None, settings=SETTINGS) -> list[
 
 def test_a_training_on_a_cpu_says_so(capsys, monkeypatch) -> None:
     threads = torch.get_num_threads()
-    assert told(capsys, CPU) == [f"trains on the CPU ({threads} threads) in float32, with batches of 16"]
+    assert told(capsys, CPU) == [f"trains on the CPU (threads: {threads}) in float32, with batches of 16"]
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     (line,) = told(capsys, CPU)
     assert line.endswith("with batches of 16 in each of 4 processes, 64 together")

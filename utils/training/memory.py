@@ -26,7 +26,7 @@ def announce(network: Any, settings: TrainingSettings, device: torch.device) -> 
     """
     on_gpu, processes, batch = device.type == "cuda", distributed.world_size(), settings.batch_size
     precision = "bfloat16" if uses_bfloat16(device, settings.precision) else "float32"
-    place = torch.cuda.get_device_name(device) if on_gpu else f"the CPU ({torch.get_num_threads()} threads)"
+    place = torch.cuda.get_device_name(device) if on_gpu else f"the CPU (threads: {torch.get_num_threads()})"
     together = f" in each of {processes} processes, {processes * batch} together" if processes > 1 else ""
     print(f"trains on {place} in {precision}, with batches of {batch}{together}")
     if not on_gpu:
