@@ -37,9 +37,10 @@ def main() -> None:
     found = sorted(prepared & wanted if wanted else prepared)
     if not found:
         raise InputError(f"{args.output_dir}: holds no prepared scan of these people; its qc.csv says why")
-    predict += ["--participants", ",".join(found if wanted else [])]
+    chosen = found if wanted else []  # of these people alone, or of all
+    predict += ["--participants", ",".join(chosen)]
     if args.analysis_level == "participant":
-        _run(*predict, "--output_dir", results / _folder_of(found if wanted else []))
+        _run(*predict, "--output_dir", results / _folder_of(chosen))
         return
     _run(*predict, "--output_dir", results)
     known = _keep_known_ages(results / "predictions.csv", results / "with_ages.csv")

@@ -104,13 +104,14 @@ def _compare_with_template(volume: np.ndarray) -> tuple[str, tuple[str, ...]]:
     """Return a failure, and warnings, if a (91, 109, 91) volume is not aligned with the template."""
     template = load_template()
     shift = misplacement(volume, template)
-    likeness = max(brain_correlation(own, template) for own in (volume, np.roll(volume, -shift, (0, 1, 2))))
+    aligned = np.roll(volume, -shift, (0, 1, 2))
+    likeness = max(brain_correlation(own, template) for own in (volume, aligned))
     if likeness < LEAST_LIKENESS:
         return (
             f"does not look like a T1-weighted brain in MNI152 space: its correlation with the template is "
             f"{likeness:.2f}, that of such brains 0.43 and more; give a T1-weighted scan, or the raw one"
         ), ()
-    contrast = white_to_gray(np.roll(volume, -shift, (0, 1, 2)))
+    contrast = white_to_gray(aligned)
     if contrast < LIMITS["white_to_gray"].fail_below:
         return (
             f"white matter is darker than gray ({contrast:.2f} of it, in T1-weighted scans 1.15 and more), as in T2, "
