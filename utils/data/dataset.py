@@ -85,6 +85,8 @@ class EpochBatches:
 
     Attributes
     ----------
+    joint : int
+        Subjects of a joint batch.
     epoch, start : int
         Which epoch, and from which of its batches on.
     evenly : bool

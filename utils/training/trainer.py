@@ -92,8 +92,7 @@ class Trainer:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        joint = settings.batch_size * distributed.world_size()
-        check_batches(criterion, self.batches, len(train_set), len(valid_set), joint)
+        check_batches(criterion, self.batches, len(train_set), len(valid_set), self.batches.joint)
         speed_up(self.network, settings, settings.epochs * len(self.batches), device)
         self.loader = make_loader(train_set, self.batches, settings.num_workers, device)
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -290,7 +289,7 @@ class Trainer:
         if not np.isfinite(predictions["brain_age"]).all():
             self.stop("brain ages of the validation split are not finite")
         own, warning = self.stage.report(predictions)
-        size = self.settings.batch_size * distributed.world_size()
+        size = self.batches.joint
         scalars = validation_losses(self.criterion, predictions, size, self.settings.seed, self.device) | own
         row |= {f"valid/{key}": value for key, value in scalars.items()}
         notes = "".join(f"  {key} {value:.2f}" for key, value in own.items())
